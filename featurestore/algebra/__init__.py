@@ -1,0 +1,30 @@
+"""The mathematics of windowed features: aggregates with laws, windows, and merging. Pure: no I/O, no engine."""
+
+from __future__ import annotations
+
+from featurestore.algebra.additive import Count, Mean, Sum
+from featurestore.algebra.aggregate import Aggregate, EventOrder, sequence_of
+from featurestore.algebra.extremal import Max, Min
+from featurestore.algebra.ordered import Last
+from featurestore.algebra.windows import Lifetime, Sawtooth, Window, Windowed, as_window
+
+AGGREGATES: dict[str, type[Aggregate]] = {kind.__name__: kind for kind in (Count, Last, Max, Mean, Min, Sum)}
+"""Every aggregate by name: how definitions, which are data, refer to them."""
+
+__all__ = [
+    "AGGREGATES",
+    "Aggregate",
+    "Count",
+    "EventOrder",
+    "Last",
+    "Lifetime",
+    "Max",
+    "Mean",
+    "Min",
+    "Sawtooth",
+    "Sum",
+    "Window",
+    "Windowed",
+    "as_window",
+    "sequence_of",
+]

@@ -1,0 +1,159 @@
+"""What an aggregate is: a value with laws.
+
+An aggregate turns events into *partials* and partials into a feature value. Windows, tiles, Spark and the online store are
+layers over these four functions, which is why they agree:
+
+    empty()               the partial of no events
+    prepare(value, at)    the partial of one event
+    merge(a, b)           the partial of two disjoint sets of events
+    finalize(partial)     the feature value; None (null) when no event counted
+
+Laws, for all partials a, b, c (tests/laws proves them for every class, ``featurestore.testing`` for yours):
+
+    1. merge(a, merge(b, c)) == merge(merge(a, b), c)
+    2. merge(a, b) == merge(b, a)
+    3. merge(empty(), a) == a
+    4. merge changes neither argument (partials are tuples of numbers)
+    5. finalize of any split of the events, merged in any order, equals finalize of the whole
+    6. the column functions give what the scalar ones give, row by row
+
+Equality is exact for integers, counts, extremes and ordered aggregates; floating sums agree within relative 1e-9.
+
+A partial is a fixed number of 8-byte little-endian *slots*, each a signed integer ("i8") or a double ("f8"). The tuple of
+numbers in memory, the columns in numpy and the bytes in the store are the same slots in the same order.
+
+The scalar functions serve the lookup and the oracle; the column functions do the same for arrays of slots, and carry the
+Spark jobs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeAlias
+
+from featurestore.algebra.windows import Windowed, as_window
+from featurestore.datatypes import DataType
+from featurestore.errors import DefinitionError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from featurestore.algebra.windows import Window
+
+Partial: TypeAlias = tuple[Any, ...]
+"""One number per slot."""
+Columns: TypeAlias = "tuple[np.ndarray, ...]"
+"""One array per slot, all of one length."""
+
+
+class EventOrder(NamedTuple):
+    """Where an event stands among all others: by event time, then source partition, then source offset."""
+
+    event_time: int
+    sequence: int
+
+
+def sequence_of(partition: int, offset: int) -> int:
+    """Return partition and offset as one ordered int64 (16 bits of partition, 47 of offset)."""
+    return (partition << 47) | offset
+
+
+NUMBERS = frozenset({DataType.INT64, DataType.FLOAT64, DataType.BOOL})
+ORDERED = NUMBERS | {DataType.TIMESTAMP}
+
+
+@dataclass(frozen=True, kw_only=False)
+class Aggregate(ABC):
+    """Base of every aggregate.
+
+    Args:
+        input: SQL row expression over the source's columns; what is aggregated.
+        where: SQL row condition; events for which it is not true do not count.
+        value_type: The type of ``input``; set by ``bind`` when a view is defined.
+    """
+
+    input: str | None = None
+    where: str | None = None
+    value_type: DataType | None = None
+
+    accepts: ClassVar[frozenset[DataType]] = NUMBERS
+    partial_kind: ClassVar[str]
+    """Aggregates of one kind, input and condition share their partials."""
+
+    def over(self, *windows: str | Window) -> Windowed:
+        """Return one feature per window: ``"5m"``, ``"24h"`` (sawtooth), ``"lifetime"`` or a window object."""
+        if not windows:
+            raise DefinitionError(f"{self!r}.over() needs at least one window.", hint="for example .over('1h', '24h').")
+        return Windowed(self, tuple(as_window(window) for window in windows))
+
+    def bind(self, value_type: DataType | None) -> Self:
+        """Return a copy that knows its input's type.
+
+        Raises:
+            DefinitionError: The aggregate is not defined for that type.
+        """
+        if self.input is not None and value_type not in self.accepts:
+            allowed = ", ".join(sorted(self.accepts))
+            raise DefinitionError(
+                f"{self!r}: {type(self).__name__} takes {allowed}, but {self.input!r} is {value_type}.",
+                hint="cast it, or use another aggregate.",
+            )
+        return replace(self, value_type=value_type)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the input is kept in integer slots (int64, bool, timestamp)."""
+        return self.value_type != DataType.FLOAT64
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What makes this aggregate differ from another of its class, besides input and condition."""
+        own = {f.name for f in fields(Aggregate)}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
+
+    @property
+    @abstractmethod
+    def slots(self) -> tuple[str, ...]:
+        """The slots of a partial: "i8" or "f8" each."""
+
+    @property
+    @abstractmethod
+    def result_type(self) -> DataType:
+        """The type of the feature."""
+
+    @abstractmethod
+    def empty(self) -> Partial:
+        """Return the partial of no events."""
+
+    @abstractmethod
+    def prepare(self, value: Any, at: EventOrder) -> Partial:
+        """Return the partial of one event; a null value gives the empty partial."""
+
+    @abstractmethod
+    def merge(self, a: Partial, b: Partial) -> Partial:
+        """Return the partial of both; neither argument changes."""
+
+    @abstractmethod
+    def finalize(self, partial: Partial) -> Any:
+        """Return the feature value, or None when no event counted."""
+
+    @abstractmethod
+    def prepare_columns(
+        self, values: np.ndarray, valid: np.ndarray, event_time: np.ndarray, sequence: np.ndarray
+    ) -> Columns:
+        """Return ``prepare`` of every row; rows that are not ``valid`` give the empty partial."""
+
+    @abstractmethod
+    def merge_columns(self, a: Columns, b: Columns) -> Columns:
+        """Return ``merge`` of every pair of rows."""
+
+    @abstractmethod
+    def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:
+        """Return the values and a mask of those that are not null."""
+
+    def __repr__(self) -> str:
+        given = [repr(self.input)] if self.input is not None else []
+        given += [f"{name}={value!r}" for name, value in self.parameters.items()]
+        given += [f"where={self.where!r}"] if self.where is not None else []
+        return f"{type(self).__name__}({', '.join(given)})"

@@ -1,0 +1,100 @@
+"""Tiles: the events of one key in one grid step, merged early. Rows of tiles are kept as 8-byte words, slot by slot.
+
+Shapes: n events with parallel arrays of key codes, event times and one ``Columns`` per measure become m <= n rows, sorted
+by (key, tile). Words are int64; a double's slot holds its bits, not its value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featurestore.algebra.columns import reduce_groups, starts_of_runs, take
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from featurestore.algebra.aggregate import Aggregate, Columns
+    from featurestore.timeline import Duration
+
+
+def columns_at(words: np.ndarray, aggregate: Aggregate, begin: int) -> Columns:
+    """Return a measure's slots out of words of shape (n, width), from word ``begin`` on; doubles are reinterpreted."""
+    return tuple(
+        np.ascontiguousarray(words[:, begin + i]).view(np.float64 if slot == "f8" else np.int64)
+        for i, slot in enumerate(aggregate.slots)
+    )
+
+
+def words_of(columns: Columns) -> list[np.ndarray]:
+    """Return slots as int64 words, bit for bit."""
+    return [np.ascontiguousarray(column).view(np.int64) for column in columns]
+
+
+@dataclass(frozen=True, slots=True)
+class TileRows:
+    """Partials per (key, tile): parallel arrays of n rows.
+
+    Attributes:
+        key: Key codes, whatever they stand for.
+        tile: Start of the tile, an instant.
+        oldest: Oldest event time merged into the row.
+        newest: Newest event time merged into the row.
+        words: Shape (n, slots of all measures).
+    """
+
+    key: np.ndarray
+    tile: np.ndarray
+    oldest: np.ndarray
+    newest: np.ndarray
+    words: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def take(self, rows: np.ndarray | slice) -> TileRows:
+        """Return the chosen rows."""
+        return TileRows(self.key[rows], self.tile[rows], self.oldest[rows], self.newest[rows], self.words[rows])
+
+    def table(self) -> np.ndarray:
+        """Return tile, oldest, newest and words side by side, shape (n, 3 + slots): a store's tail records."""
+        return np.column_stack([self.tile, self.oldest, self.newest, self.words])
+
+
+def tile_events(
+    measures: Sequence[Aggregate],
+    tile: Duration,
+    key: np.ndarray,
+    event_time: np.ndarray,
+    columns: Sequence[Columns],
+    *,
+    apart: np.ndarray | None = None,
+) -> TileRows:
+    """Return the events merged per (key, tile), sorted by both.
+
+    Args:
+        measures: The bound aggregates.
+        tile: Grid step in microseconds.
+        key: Key code of every event.
+        event_time: Event time of every event.
+        columns: For every measure, ``prepare_columns`` of the events.
+        apart: Events for which it is true become rows of their own (events ahead of the clock).
+    """
+    start = event_time - event_time % tile
+    alone = np.where(apart, np.arange(len(key)), -1) if apart is not None else np.full(len(key), -1)
+    order = np.lexsort((event_time, alone, start, key))
+    runs = starts_of_runs(key[order], start[order], alone[order])
+    ends = np.append(runs[1:], len(order)) - 1
+    words: list[np.ndarray] = []
+    for aggregate, prepared in zip(measures, columns, strict=True):
+        words += words_of(reduce_groups(aggregate, take(prepared, order), runs))
+    first, last = order[runs], order[ends] if len(order) else order
+    return TileRows(
+        key=key[first],
+        tile=start[first],
+        oldest=event_time[first],
+        newest=event_time[last],
+        words=np.column_stack(words) if len(runs) else np.zeros((0, sum(len(m.slots) for m in measures)), np.int64),
+    )

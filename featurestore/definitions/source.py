@@ -1,0 +1,95 @@
+"""EventSource: a Kafka topic and the contract its events keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurestore.datatypes import DataType
+from featurestore.events.contract import Contract
+from featurestore.definitions.entity import check_name
+from featurestore.errors import DefinitionError, UnknownNameError, did_you_mean
+from featurestore.timeline import Duration, format_duration, parse_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_TOPIC_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+@dataclass(frozen=True)
+class EventSource:
+    """Events of one kind, read from one topic.
+
+    Args:
+        name: Its name; the event log is named after it.
+        topic: The Kafka topic.
+        schema: Path of a JSON Schema file, or a loaded contract.
+        event_time: The field that says when the event happened; a date-time, or an integer of microseconds UTC.
+        event_id: The field that tells events apart, when there is one.
+        allowed_skew: How far event time may be ahead of arrival; an event from further in the future is quarantined.
+        description: For people.
+
+    Raises:
+        DefinitionError: A name or duration is not usable.
+        ContractError: The schema cannot be read or uses something unsupported.
+        UnknownNameError: ``event_time`` or ``event_id`` is no field of the schema.
+    """
+
+    name: str
+    topic: str
+    schema: str | Path | Contract
+    event_time: str
+    event_id: str | None = None
+    allowed_skew: str = "5m"
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "source")
+        if not self.topic or len(self.topic) > 249 or set(self.topic) - _TOPIC_CHARACTERS:
+            raise DefinitionError(f"source {self.name}: {self.topic!r} is no Kafka topic name.")
+        if not isinstance(self.schema, Contract):
+            object.__setattr__(self, "schema", Contract.load(Path(self.schema)))
+        for what in ("event_time", "event_id"):
+            column = getattr(self, what)
+            if column is not None and column not in self.contract.columns:
+                raise UnknownNameError(
+                    f"source {self.name}: {what} {column!r} is no field of contract {self.contract.name}.",
+                    hint=did_you_mean(column, self.contract.columns, what="fields"),
+                )
+        if self.contract.columns[self.event_time] not in (DataType.TIMESTAMP, DataType.INT64):
+            raise DefinitionError(
+                f"source {self.name}: event_time {self.event_time!r} is {self.contract.columns[self.event_time]}; "
+                'it must be a string with "format": "date-time", or an integer of microseconds UTC.'
+            )
+        parse_duration(self.allowed_skew)
+
+    @property
+    def contract(self) -> Contract:
+        """The loaded schema."""
+        assert isinstance(self.schema, Contract)  # noqa: S101 - loaded in __post_init__
+        return self.schema
+
+    @property
+    def allowed_skew_us(self) -> Duration:
+        """The allowed skew in microseconds."""
+        return parse_duration(self.allowed_skew)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the source as data, contract included."""
+        return {
+            "name": self.name,
+            "topic": self.topic,
+            "contract": self.contract.to_dict(),
+            "event_time": self.event_time,
+            "event_id": self.event_id,
+            "allowed_skew": format_duration(self.allowed_skew_us),
+            "description": self.description,
+        }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> EventSource:
+        """Return the source that ``to_dict`` wrote."""
+        rest = {name: value for name, value in data.items() if name != "contract"}
+        return EventSource(schema=Contract.from_dict(data["contract"]), **rest)

@@ -1,0 +1,191 @@
+"""FeatureView: features of one entity, computed from the events of one source."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from featurestore.algebra import Aggregate, Window, Windowed
+from featurestore.datatypes import DataType
+from featurestore.definitions.entity import Entity, check_name
+from featurestore.definitions.expression import Expression
+from featurestore.definitions.layout import ViewLayout, aggregate_from_dict, aggregate_to_dict, compile_layout
+from featurestore.definitions.source import EventSource
+from featurestore.errors import DefinitionError, DuplicateNameError, UnknownNameError, did_you_mean
+
+
+@dataclass(frozen=True)
+class FeatureView:
+    """Features of one entity, computed from the events of one source.
+
+    Args:
+        name: Its name; the features are called ``name.feature_window``.
+        entity: What the features describe. Its key columns are fields of the source.
+        source: Where the events come from.
+        where: SQL row condition; events for which it is not true do not enter the view.
+        features: Name to aggregate over windows: ``{"spend": Sum("amount").over("1h", "24h")}``.
+        owner: Who answers for it.
+        description: For people.
+
+    Raises:
+        DefinitionError: Anything in it is not usable: names, types, expressions (with their position), windows.
+    """
+
+    name: str
+    entity: Entity
+    source: EventSource
+    features: Mapping[str, Windowed]
+    where: str | None = None
+    owner: str = ""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "view")
+        columns = self.source.contract.columns
+        for column, kind in self.entity.keys.items():
+            if column not in columns:
+                raise UnknownNameError(
+                    f"view {self.name}: key column {column!r} of entity {self.entity.name} is no field of contract "
+                    f"{self.source.contract.name}.",
+                    hint=did_you_mean(column, columns, what="fields"),
+                )
+            if columns[column] != kind:
+                raise DefinitionError(
+                    f"view {self.name}: key column {column!r} is {kind} in entity {self.entity.name} but "
+                    f"{columns[column]} in contract {self.source.contract.name}."
+                )
+        if not isinstance(self.features, Mapping) or not self.features:
+            raise DefinitionError(f"view {self.name} defines no feature.")
+        for name, windowed in self.features.items():
+            check_name(name, f"view {self.name}: feature")
+            if isinstance(windowed, Aggregate):
+                raise DefinitionError(
+                    f"{self.name}.{name}: {windowed!r} has no window.", hint=f"write {windowed!r}.over('1h')."
+                )
+            if not isinstance(windowed, Windowed):
+                raise DefinitionError(
+                    f"{self.name}.{name}: {windowed!r} is not an aggregate over windows.",
+                    hint="for example Count().over('1h', '24h').",
+                )
+        object.__setattr__(self, "features", dict(self.features))
+        _ = self.layout
+
+    def _parse(self, text: str | None, where: str, *, boolean: bool = False) -> Expression | None:
+        if text is None:
+            return None
+        expression = Expression.parse(text, self.source.contract.columns, where=where)
+        if boolean and expression.type != DataType.BOOL:
+            raise DefinitionError(f"{where}: {text!r} is {expression.type}, a condition must be bool.")
+        return expression
+
+    @cached_property
+    def condition(self) -> Expression | None:
+        """The parsed ``where``."""
+        return self._parse(self.where, f"{self.name}.where", boolean=True)
+
+    @cached_property
+    def expressions(self) -> tuple[tuple[Expression | None, Expression | None], ...]:
+        """For every measure of the layout: its parsed input and condition."""
+        return tuple(
+            (
+                self._parse(measure.input, f"{self.name}: {measure!r}"),
+                self._parse(measure.where, f"{self.name}: where of {measure!r}", boolean=True),
+            )
+            for measure in self.layout.measures
+        )
+
+    @cached_property
+    def layout(self) -> ViewLayout:
+        """How the view is stored and read."""
+        bound: list[tuple[str, Aggregate, Window]] = []
+        for name, windowed in self.features.items():
+            aggregate = windowed.aggregate
+            where = f"{self.name}.{name}"
+            expression = self._parse(aggregate.input, where)
+            self._parse(aggregate.where, f"{where}: where", boolean=True)
+            try:
+                typed = aggregate.bind(None if expression is None else expression.type)
+            except DefinitionError as error:
+                raise DefinitionError(f"{where}: {error.message}", hint=error.hint) from None
+            bound += [(f"{name}_{window.label}", typed, window) for window in windowed.windows]
+        names = [name for name, _, _ in bound]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DuplicateNameError(f"view {self.name}: two features would be called {self.name}.{twice[0]}.")
+        _ = self.condition
+        return compile_layout(
+            view=self.name,
+            fingerprint=self.fingerprint,
+            source=self.source.name,
+            keys={name: DataType(kind) for name, kind in self.entity.keys.items()},
+            features=bound,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change exactly when the meaning of a feature does; names of owners do not count."""
+
+        def canonical(text: str | None) -> str | None:
+            return None if text is None else Expression.parse(text, self.source.contract.columns).canonical
+
+        meaning = {
+            "keys": {name: str(kind) for name, kind in self.entity.keys.items()},
+            "topic": self.source.topic,
+            "event_time": self.source.event_time,
+            "where": canonical(self.where),
+            "features": [
+                {
+                    **aggregate_to_dict(windowed.aggregate),
+                    "input": canonical(windowed.aggregate.input),
+                    "where": canonical(windowed.aggregate.where),
+                    "name": name,
+                    "windows": [window.to_dict() for window in windowed.windows],
+                }
+                for name, windowed in self.features.items()
+            ],
+        }
+        text = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the view as data; entity and source by name."""
+        return {
+            "name": self.name,
+            "entity": self.entity.name,
+            "source": self.source.name,
+            "where": self.where,
+            "features": {
+                name: {
+                    "aggregate": aggregate_to_dict(windowed.aggregate),
+                    "windows": [window.to_dict() for window in windowed.windows],
+                }
+                for name, windowed in self.features.items()
+            },
+            "owner": self.owner,
+            "description": self.description,
+        }
+
+    @staticmethod
+    def from_dict(
+        data: Mapping[str, Any], entities: Mapping[str, Entity], sources: Mapping[str, EventSource]
+    ) -> FeatureView:
+        """Return the view that ``to_dict`` wrote."""
+        return FeatureView(
+            name=data["name"],
+            entity=entities[data["entity"]],
+            source=sources[data["source"]],
+            where=data["where"],
+            features={
+                name: Windowed(
+                    aggregate_from_dict(feature["aggregate"]),
+                    tuple(Window.from_dict(window) for window in feature["windows"]),
+                )
+                for name, feature in data["features"].items()
+            },
+            owner=data["owner"],
+            description=data["description"],
+        )

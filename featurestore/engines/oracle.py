@@ -1,0 +1,70 @@
+"""The specification, executed: the value of a feature straight from all events, one event at a time. Never optimized.
+
+    value(key, t) = finalize(merge of all events with that key and lo(t) <= event time < t)
+
+Nothing here is shared with the fast paths but the scalar laws of the aggregates, the window's ``lo`` and the definition;
+rows are decided by the scalar evaluator. It costs O(events) per value and is what every other path is judged by.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from featurestore.algebra import EventOrder, sequence_of
+from featurestore.engines.scalar import evaluate_row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from featurestore.definitions.view import FeatureView
+    from featurestore.timeline import Instant
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One accepted event: its row, its times and where it stands in Kafka."""
+
+    row: Mapping[str, Any]
+    event_time: Instant
+    arrival: Instant
+    partition: int
+    offset: int
+
+    @property
+    def order(self) -> EventOrder:
+        """Its place among all events."""
+        return EventOrder(self.event_time, sequence_of(self.partition, self.offset))
+
+
+def values_at(
+    view: FeatureView, events: Iterable[Event], key: Sequence[Any], t: Instant, *, visible_at: Instant | None = None
+) -> dict[str, Any]:
+    """Return every feature of one key at ``t``; None is null.
+
+    Args:
+        view: The definition.
+        events: Events of the view's source, of any key, in any order.
+        key: The entity key's values.
+        t: The time; events at or after it do not count.
+        visible_at: Hides events that arrived after this instant; None hides nothing.
+    """
+    mine = [
+        event
+        for event in events
+        if [event.row[column] for column in view.entity.keys] == list(key)
+        and (visible_at is None or event.arrival <= visible_at)
+        and (view.condition is None or evaluate_row(view.condition, event.row) is True)
+    ]
+    values = {}
+    for feature in view.layout.features:
+        expression, condition = view.expressions[feature.measure]
+        partial = feature.aggregate.empty()
+        for event in mine:
+            if event.event_time in feature.window.interval(t) and (
+                condition is None or evaluate_row(condition, event.row) is True
+            ):
+                value = None if expression is None else evaluate_row(expression, event.row)
+                partial = feature.aggregate.merge(partial, feature.aggregate.prepare(value, event.order))
+        values[f"{view.name}.{feature.name}"] = feature.aggregate.finalize(partial)
+    return values

@@ -1,0 +1,118 @@
+"""FeatureClient: the lookup in a request path. A thin shell over ``lookup`` and the store."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from featurestore.definitions.entity import check_name
+from featurestore.errors import DefinitionError
+from featurestore.online.lookup import ServiceLookup
+from featurestore.online.redis_store import RedisOnlineStore
+from featurestore.timeline import Clock, SystemClock, parse_duration, to_instant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from featurestore.online.vector import FeatureTable, FeatureVector
+    from featurestore.timeline import Instant
+
+MAX_ENTITIES = 10_000
+
+
+class FeatureClient:
+    """Reads feature vectors from the online store. Thread-safe; needs a URL and nothing else.
+
+    Args:
+        url: redis://, rediss:// or unix:// URL of the online store.
+        project: The project whose features to read.
+        timeout: Longest wait for the store in one lookup; a stuck server costs no more.
+        clock: Tells what "now" is; replaced in tests and replays.
+
+    Example:
+        client = FeatureClient("redis://localhost:6379")
+        vector = client.get("fraud_v1", {"card_id": "c1"})
+        vector["card_spend.spend_1h"]
+    """
+
+    def __init__(
+        self, url: str, *, project: str = "default", timeout: str = "50ms", clock: Clock | None = None
+    ) -> None:
+        self._store = RedisOnlineStore(
+            url, check_name(project, "project"), timeout_s=parse_duration(timeout) / 1_000_000
+        )
+        self._clock = clock or SystemClock()
+        self._services: dict[str, ServiceLookup] = {}
+        self._lock = threading.Lock()
+
+    def get(
+        self, service: str, keys: Mapping[str, Any], *, now: Instant | str | datetime | None = None
+    ) -> FeatureVector:
+        """Return the features of one entity: one round trip.
+
+        Args:
+            service: Name of the feature service.
+            keys: Key columns and their values, for all entities of the service.
+            now: Time of the lookup; events at or after it do not count. The clock's when None.
+
+        Raises:
+            UnknownNameError: No such service, or a key column is missing.
+            PastLookupError: ``now`` is given and lies before events that are already merged.
+            OnlineStoreUnavailableError: The store cannot be reached.
+            OnlineStoreTimeoutError: It did not answer in time.
+        """
+        return self._read(service, [keys], now)[1][0]
+
+    def get_many(
+        self, service: str, keys: Sequence[Mapping[str, Any]], *, now: Instant | str | datetime | None = None
+    ) -> FeatureTable:
+        """Return the features of 1 to 10,000 entities in the given order: one round trip.
+
+        Raises:
+            DefinitionError: There are no entities, or too many.
+            Others: As ``get``.
+        """
+        if not 1 <= len(keys) <= MAX_ENTITIES:
+            raise DefinitionError(f"get_many takes 1 to {MAX_ENTITIES:,} entities, got {len(keys):,}.")
+        lookup, vectors = self._read(service, keys, now)
+        return lookup.table(vectors)
+
+    def _read(
+        self, service: str, keys: Sequence[Mapping[str, Any]], now: Instant | str | datetime | None
+    ) -> tuple[ServiceLookup, list[FeatureVector]]:
+        lookup = self.service(service)
+        t = self._clock.now() if now is None else to_instant(now, name="now")
+        replies = self._store.read(lookup.store_keys(keys))
+        return lookup, lookup.vectors(replies, len(keys), t, exact_time=now is not None)
+
+    def service(self, name: str) -> ServiceLookup:
+        """Return the compiled lookup of a service; read from the store once, then kept."""
+        lookup = self._services.get(name)
+        if lookup is None:
+            with self._lock:
+                lookup = self._services[name] = ServiceLookup(self._store.project, self._store.load_plan(name))
+        return lookup
+
+    def refresh(self) -> None:
+        """Forget the plans, so that the next lookup reads what has been applied since."""
+        with self._lock:
+            self._services.clear()
+
+    def service_fingerprint(self, service: str) -> str:
+        """Return the fingerprint of a service as it is published."""
+        return self.service(service).plan.fingerprint
+
+    def ping(self) -> None:
+        """Raise unless the online store answers."""
+        self._store.ping()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._store.close()
+
+    def __enter__(self) -> FeatureClient:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

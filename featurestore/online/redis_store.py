@@ -1,0 +1,146 @@
+"""The online store on Redis >= 7.0 or Valkey: plans, reads and progress. One of two modules that import redis.
+
+Redis errors become ours here, in ``mapped_errors``, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from featurestore.errors import (
+    ConfigError,
+    OnlineError,
+    OnlineStoreTimeoutError,
+    OnlineStoreUnavailableError,
+    UnknownNameError,
+    did_you_mean,
+)
+from featurestore.online.keys import KeySpace
+from featurestore.online.lookup import LookupPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from featurestore.timeline import Instant
+
+ERRORS: tuple[tuple[type[Exception], type[OnlineError], str], ...] = (
+    (redis.exceptions.TimeoutError, OnlineStoreTimeoutError, "did not answer in time"),
+    (redis.exceptions.AuthenticationError, OnlineStoreUnavailableError, "refused the credentials"),
+    (redis.exceptions.BusyLoadingError, OnlineStoreUnavailableError, "is still loading its data"),
+    (redis.exceptions.ReadOnlyError, OnlineStoreUnavailableError, "is a read-only replica"),
+    (redis.exceptions.OutOfMemoryError, OnlineStoreUnavailableError, "is out of memory"),
+    (redis.exceptions.ConnectionError, OnlineStoreUnavailableError, "cannot be reached"),
+    (redis.exceptions.RedisError, OnlineError, "refused a command"),
+)
+"""Foreign error -> ours, the most specific first; tests hold it complete."""
+
+
+@contextmanager
+def mapped_errors(url: str) -> Iterator[None]:
+    """Raise redis errors as ours; the address appears without credentials."""
+    try:
+        yield
+    except redis.exceptions.RedisError as error:
+        for foreign, ours, what in ERRORS:
+            if isinstance(error, foreign):
+                hint = "is the server running? check the online url." if ours is OnlineStoreUnavailableError else None
+                raise ours(f"online store {safe_url(url)} {what}: {error}.", hint=hint) from error
+        raise
+
+
+def safe_url(url: str) -> str:
+    """Return a URL without user and password."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+def connect(url: str, *, timeout_s: float) -> redis.Redis:
+    """Return a client that neither retries nor decodes; retries belong to whoever knows the deadline.
+
+    Raises:
+        ConfigError: The URL is not one of redis://, rediss:// or unix://.
+    """
+    try:
+        return redis.Redis.from_url(
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+            decode_responses=False,
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"online url {safe_url(url)!r} is not usable: {error}", hint="write it like redis://localhost:6379."
+        ) from error
+
+
+class RedisOnlineStore:
+    """Plans, values and progress of one project. Thread-safe: every call takes a pooled connection.
+
+    Args:
+        url: redis://, rediss:// or unix:// URL.
+        project: Namespace of all keys.
+        timeout_s: Longest wait for one reply, in seconds.
+    """
+
+    def __init__(self, url: str, project: str, *, timeout_s: float = 5.0) -> None:
+        self.url = url
+        self.project = project
+        self.space = KeySpace(project)
+        self.redis: Any = connect(url, timeout_s=timeout_s)
+
+    def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the values of the keys in one round trip, None where there is none."""
+        with mapped_errors(self.url):
+            return list(self.redis.mget(keys))
+
+    def ping(self) -> None:
+        """Raise unless the store answers."""
+        with mapped_errors(self.url):
+            self.redis.ping()
+
+    def publish_plan(self, plan: LookupPlan) -> None:
+        """Store the lookup plan of a service, replacing an older one."""
+        with mapped_errors(self.url):
+            self.redis.set(self.space.plan(plan.service), plan.to_json())
+
+    def load_plan(self, service: str) -> LookupPlan:
+        """Return the published plan of a service.
+
+        Raises:
+            UnknownNameError: No such service has been applied to this store.
+        """
+        with mapped_errors(self.url):
+            data = self.redis.get(self.space.plan(service))
+            if data is None:
+                known = [key.rpartition(b":")[2].decode() for key in self.redis.scan_iter(self.space.plan("*"), 1000)]
+                raise UnknownNameError(
+                    f"no service {service!r} in project {self.project!r} on {safe_url(self.url)}.",
+                    hint=did_you_mean(service, known, what="services") if known else "run featurestore apply first.",
+                )
+        return LookupPlan.from_json(data)
+
+    def progress(self, source: str) -> dict[int, tuple[int, Instant]]:
+        """Return per source partition: the next offset to apply, and the newest arrival applied (microseconds)."""
+        with mapped_errors(self.url):
+            entries = self.redis.hgetall(self.space.progress(source))
+        parsed = {}
+        for partition, entry in entries.items():
+            offset, _, arrival = entry.partition(b",")
+            parsed[int(partition)] = (int(offset), int(arrival))
+        return parsed
+
+    def publish_complete(self, source: str, instant: Instant) -> None:
+        """Say that everything of a source that arrived up to ``instant`` has been applied."""
+        with mapped_errors(self.url):
+            self.redis.set(self.space.complete(source), instant)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.redis.close()

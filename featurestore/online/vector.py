@@ -1,0 +1,148 @@
+"""What a lookup returns: FeatureVector for one entity, FeatureTable for many."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore.datatypes import DataType
+from featurestore.errors import UnknownNameError, did_you_mean
+from featurestore.timeline import Instant, format_instant
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+PRESENT, NULL, MISSING = "present", "null", "missing"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class FeatureVector(Mapping[str, Any]):
+    """The features of one entity at one time, by name, in the service's order.
+
+    Attributes:
+        names: Feature ids, ``view.feature_window``.
+        row: The values in that order; None is null.
+        known: Per view, whether the key has a record in the store.
+        as_of: Per view, the newest event time inside its values; None without events.
+        complete_through: Arrival instant up to which all events of all its sources have been applied; None when the store
+            does not say (nothing applied yet, or an emptied store).
+        at: The time of the lookup, microseconds UTC.
+    """
+
+    names: tuple[str, ...]
+    row: tuple[Any, ...]
+    known: Mapping[str, bool]
+    as_of: Mapping[str, Instant | None]
+    complete_through: Instant | None
+    at: Instant
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self.row[self.names.index(name)]
+        except ValueError:
+            raise UnknownNameError(
+                f"no feature {name!r} in this vector.", hint=did_you_mean(name, self.names, what="features")
+            ) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def values_by_name(self) -> dict[str, Any]:
+        """Values by feature id."""
+        return dict(zip(self.names, self.row, strict=True))
+
+    @property
+    def status(self) -> dict[str, str]:
+        """Per feature: "present"; "null" (the key is known, nothing counted); "missing" (the key has no record)."""
+        return {
+            name: (PRESENT if value is not None else NULL) if self.known[name.partition(".")[0]] else MISSING
+            for name, value in zip(self.names, self.row, strict=True)
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data, times as ISO 8601; the form the command line prints."""
+        return {
+            "values": self.values_by_name,
+            "status": self.status,
+            "as_of": {view: None if at is None else format_instant(at) for view, at in self.as_of.items()},
+            "complete_through": None if self.complete_through is None else format_instant(self.complete_through),
+            "at": format_instant(self.at),
+        }
+
+    def to_list(self) -> list[Any]:
+        """Return the values in the service's order."""
+        return list(self.row)
+
+    def __repr__(self) -> str:
+        lines = [f"FeatureVector at {format_instant(self.at)}"]
+        width = max(map(len, self.names), default=0)
+        status = self.status
+        for name, value in zip(self.names, self.row, strict=True):
+            shown = f"{value:.6g}" if isinstance(value, float) else str(value)
+            lines.append(f"  {name:<{width}}  {shown if value is not None else 'null':>12}  {status[name]}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td><td>{self.status[name]}</td></tr>"
+            for name, value in zip(self.names, self.row, strict=True)
+        )
+        return f"<table><tr><th>feature</th><th>value</th><th>status</th></tr>{cells}</table>"
+
+
+class FeatureTable:
+    """The features of many entities, one row each, in the order they were asked for."""
+
+    def __init__(self, names: tuple[str, ...], types: tuple[DataType, ...], vectors: list[FeatureVector]) -> None:
+        self.names = names
+        self.types = types
+        self._vectors = vectors
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def __getitem__(self, row: int) -> FeatureVector:
+        return self._vectors[row]
+
+    def __iter__(self) -> Iterator[FeatureVector]:
+        return iter(self._vectors)
+
+    def to_numpy(self) -> np.ndarray:
+        """Return float64 of shape (rows, features); NaN is null (or a NaN), true is 1, an instant its microseconds."""
+        rows = [vector.row for vector in self._vectors]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.names))
+
+    def to_arrow(self) -> pa.Table:
+        """Return an Arrow table with the features' own types and real nulls."""
+        import pyarrow as pa
+
+        kinds = {
+            DataType.INT64: pa.int64(),
+            DataType.FLOAT64: pa.float64(),
+            DataType.BOOL: pa.bool_(),
+            DataType.STRING: pa.string(),
+            DataType.TIMESTAMP: pa.timestamp("us", "UTC"),
+        }
+        columns = list(zip(*(vector.row for vector in self._vectors), strict=True)) or [()] * len(self.names)
+        return pa.table(
+            {
+                name: pa.array(column, kinds[kind])
+                for name, kind, column in zip(self.names, self.types, columns, strict=True)
+            }
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a pandas frame, by way of Arrow."""
+        return self.to_arrow().to_pandas()
+
+    def __repr__(self) -> str:
+        return f"FeatureTable({len(self)} rows x {len(self.names)} features)"

@@ -1,0 +1,1 @@
+"""Scoring: features joined with the request, the model run, the answer sent."""

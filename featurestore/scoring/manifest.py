@@ -1,0 +1,366 @@
+"""What a stored model is, and where: ``<root>/<name>/<version>/model.onnx`` beside its ``manifest.json``.
+
+Rules:
+    1. A version is a directory that appears whole or not at all (written aside, flushed, renamed) and never changes
+       afterwards. Versions are 1, 2, 3, ...; two writers at once get two versions.
+    2. A name matches ``[a-z][a-z0-9_-]{0,62}`` and a version is an integer, so no name can leave the root. Links are
+       not followed, and only regular files of a bounded size are read.
+    3. The manifest binds the model to the feature service it was trained on by the service's fingerprint, and to its
+       bytes by their sha256.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import stat
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
+
+from featurestore.datatypes import DataType
+from featurestore.errors import ModelError, did_you_mean
+from featurestore.scoring.model import OnnxModel
+from featurestore.scoring.onnxfile import MAX_MODEL_BYTES
+from featurestore.timeline import SystemClock, format_instant
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+FORMAT = 1
+"""The manifest layout this version writes, and the only one it reads."""
+
+MODEL_FILE = "model.onnx"
+MANIFEST_FILE = "manifest.json"
+_MAX_MANIFEST_BYTES = 1024 * 1024
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelManifest:
+    """One version's facts; valid by construction.
+
+    Every input is either sent by the caller (``request_inputs``) or looked up (``feature_inputs``), never both.
+
+    Raises:
+        ModelError: A name, hash or list breaks the rules; the message names the field.
+    """
+
+    name: str
+    version: int
+    service: str
+    service_fingerprint: str
+    keys: dict[str, DataType]
+    """The entity keys the caller sends, with their types."""
+    inputs: tuple[str, ...]
+    """The model's columns, in order."""
+    request_inputs: tuple[str, ...] = ()
+    feature_inputs: tuple[str, ...] = ()
+    output: str
+    """The graph's output that holds the score."""
+    sha256: str
+    created_at: str
+    metrics: dict[str, Any] = field(default_factory=dict)
+    training_set: dict[str, Any] = field(default_factory=dict)
+    parity: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        where = f"manifest of model {self.name!r}"
+        if self.format != FORMAT:
+            raise ModelError(
+                f"{where}: format {self.format} is not the {FORMAT} this version reads.",
+                hint="upgrade featurestore, or store the model again.",
+            )
+        check_model_name(self.name)
+        if self.version < 1:
+            raise ModelError(f"{where}: version {self.version} is not 1 or more.")
+        if not _SHA256.fullmatch(self.sha256):
+            raise ModelError(f"{where}: sha256 {self.sha256!r} is not 64 lower-case hexadecimal digits.")
+        for label, value in (("service", self.service), ("service_fingerprint", self.service_fingerprint)):
+            if not value:
+                raise ModelError(f"{where}: {label} is empty.")
+        if not self.keys:
+            raise ModelError(f"{where}: keys is empty.", hint='name the entity keys, like {"card_id": "string"}.')
+        if not self.inputs:
+            raise ModelError(f"{where}: inputs is empty.")
+        sources = (*self.request_inputs, *self.feature_inputs)
+        for label, names in (("inputs", self.inputs), ("request_inputs and feature_inputs", sources)):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ModelError(f"{where}: {label} name {twice[0]!r} more than once.")
+        adrift = sorted(set(self.inputs) ^ set(sources))
+        if adrift:
+            raise ModelError(
+                f"{where}: {', '.join(map(repr, adrift))} is not in both inputs and one of request_inputs and "
+                "feature_inputs.",
+                hint="inputs is the order of the columns; each is sent by the caller or looked up.",
+            )
+        clash = sorted(set(self.keys) & set(self.request_inputs))
+        if clash:
+            raise ModelError(f"{where}: {clash[0]!r} is both a key and a request input.", hint="rename the input.")
+
+    @property
+    def label(self) -> str:
+        """``name:version``, as messages show it."""
+        return f"{self.name}:{self.version}"
+
+    def to_json(self) -> bytes:
+        """Return the file's bytes: indented UTF-8 JSON, the same for the same facts."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+    @classmethod
+    def from_json(cls, content: bytes, *, where: str) -> Self:
+        """Return the manifest in a file; unknown fields are ignored, so that later versions may add some."""
+        try:
+            return msgspec.json.decode(content, type=cls, strict=True)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ModelError(
+                f"{where}: the manifest is unreadable ({error}).", hint="store the model again; don't edit the file."
+            ) from None
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One stored version: its manifest and its directory."""
+
+    manifest: ModelManifest
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.manifest.name
+
+    @property
+    def version(self) -> int:
+        """The version, counted from 1."""
+        return self.manifest.version
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run, with its manifest."""
+
+    model: OnnxModel
+    manifest: ModelManifest
+
+
+def check_model_name(name: str) -> str:
+    """Return the name if it may be one.
+
+    Raises:
+        ModelError: It does not match ``[a-z][a-z0-9_-]{0,62}``.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ModelError(
+            f"model name {str(name)[:80]!r} is not allowed.",
+            hint="use lower-case letters, digits, _ and -, start with a letter, 63 characters at most.",
+        )
+    return name
+
+
+def save_model(
+    root: str | Path,
+    name: str,
+    onnx_bytes: bytes,
+    *,
+    service: str,
+    service_fingerprint: str,
+    keys: Mapping[str, str | DataType],
+    inputs: Iterable[str],
+    request_inputs: Iterable[str] = (),
+    feature_inputs: Iterable[str] = (),
+    output: str | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    training_set: Mapping[str, Any] | None = None,
+    parity: Mapping[str, Any] | None = None,
+) -> ModelVersion:
+    """Store a model as the next version of its name, and return that version.
+
+    The bytes are loaded and run once before anything is written: what cannot be served is not stored.
+
+    Args:
+        root: The directory of all models; made if missing.
+        name: Lower-case letters, digits, ``_`` and ``-``.
+        onnx_bytes: The whole file, self-contained.
+        service: The feature service it was trained on.
+        service_fingerprint: That service's fingerprint; a scorer refuses the model where another one is applied.
+        keys: The entity keys a caller sends, by type: ``{"card_id": "string"}``.
+        inputs: The columns of the training matrix, in order.
+        request_inputs: Those of ``inputs`` that the caller sends.
+        feature_inputs: Those of ``inputs`` that are feature ids of the service.
+        output: The graph's output with the score; None takes the only float one.
+        metrics: Whatever was measured, as JSON.
+        training_set: What it was trained on: Delta versions, times, digest.
+        parity: How the converted model was compared with the original.
+
+    Raises:
+        ModelError: The name, the lists or the model are refused, or the root cannot be written.
+    """
+    check_model_name(name)
+    columns = tuple(inputs)
+    model = OnnxModel(onnx_bytes, name=name, version=1, inputs=columns, output=output)
+    home = Path(root) / name
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        while True:
+            version = max(_version_numbers(home), default=0) + 1
+            manifest = ModelManifest(
+                name=name,
+                version=version,
+                created_at=format_instant(SystemClock().now()),
+                service=service,
+                service_fingerprint=service_fingerprint,
+                keys={key: _key_type(kind, key, name) for key, kind in keys.items()},
+                inputs=columns,
+                request_inputs=tuple(request_inputs),
+                feature_inputs=tuple(feature_inputs),
+                output=model.output,
+                sha256=hashlib.sha256(onnx_bytes).hexdigest(),
+                metrics=dict(metrics or {}),
+                training_set=dict(training_set or {}),
+                parity=dict(parity or {}),
+            )
+            if _write_version(home, manifest, onnx_bytes):
+                return ModelVersion(manifest, home / str(version))
+    except OSError as error:
+        raise ModelError(f"model {name}: {home} cannot be written ({error.strerror}).") from error
+
+
+def list_models(root: str | Path) -> list[ModelVersion]:
+    """Return every stored version, by name and then version. A root that does not exist holds none.
+
+    Raises:
+        ModelError: A manifest is unreadable.
+    """
+    base = Path(root)
+    if not base.is_dir():
+        return []
+    names = sorted(
+        one.name for one in os.scandir(base) if _NAME.fullmatch(one.name) and one.is_dir(follow_symlinks=False)
+    )
+    return [_read_version(base, name, version) for name in names for version in sorted(_version_numbers(base / name))]
+
+
+def find_model(root: str | Path, name: str, version: int | None = None) -> ModelVersion:
+    """Return a stored version, by default the newest.
+
+    Raises:
+        ModelError: There is no such model or version, or its manifest is unreadable.
+    """
+    check_model_name(name)
+    base = Path(root)
+    known = sorted(_version_numbers(base / name))
+    if not known:
+        names = {one.name for one in list_models(base)}
+        raise ModelError(f"model {name!r} is not stored in {base}.", hint=did_you_mean(name, names, what="models"))
+    if version is None:
+        version = known[-1]
+    if version not in known:
+        raise ModelError(
+            f"model {name!r} has no version {version}.", hint=f"stored versions: {', '.join(map(str, known))}."
+        )
+    return _read_version(base, name, version)
+
+
+def load_model(
+    root: str | Path, name: str, version: int | None = None, *, max_bytes: int = MAX_MODEL_BYTES
+) -> LoadedModel:
+    """Return a stored version ready to run, by default the newest.
+
+    Raises:
+        ModelError: There is no such version, its bytes are not those of the manifest, or the model is refused.
+    """
+    found = find_model(root, name, version)
+    manifest = found.manifest
+    content = _read_file(found.directory / MODEL_FILE, max_bytes)
+    model = OnnxModel(
+        content,
+        name=manifest.name,
+        version=manifest.version,
+        inputs=manifest.inputs,
+        output=manifest.output,
+        sha256=manifest.sha256,
+        max_bytes=max_bytes,
+    )
+    return LoadedModel(model, manifest)
+
+
+def _key_type(kind: str | DataType, key: str, name: str) -> DataType:
+    try:
+        return DataType(kind)
+    except ValueError:
+        raise ModelError(
+            f"model {name}: key {key!r} has type {kind!r}.", hint=f"allowed: {', '.join(DataType)}."
+        ) from None
+
+
+def _version_numbers(home: Path) -> list[int]:
+    try:
+        entries = list(os.scandir(home))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [int(one.name) for one in entries if _VERSION.fullmatch(one.name) and one.is_dir(follow_symlinks=False)]
+
+
+def _read_version(base: Path, name: str, version: int) -> ModelVersion:
+    directory = base / name / str(version)
+    where = str(directory / MANIFEST_FILE)
+    manifest = ModelManifest.from_json(_read_file(directory / MANIFEST_FILE, _MAX_MANIFEST_BYTES), where=where)
+    if (manifest.name, manifest.version) != (name, version):
+        raise ModelError(
+            f"{where}: it says {manifest.label}, its place says {name}:{version}.",
+            hint="versions are not moved or copied by hand; store the model again.",
+        )
+    return ModelVersion(manifest, directory)
+
+
+def _read_file(path: Path, max_bytes: int) -> bytes:
+    """Return a file's bytes; links, devices, pipes and files over the limit are refused before a byte is read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise ModelError(f"{path} cannot be read ({reason}).") from error
+    with os.fdopen(descriptor, "rb") as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise ModelError(f"{path} is not a regular file.")
+        if facts.st_size > max_bytes:
+            raise ModelError(f"{path} has {facts.st_size} bytes; {max_bytes} are allowed.")
+        return file.read(max_bytes + 1)
+
+
+def _write_version(home: Path, manifest: ModelManifest, content: bytes) -> bool:
+    """Make the version's directory appear whole; return False if another writer took the number."""
+    aside = Path(tempfile.mkdtemp(prefix=".new-", dir=home))
+    try:
+        for name, data in ((MODEL_FILE, content), (MANIFEST_FILE, manifest.to_json())):
+            with (aside / name).open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        aside.chmod(0o755)
+        try:
+            aside.rename(home / str(manifest.version))  # fails on a directory that holds anything
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        descriptor = os.open(home, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return True
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,188 @@
+"""The Open Inference Protocol, version 2: tensors to rows, predictions to tensors, metadata. Pure: no HTTP.
+
+Each entity key and each request input is one input tensor of shape [rows] or [rows, 1]; ``score`` is the one output,
+FP32 [rows]. ``parameters`` hold scalars only, as the protocol says, so nested names are joined: ``as_of.card_spend``.
+Beyond the protocol, null is allowed in ``data``: it is how JSON says NaN, and a null key is a key.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from featurestore.datatypes import DataType
+from featurestore.errors import ModelInputError, did_you_mean
+from featurestore.scoring.inputs import ScoreRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from featurestore.scoring.manifest import ModelManifest
+    from featurestore.scoring.scorer import Prediction
+    from featurestore.scoring.wire import InferBody, InputTensor
+
+OUTPUT = "score"
+
+_INT32 = range(-(2**31), 2**31)
+_INT64 = range(-(2**63), 2**63)
+_KEY_DATATYPE = {
+    DataType.STRING: "BYTES",
+    DataType.INT64: "INT64",
+    DataType.FLOAT64: "FP64",
+    DataType.BOOL: "BOOL",
+    DataType.TIMESTAMP: "INT64",
+}
+
+
+def _fits(datatype: str, value: Any) -> bool:
+    """Return whether a JSON value is an element of a tensor of this datatype."""
+    if value is None:
+        return True
+    if datatype == "BYTES":
+        return isinstance(value, str)
+    if datatype == "BOOL":
+        return isinstance(value, bool)
+    if isinstance(value, bool):
+        return False
+    if datatype in ("FP64", "FP32"):
+        return isinstance(value, (int, float))
+    return isinstance(value, int) and value in (_INT32 if datatype == "INT32" else _INT64)
+
+
+DATATYPES = ("BYTES", "BOOL", "FP32", "FP64", "INT32", "INT64")
+
+
+def read_rows(body: InferBody, manifest: ModelManifest, *, max_rows: int) -> list[ScoreRequest]:
+    """Return the rows in the input tensors; values are typed by tensor here and by name when rows are checked.
+
+    Raises:
+        ModelInputError: A tensor is unknown, twice there, of another shape than its data, or of a datatype that is not
+            taken; or there are no rows, or more than ``max_rows``.
+    """
+    columns: dict[str, list[Any]] = {}
+    rows = None
+    for tensor in body.inputs:
+        name = tensor.name[:80]
+        if tensor.name in columns:
+            raise ModelInputError(f"input tensor {name!r} is there twice.")
+        if tensor.name not in manifest.keys and tensor.name not in manifest.request_inputs:
+            known = (*manifest.keys, *manifest.request_inputs)
+            raise ModelInputError(
+                f"input tensor {name!r} is unknown to model {manifest.label}.",
+                hint=did_you_mean(name, known, what="input tensors"),
+            )
+        column = _column(tensor)
+        if rows is not None and len(column) != rows:
+            raise ModelInputError(f"input tensor {name!r} has {len(column)} rows, the one before it {rows}.")
+        rows = len(column)
+        columns[tensor.name] = column
+    check_row_count(rows or 0, max_rows)
+    for requested in body.outputs or ():
+        if requested.name != OUTPUT:
+            raise ModelInputError(f"output {requested.name[:80]!r} is unknown.", hint=f"the only output is {OUTPUT!r}.")
+    keys = [name for name in manifest.keys if name in columns]
+    sent = [name for name in manifest.request_inputs if name in columns]
+    return [
+        ScoreRequest({name: columns[name][row] for name in keys}, {name: columns[name][row] for name in sent})
+        for row in range(rows or 0)
+    ]
+
+
+def check_row_count(rows: int, max_rows: int) -> None:
+    """Return when a request may have so many rows.
+
+    Raises:
+        ModelInputError: None, or more than ``max_rows``.
+    """
+    if not 1 <= rows <= max_rows:
+        raise ModelInputError(
+            f"the request has {rows} rows; 1 to {max_rows} are allowed.", hint="send several requests."
+        )
+
+
+def _column(tensor: InputTensor) -> list[Any]:
+    """Return a tensor's values by row, checked against its shape and datatype."""
+    name = tensor.name[:80]
+    if tensor.datatype not in DATATYPES:
+        raise ModelInputError(
+            f"input tensor {name!r} has datatype {tensor.datatype[:20]!r}.", hint=f"allowed: {', '.join(DATATYPES)}."
+        )
+    shape = tensor.shape
+    if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1) or shape[0] < 0:
+        raise ModelInputError(f"input tensor {name!r} has shape {str(shape)[:40]}; [rows] or [rows, 1] is allowed.")
+    values = tensor.data
+    if len(shape) == 2 and values and isinstance(values[0], list):
+        if not all(isinstance(one, list) and len(one) == 1 for one in values):
+            raise ModelInputError(f"input tensor {name!r}: its data is not nested as shape {shape} says.")
+        values = [one[0] for one in values]  # type: ignore[index]
+    if len(values) != shape[0]:
+        raise ModelInputError(f"input tensor {name!r} has {len(values)} values, shape {shape} says {shape[0]}.")
+    for row, value in enumerate(values):
+        if not _fits(tensor.datatype, value):
+            raise ModelInputError(f"input tensor {name!r}, row {row}: {str(value)[:40]!r} is not {tensor.datatype}.")
+    return values
+
+
+def write_response(
+    predictions: Sequence[Prediction], manifest: ModelManifest, request_id: str | None
+) -> dict[str, Any]:
+    """Return the answer; freshness covers all rows, so the oldest of each is given."""
+    answer: dict[str, Any] = {"model_name": manifest.name, "model_version": str(manifest.version)}
+    if request_id is not None:
+        answer["id"] = request_id
+    answer["parameters"] = {"model_version": str(manifest.version), **freshness(predictions)}
+    answer["outputs"] = [
+        {
+            "name": OUTPUT,
+            "shape": [len(predictions)],
+            "datatype": "FP32",
+            "data": [one.score for one in predictions],
+        }
+    ]
+    return answer
+
+
+def freshness(predictions: Sequence[Prediction]) -> dict[str, int]:
+    """Return the oldest freshness of some rows, and how many feature values have each status.
+
+    ``complete_through`` is left out where a row doesn't know it, ``as_of.<view>`` where no row has an event.
+    """
+    found: dict[str, int] = {}
+    complete = [one.complete_through for one in predictions]
+    known = [one for one in complete if one is not None]
+    if known and len(known) == len(complete):
+        found["complete_through"] = min(known)
+    for one in predictions:
+        for view, instant in one.as_of.items():
+            name = f"as_of.{view}"
+            if instant is not None and instant < found.get(name, instant + 1):
+                found[name] = instant
+    counts: Counter[str] = Counter()
+    for one in predictions:
+        counts.update(one.statuses.values())
+    found.update({f"statuses.{status}": count for status, count in sorted(counts.items())})
+    return found
+
+
+def model_metadata(manifest: ModelManifest, versions: Sequence[int]) -> dict[str, Any]:
+    """Return what a caller must send and gets back."""
+    inputs = [_tensor(name, _KEY_DATATYPE[kind]) for name, kind in manifest.keys.items()]
+    inputs += [_tensor(name, "FP64") for name in manifest.request_inputs]
+    properties: Mapping[str, str] = {
+        "service": manifest.service,
+        "service_fingerprint": manifest.service_fingerprint,
+        "sha256": manifest.sha256,
+        "created_at": manifest.created_at,
+    }
+    return {
+        "name": manifest.name,
+        "versions": [str(one) for one in versions],
+        "platform": "onnx_onnxruntime",
+        "inputs": inputs,
+        "outputs": [_tensor(OUTPUT, "FP32")],
+        "properties": properties,
+    }
+
+
+def _tensor(name: str, datatype: str) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": [-1]}

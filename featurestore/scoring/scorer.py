@@ -1,0 +1,247 @@
+"""Scoring a batch: check the rows, one lookup, one float32 matrix, one model run.
+
+::
+
+    rows ── ModelInputs.check ──► keys ── client.get_many ──► FeatureTable [rows x service features]
+                            └──► request inputs ────────────┐        │
+                                                            ▼        ▼
+                              matrix float32 [rows x manifest.inputs] ──► model.predict ──► one Prediction per row
+
+Rules:
+    1. The matrix has the manifest's columns in the manifest's order. Missing and null are NaN, never 0.
+    2. A model is bound to the feature service it was trained on: another fingerprint is refused,
+       when the scorer is made and before every batch.
+    3. A failed lookup raises. It is never a row of nulls.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from featurestore.errors import ModelError
+from featurestore.scoring.inputs import CheckedRow, ModelInputs, ScoreRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from featurestore.scoring.manifest import ModelManifest
+    from featurestore.scoring.model import Model
+    from featurestore.timeline import Instant
+
+
+class FeatureRow(Protocol):
+    """What scoring reads of one looked-up row; ``featurestore.FeatureVector`` is one."""
+
+    def to_list(self) -> list[Any]:
+        """Return the values in the table's column order; None is null."""
+
+    @property
+    def status(self) -> Mapping[str, str]:
+        """Feature id to ``present``, ``null`` or ``missing``."""
+
+    @property
+    def as_of(self) -> Mapping[str, Instant | None]:
+        """View to the newest event time inside its values."""
+
+    @property
+    def complete_through(self) -> Instant | None:
+        """The arrival instant up to which everything has been applied."""
+
+    @property
+    def at(self) -> Instant:
+        """The time it was looked up for."""
+
+
+class FeatureRows(Protocol):
+    """What scoring reads of a looked-up batch; ``featurestore.FeatureTable`` is one."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Feature ids, in column order."""
+
+    def to_numpy(self) -> NDArray[np.float64]:
+        """Return float64 [rows, names]; NaN for null and missing."""
+
+    def __getitem__(self, index: int, /) -> FeatureRow:
+        """Return one row with its statuses."""
+
+
+class FeatureReader(Protocol):
+    """The lookup a scorer needs; ``featurestore.FeatureClient`` is one. It is called from one thread at a time."""
+
+    def get_many(self, service: str, keys: list[dict[str, Any]], *, now: Instant | None = None) -> FeatureRows:
+        """Return one row per key, in one round trip; None for ``now`` is the clock.
+
+        Raises:
+            OnlineStoreUnavailableError: The store cannot be reached.
+            OnlineStoreTimeoutError: It did not answer in time.
+        """
+
+    def service_fingerprint(self, service: str) -> str:
+        """Return the fingerprint of the service's plan that ``get_many`` uses; cheap once it has been read.
+
+        Raises:
+            UnknownNameError: No such service is applied.
+            OnlineStoreUnavailableError: It has not been read yet and the store cannot be reached.
+        """
+
+    def ping(self) -> None:
+        """Return when the store answers.
+
+        Raises:
+            OnlineStoreUnavailableError: It cannot be reached.
+            OnlineStoreTimeoutError: It did not answer in time.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One row's score and how fresh the features behind it were."""
+
+    score: float
+    model: str
+    version: int
+    at: Instant
+    """The time the features were looked up for."""
+    statuses: Mapping[str, str]
+    """Feature id to present, null or missing; the model's features only."""
+    as_of: Mapping[str, Instant | None]
+    """View to the newest event time inside its values; None where the view holds nothing for the key."""
+    complete_through: Instant | None
+    vector: Mapping[str, Any] | None = None
+    """Feature id to the value as served, if asked for; the model's features only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of one batch went, in seconds."""
+
+    lookup: float
+    model: float
+
+
+class Scorer:
+    """Scores rows with one model and the features it was trained on.
+
+    Args:
+        model: Runs the matrix.
+        manifest: Names the columns and binds them to a feature service.
+        client: Looks the features up.
+
+    Raises:
+        ModelError: The applied service is not the one of the manifest, or the model has other inputs.
+        OnlineStoreUnavailableError: The store cannot be asked which service is applied.
+    """
+
+    def __init__(self, model: Model, manifest: ModelManifest, client: FeatureReader) -> None:
+        if model.inputs != manifest.inputs:
+            raise ModelError(f"model {manifest.label}: its inputs {model.inputs} are not those of its manifest.")
+        self.model = model
+        self.manifest = manifest
+        self.inputs = ModelInputs(manifest)
+        self._client = client
+        self._names: tuple[str, ...] | None = None
+        position = {name: index for index, name in enumerate(manifest.inputs)}
+        self._request_columns = [position[name] for name in manifest.request_inputs]
+        self._feature_columns = [position[name] for name in manifest.feature_inputs]
+        self._table_columns: list[int] = []
+        self.check_service()
+
+    def check_service(self) -> None:
+        """Return when the client reads the definition that the model was trained on.
+
+        Raises:
+            ModelError: It reads another definition.
+        """
+        applied = self._client.service_fingerprint(self.manifest.service)
+        if applied != self.manifest.service_fingerprint:
+            raise ModelError(
+                f"model {self.manifest.label}: it was trained on feature service {self.manifest.service!r} with "
+                f"fingerprint {self.manifest.service_fingerprint}, the store serves {applied}.",
+                hint="train and store the model again on the applied definitions, or apply those it was trained on.",
+            )
+
+    def score(
+        self, requests: Sequence[ScoreRequest], now: Instant | None = None, *, explain: bool = False
+    ) -> list[Prediction]:
+        """Return one prediction per request, in order: one lookup and one model run for all of them.
+
+        Args:
+            requests: The rows; none gives none.
+            now: Look up as of this instant, the events at it excluded; None is the clock.
+            explain: Also return the feature values as served.
+
+        Raises:
+            ModelInputError: A key or request input is missing, unknown or mistyped.
+            OnlineError: The lookup failed.
+            ModelError: The model failed.
+        """
+        rows = [self.inputs.check(request, at=f"row {index}: ") for index, request in enumerate(requests)]
+        return self.score_checked(rows, now, explain=[explain] * len(rows))[0]
+
+    def score_checked(
+        self, rows: Sequence[CheckedRow], now: Instant | None, *, explain: Sequence[bool]
+    ) -> tuple[list[Prediction], Timings]:
+        """Return the predictions of rows that ``self.inputs`` has checked, and where the time went."""
+        if not rows:
+            return [], Timings(0.0, 0.0)
+        self.check_service()  # the client may have read a newer plan since
+        started = time.perf_counter()
+        table = self._client.get_many(self.manifest.service, [row.keys for row in rows], now=now)
+        matrix = self._matrix(rows, table)
+        looked_up = time.perf_counter()
+        scores = self.model.predict(matrix)
+        ran = time.perf_counter()
+        predictions = [
+            self._prediction(score, table[index], explain=explain[index]) for index, score in enumerate(scores.tolist())
+        ]
+        return predictions, Timings(looked_up - started, ran - looked_up)
+
+    def _matrix(self, rows: Sequence[CheckedRow], table: FeatureRows) -> NDArray[np.float32]:
+        matrix = np.empty((len(rows), len(self.manifest.inputs)), dtype=np.float32)
+        if self._request_columns:
+            matrix[:, self._request_columns] = [row.values for row in rows]
+        if self._feature_columns:
+            columns = self._columns_of(tuple(table.names))
+            with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as it did in training
+                matrix[:, self._feature_columns] = table.to_numpy()[:, columns]
+        return matrix
+
+    def _columns_of(self, names: tuple[str, ...]) -> list[int]:
+        """Return where the model's features are in a table with these columns; remembered until they change."""
+        if names != self._names:
+            position = {name: index for index, name in enumerate(names)}
+            absent = [name for name in self.manifest.feature_inputs if name not in position]
+            if absent:
+                raise ModelError(
+                    f"model {self.manifest.label}: feature {absent[0]!r} is not in service {self.manifest.service!r}.",
+                    hint="train and store the model again on the applied definitions.",
+                )
+            self._table_columns = [position[name] for name in self.manifest.feature_inputs]
+            self._names = names
+        return self._table_columns
+
+    def _prediction(self, score: float, row: FeatureRow, *, explain: bool) -> Prediction:
+        features = self.manifest.feature_inputs
+        status = row.status
+        return Prediction(
+            score=score,
+            model=self.manifest.name,
+            version=self.manifest.version,
+            at=row.at,
+            statuses={name: status[name] for name in features},
+            as_of=row.as_of,
+            complete_through=row.complete_through,
+            vector=self._vector(row) if explain else None,
+        )
+
+    def _vector(self, row: FeatureRow) -> dict[str, Any]:
+        """Return the feature values as served, in their own types."""
+        values = row.to_list()
+        return {name: values[at] for name, at in zip(self.manifest.feature_inputs, self._table_columns, strict=True)}

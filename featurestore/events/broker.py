@@ -1,0 +1,143 @@
+"""Talking to Kafka outside of Spark: topics, offsets, producers. Foreign errors become ours here.
+
+Settings are Kafka's own, verbatim: {"bootstrap.servers": "host:9092", "security.protocol": "SASL_SSL", ...}.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, NewTopic
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+from featurestore.errors import BrokerUnavailableError, ConfigError, UnknownNameError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+_WAIT_MS = 10_000
+
+
+@contextmanager
+def mapped_errors(settings: Mapping[str, str], doing: str) -> Iterator[None]:
+    """Raise Kafka's errors as ours, naming the broker and what was tried."""
+    try:
+        yield
+    except KafkaError as error:
+        servers = settings.get("bootstrap.servers", "")
+        raise BrokerUnavailableError(
+            f"Kafka at {servers}: {doing} failed: {type(error).__name__}: {error}.",
+            hint="is the broker running? check kafka.'bootstrap.servers'.",
+        ) from error
+
+
+def client_options(settings: Mapping[str, str]) -> dict[str, Any]:
+    """Return Kafka's dotted settings as kafka-python's options.
+
+    Raises:
+        ConfigError: ``bootstrap.servers`` is missing.
+    """
+    if not settings.get("bootstrap.servers"):
+        raise ConfigError(
+            "kafka settings have no 'bootstrap.servers'.", hint='write [kafka] "bootstrap.servers" = "localhost:9092".'
+        )
+    options: dict[str, Any] = {name.replace(".", "_"): value for name, value in settings.items()}
+    options["bootstrap_servers"] = settings["bootstrap.servers"].split(",")
+    return options
+
+
+def ensure_topics(
+    settings: Mapping[str, str],
+    topics: Mapping[str, int],
+    *,
+    config: Mapping[str, str] | None = None,
+    replication_factor: int = 1,
+) -> list[str]:
+    """Create the topics that do not exist yet; return their names.
+
+    Args:
+        settings: Kafka settings.
+        topics: Topic to number of partitions.
+        config: Topic settings, for example {"retention.ms": "-1"} where old events are replayed.
+        replication_factor: Copies of every partition.
+
+    Raises:
+        BrokerUnavailableError: The broker cannot be reached or refuses.
+    """
+    with mapped_errors(settings, "creating topics"):
+        admin = KafkaAdminClient(**client_options(settings), bootstrap_timeout_ms=_WAIT_MS)
+        try:
+            missing = sorted(set(topics) - set(admin.list_topics()))
+            for topic in missing:
+                new = NewTopic(topic, topics[topic], replication_factor, topic_configs=dict(config or {}))
+                try:
+                    admin.create_topics([new], timeout_ms=_WAIT_MS, wait_for_metadata=True)
+                except TopicAlreadyExistsError:
+                    continue
+            return missing
+        finally:
+            admin.close()
+
+
+def producer(settings: Mapping[str, str], **options: Any) -> KafkaProducer:
+    """Return an idempotent producer that waits for all replicas."""
+    with mapped_errors(settings, "connecting a producer"):
+        return KafkaProducer(
+            **{**client_options(settings), "acks": "all", "enable_idempotence": True, "linger_ms": 5, **options}
+        )
+
+
+class OffsetReader:
+    """Reads the end offsets of topics, over one connection.
+
+    Args:
+        settings: Kafka settings.
+        topics: The topics to look at.
+
+    Raises:
+        UnknownNameError: A topic does not exist.
+        BrokerUnavailableError: The broker cannot be reached.
+    """
+
+    def __init__(self, settings: Mapping[str, str], topics: Iterable[str]) -> None:
+        self._settings = settings
+        with mapped_errors(settings, "connecting"):
+            self._consumer = KafkaConsumer(
+                **client_options(settings), enable_auto_commit=False, bootstrap_timeout_ms=_WAIT_MS
+            )
+            self._partitions = []
+            known = self._consumer.topics()
+            for topic in topics:
+                if topic not in known:
+                    raise UnknownNameError(
+                        f"Kafka at {settings['bootstrap.servers']}: no topic {topic!r}.",
+                        hint=did_you_mean(topic, known, what="topics"),
+                    )
+                found = self._consumer.partitions_for_topic(topic)
+                self._partitions += [TopicPartition(topic, partition) for partition in sorted(found)]
+
+    def end_offsets(self) -> dict[str, dict[int, int]]:
+        """Return, per topic and partition, the offset the next record will get."""
+        with mapped_errors(self._settings, "reading end offsets"):
+            ends = self._consumer.end_offsets(self._partitions)
+        offsets: dict[str, dict[int, int]] = {}
+        for place, offset in ends.items():
+            offsets.setdefault(place.topic, {})[place.partition] = offset
+        return offsets
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._consumer.close()
+
+
+def stamps_on_append(settings: Mapping[str, str], topic: str) -> bool:
+    """Return whether the broker stamps the topic's records itself (LogAppendTime)."""
+    with mapped_errors(settings, f"describing topic {topic}"):
+        admin = KafkaAdminClient(**client_options(settings), bootstrap_timeout_ms=_WAIT_MS)
+        try:
+            found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)], config_filter="all")
+        finally:
+            admin.close()
+    return "LogAppendTime" in repr(found)

@@ -1,0 +1,222 @@
+"""The archive query: Kafka -> decode -> Delta, in longer batches. Event log, quarantine and tiles.
+
+    events/SOURCE   the contract's columns, and _partition, _offset, _arrival, _event_time (microseconds)
+    quarantine      what violates its contract: raw bytes, reason, detail and Kafka coordinates; nothing is dropped
+    tiles           partials per (view, key, tile) and batch; merge them to get a tile
+
+Every table is appended to with Delta's transaction identifiers (query id, batch id), so a batch that is run again after a
+crash changes nothing: each table takes each batch exactly once.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from featurestore.algebra import sequence_of
+from featurestore.datatypes import DataType
+from featurestore.engines.shape import shape, tiles
+from featurestore.events.decode import Decoder
+from featurestore.jobs.hot import kafka_stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.streaming.query import StreamingQuery
+
+    from featurestore.definitions.source import EventSource
+    from featurestore.definitions.view import FeatureView
+
+SPARK_TYPES = {
+    DataType.INT64: "bigint",
+    DataType.FLOAT64: "double",
+    DataType.BOOL: "boolean",
+    DataType.STRING: "string",
+    DataType.TIMESTAMP: "timestamp",
+}
+PLACE = "_topic string, _partition int, _offset bigint, _arrival bigint"
+QUARANTINE_SCHEMA = f"source string, {PLACE}, reason string, detail string, raw binary"
+TILES_SCHEMA = (
+    "view string, fingerprint string, key binary, tile bigint, oldest bigint, newest bigint, words array<bigint>"
+)
+
+
+def events_schema(source: EventSource) -> str:
+    """Return the Spark schema of a source's event log."""
+    columns = [f"`{name}` {SPARK_TYPES[kind]}" for name, kind in source.contract.columns.items()]
+    return ", ".join([*columns, PLACE, "_event_time bigint"])
+
+
+@dataclass(frozen=True)
+class DecodeWorker:
+    """Decodes Kafka rows of one source: accepted ones with the contract's columns, rejected ones with a reason."""
+
+    source: EventSource
+
+    @property
+    def schema(self) -> str:
+        """The event log's columns, then those of the quarantine; one of both sides is null."""
+        return f"{events_schema(self.source)}, _reason string, _detail string, _raw binary"
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the decoded rows of every batch."""
+        source = self.source
+        decoder = Decoder(source.contract, event_time=source.event_time, allowed_skew_us=source.allowed_skew_us)
+        for batch in batches:
+            if not batch.num_rows:
+                continue
+            arrival = batch.column("timestamp").cast(pa.timestamp("us", "UTC")).cast(pa.int64())
+            decoded = decoder.decode(batch.column("value"), arrival.to_numpy())
+            bad = pa.array([rejected.row for rejected in decoded.rejected], pa.int64())
+            both = pa.concat_arrays([pa.array(decoded.rows, pa.int64()), bad])
+            good, count = decoded.batch.num_rows, len(bad)
+            columns = [
+                pa.concat_arrays([column, pa.nulls(count, column.type)])
+                for column in (decoded.batch.column(name) for name in source.contract.columns)
+            ]
+            columns += [batch.column(name).take(both) for name in ("topic", "partition", "offset")]
+            columns += [arrival.take(both)]
+            columns += [pa.concat_arrays([pa.array(decoded.event_time_us, pa.int64()), pa.nulls(count, pa.int64())])]
+            columns += [
+                pa.array([None] * good + [str(rejected.reason) for rejected in decoded.rejected], pa.string()),
+                pa.array([None] * good + [rejected.detail for rejected in decoded.rejected], pa.string()),
+                pa.concat_arrays([pa.nulls(good, pa.binary()), batch.column("value").take(bad).cast(pa.binary())]),
+            ]
+            names = [*source.contract.columns, "_topic", "_partition", "_offset", "_arrival", "_event_time"]
+            yield pa.RecordBatch.from_arrays(columns, [*names, "_reason", "_detail", "_raw"])
+
+
+@dataclass(frozen=True)
+class TileWorker:
+    """Merges event log rows of one source into tiles of all its views."""
+
+    views: tuple[FeatureView, ...]
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the tiles of every batch, view by view."""
+        for batch in batches:
+            if not batch.num_rows:
+                continue
+            event_time, arrival = batch.column("_event_time").to_numpy(), batch.column("_arrival").to_numpy()
+            sequence = sequence_of(1, 0) * batch.column("_partition").to_numpy().astype(np.int64)
+            sequence = sequence | batch.column("_offset").to_numpy()
+            for view in self.views:
+                shaped = shape(view, batch, event_time, sequence, arrival)
+                rows = tiles(view, shaped)
+                if not len(rows):
+                    continue
+                width = rows.words.shape[1]
+                flat = pa.array(rows.words.astype(np.int64).ravel())
+                yield pa.RecordBatch.from_pydict(
+                    {
+                        "view": pa.array([view.name] * len(rows)),
+                        "fingerprint": pa.array([view.fingerprint] * len(rows)),
+                        "key": pa.array([shaped.keys[code] for code in rows.key.tolist()], pa.binary()),
+                        "tile": rows.tile,
+                        "oldest": rows.oldest,
+                        "newest": rows.newest,
+                        "words": pa.ListArray.from_arrays(
+                            pa.array(np.arange(0, width * len(rows) + 1, width), pa.int32()), flat
+                        ),
+                    }
+                )
+
+
+@dataclass(frozen=True)
+class ArchiveBatch:
+    """Writes one micro-batch to all tables; called by ``foreachBatch`` on the driver.
+
+    Attributes:
+        root: Directory or URI of the offline store.
+        sources: Topic to source and the views on it.
+    """
+
+    root: str
+    sources: Mapping[str, tuple[EventSource, tuple[FeatureView, ...]]]
+
+    def __call__(self, rows: DataFrame, batch_id: int) -> None:
+        """Write the batch; a batch that has been written before changes nothing."""
+        # The query's own id, which lives in its checkpoint, scopes the batch ids: another checkpoint never collides.
+        query_id = rows.sparkSession.sparkContext.getLocalProperty("sql.streaming.queryId")
+        rows = rows.persist()
+        cached = [rows]
+        try:
+            present = {row["topic"] for row in rows.select("topic").distinct().collect()}
+            writes: list[Callable[[], None]] = []
+            rejected: DataFrame | None = None
+            tiled: DataFrame | None = None
+            for topic in sorted(present):
+                source, views = self.sources[topic]
+                worker = DecodeWorker(source)
+                decoded = rows.where(rows["topic"] == topic).mapInArrow(worker, worker.schema).persist()
+                cached.append(decoded)
+                events = decoded.where("_reason is null").drop("_reason", "_detail", "_raw")
+                writes.append(self._append(events, f"events/{source.name}", query_id, batch_id))
+                bad = decoded.where("_reason is not null").selectExpr(
+                    f"'{source.name}' source", "_topic", "_partition", "_offset", "_arrival", "_reason reason",
+                    "_detail detail", "_raw raw",
+                )  # fmt: skip
+                rejected = bad if rejected is None else rejected.unionByName(bad)
+                made = events.mapInArrow(TileWorker(views), TILES_SCHEMA)
+                tiled = made if tiled is None else tiled.unionByName(made)
+            if rejected is not None and tiled is not None:
+                if not rejected.isEmpty():
+                    writes.append(self._append(rejected, "quarantine", query_id, batch_id))
+                writes.append(self._append(tiled, "tiles", query_id, batch_id, partition_by="view"))
+            with ThreadPoolExecutor(2) as pool:
+                for done in [pool.submit(write) for write in writes]:
+                    done.result()
+        finally:
+            for frame in cached:
+                frame.unpersist()
+
+    def _append(
+        self, frame: DataFrame, table: str, query_id: str, batch_id: int, *, partition_by: str | None = None
+    ) -> Callable[[], None]:
+        def write() -> None:
+            writer = (
+                frame.coalesce(1)
+                .write.format("delta")
+                .mode("append")
+                .option("txnAppId", query_id)
+                .option("txnVersion", str(batch_id))
+            )
+            if partition_by is not None:
+                writer = writer.partitionBy(partition_by)
+            writer.save(f"{self.root}/{table}")
+
+        return write
+
+
+def start_archive(
+    session: SparkSession,
+    batch: ArchiveBatch,
+    kafka: Mapping[str, str],
+    *,
+    checkpoint: str,
+    every: str = "10 seconds",
+    batch_rows: int = 200_000,
+) -> StreamingQuery:
+    """Start the archive query and return it.
+
+    Args:
+        session: The Spark session, with Delta.
+        batch: What to write, and where.
+        kafka: Kafka settings.
+        checkpoint: Directory of Spark's progress log.
+        every: Trigger interval.
+        batch_rows: The most records of one micro-batch.
+    """
+    rows = kafka_stream(session, kafka, list(batch.sources), {"maxOffsetsPerTrigger": str(batch_rows)})
+    return (
+        rows.writeStream.queryName("archive")
+        .option("checkpointLocation", checkpoint)
+        .trigger(processingTime=every)
+        .foreachBatch(batch)
+        .start()
+    )

@@ -1,0 +1,270 @@
+"""What runs inside a materialize job: starts its queries, reports on them, and stops them in order.
+
+The driver writes ``status.json`` into the job's directory, atomically, at least once a second:
+
+    {"state": "starting" | "warming" | "running" | "stopped" | "failed",
+     "queries": {"hot": {...last progress...}, "archive": {...}},
+     "totals": {"consumed": n, "applied": n, "quarantined": n, "late": n, ...},
+     "updated_at": "...", "error": null | "..."}
+
+SIGTERM and SIGINT end the current micro-batch and stop; the exit code is 0 then, and 1 when a query failed.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurestore.errors import BrokerUnavailableError, CheckpointMismatchError, FeatureStoreError, OnlineError
+from featurestore.events.broker import OffsetReader, ensure_topics, stamps_on_append
+from featurestore.jobs.archive import ArchiveBatch, start_archive
+from featurestore.jobs.hot import COUNTS, HotWorker, start_hot, warm_up
+from featurestore.online.redis_store import RedisOnlineStore
+from featurestore.timeline import SystemClock, format_instant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pyspark.sql import SparkSession
+    from pyspark.sql.streaming.query import StreamingQuery
+
+    from featurestore.definitions.source import EventSource
+    from featurestore.definitions.view import FeatureView
+
+QUERIES = ("hot", "archive")
+_TICK_S = 0.25
+
+
+@dataclass(frozen=True)
+class MaterializeSpec:
+    """What a materialize job needs to know.
+
+    Attributes:
+        project: Namespace of the online store.
+        views: The feature views to keep.
+        online_url: The online store.
+        offline: Root of the Delta tables.
+        kafka: Kafka settings.
+        checkpoints: Directory of the queries' progress logs.
+        status_file: Where to report; None reports nothing.
+        queries: Which queries to run, out of "hot" and "archive".
+        archive_every: Trigger interval of the archive query.
+        partitions: Partitions of topics that have to be created.
+    """
+
+    project: str
+    views: Sequence[FeatureView]
+    online_url: str
+    offline: str
+    kafka: Mapping[str, str]
+    checkpoints: str
+    status_file: Path | None = None
+    queries: Sequence[str] = QUERIES
+    archive_every: str = "10 seconds"
+    partitions: int = 2
+
+    def by_topic(self) -> dict[str, tuple[EventSource, tuple[FeatureView, ...]]]:
+        """Return topic to source and its views."""
+        topics: dict[str, tuple[EventSource, tuple[FeatureView, ...]]] = {}
+        for view in self.views:
+            source, views = topics.get(view.source.topic, (view.source, ()))
+            topics[view.source.topic] = (source, (*views, view))
+        return topics
+
+
+@dataclass
+class Reporter:
+    """Collects progress and writes the status file."""
+
+    path: Path | None
+    state: str = "starting"
+    queries: dict[str, Any] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    error: str | None = None
+    _seen: dict[str, int] = field(default_factory=dict)
+
+    def collect(self, query: StreamingQuery) -> None:
+        """Add the progress reports of a query that are new since the last call."""
+        for progress in query.recentProgress:
+            batch = progress["batchId"]
+            if batch <= self._seen.get(query.name, -1):
+                continue
+            self._seen[query.name] = batch
+            observed = (progress["observedMetrics"] or {}).get("hot")
+            if observed is not None:
+                for name in COUNTS:
+                    self.totals[name] += int(observed[name] or 0)
+            self.queries[query.name] = {
+                "batch": batch,
+                "rows": progress["numInputRows"],
+                "duration_ms": dict(progress["durationMs"]),
+                "at": progress["timestamp"],
+            }
+
+    def write(self) -> None:
+        """Replace the status file."""
+        if self.path is None:
+            return
+        status = {
+            "state": self.state,
+            "queries": self.queries,
+            "totals": self.totals,
+            "updated_at": format_instant(SystemClock().now()),
+            "error": self.error,
+        }
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(status))
+        temporary.replace(self.path)
+
+
+class CompletionPublisher(threading.Thread):
+    """Publishes ``complete_through`` of every source: up to which arrival everything has been applied.
+
+    While some partition lags, that is the smallest newest arrival among the lagging ones. Once all have reached the end
+    offsets, it is the time those offsets were read where the broker stamps records itself, else (a replay, whose records
+    carry their own arrival times) the newest arrival applied.
+    """
+
+    def __init__(self, spec: MaterializeSpec, stop: threading.Event) -> None:
+        super().__init__(name="completion", daemon=True)
+        self._spec = spec
+        self._stop = stop
+        self._topics = {topic: source.name for topic, (source, _) in spec.by_topic().items()}
+
+    def run(self) -> None:
+        """Publish every quarter of a second until stopped; an unreachable broker or store is tried again."""
+        store = RedisOnlineStore(self._spec.online_url, self._spec.project)
+        reader: OffsetReader | None = None
+        stamped: dict[str, bool] = {}
+        while not self._stop.wait(_TICK_S):
+            try:
+                if reader is None:
+                    reader = OffsetReader(self._spec.kafka, self._topics)
+                    stamped = {topic: stamps_on_append(self._spec.kafka, topic) for topic in self._topics}
+                self._publish(store, reader, stamped)
+            except (BrokerUnavailableError, OnlineError):
+                reader = None
+        if reader is not None:
+            reader.close()
+        store.close()
+
+    def _publish(self, store: RedisOnlineStore, reader: OffsetReader, stamped: Mapping[str, bool]) -> None:
+        began = SystemClock().now()
+        ends = reader.end_offsets()
+        for topic, source in self._topics.items():
+            progress = store.progress(source)
+            lagging = [
+                progress.get(partition, (0, None))[1]
+                for partition, end in ends[topic].items()
+                if progress.get(partition, (0, None))[0] < end
+            ]
+            if None in lagging:
+                continue
+            if lagging:
+                complete = min(arrival for arrival in lagging if arrival is not None)
+            elif stamped[topic]:
+                complete = began
+            elif progress:
+                complete = max(arrival for _, arrival in progress.values())
+            else:
+                continue
+            store.publish_complete(source, complete)
+
+
+def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading.Event | None = None) -> int:
+    """Run the job until it is stopped or a query fails; return its exit code.
+
+    Args:
+        session: The Spark session.
+        spec: What to run.
+        stop: Ends the job when set; SIGTERM and SIGINT set it too when this is the main thread.
+    """
+    stop = stop or threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+    reporter = Reporter(spec.status_file)
+    reporter.write()
+    running: list[StreamingQuery] = []
+    try:
+        topics = spec.by_topic()
+        ensure_topics(spec.kafka, dict.fromkeys(topics, spec.partitions))
+        worker = HotWorker(spec.online_url, spec.project, topics)
+        reporter.state = "warming"
+        reporter.write()
+        if "hot" in spec.queries:
+            RedisOnlineStore(spec.online_url, spec.project).ping()
+            warm_up(session, worker)
+            session.sparkContext.setLocalProperty("spark.scheduler.pool", "hot")
+            running.append(start_hot(session, worker, spec.kafka, checkpoint=f"{spec.checkpoints}/hot"))
+            CompletionPublisher(spec, stop).start()
+        if "archive" in spec.queries:
+            session.sparkContext.setLocalProperty("spark.scheduler.pool", "archive")
+            _refuse_lost_checkpoint(session, spec)
+            batch = ArchiveBatch(spec.offline, topics)
+            running.append(
+                start_archive(
+                    session, batch, spec.kafka, checkpoint=f"{spec.checkpoints}/archive", every=spec.archive_every
+                )
+            )
+        reporter.state = "running"
+        while not stop.wait(_TICK_S) and all(query.isActive for query in running):
+            for query in running:
+                reporter.collect(query)
+            reporter.write()
+        for query in running:
+            failure = query.exception()
+            if failure is not None:
+                reporter.state, reporter.error = "failed", f"query {query.name}: {_first_line(failure)}"
+    except FeatureStoreError as error:
+        reporter.state, reporter.error = "failed", str(error)
+    except Exception as error:  # noqa: BLE001 - the job's outer boundary: whatever ended it goes into its status
+        traceback.print_exc()
+        reporter.state, reporter.error = "failed", _first_line(error)
+    finally:
+        stop.set()
+        for query in running:
+            _stop(query)
+            reporter.collect(query)
+    if reporter.state != "failed":
+        reporter.state = "stopped"
+    reporter.write()
+    return 1 if reporter.state == "failed" else 0
+
+
+def _refuse_lost_checkpoint(session: SparkSession, spec: MaterializeSpec) -> None:
+    """Raise when tables exist but the checkpoint that fed them does not: going on would double or skip events."""
+    from delta.tables import DeltaTable
+
+    if Path(spec.checkpoints, "archive", "offsets").exists():
+        return
+    for source in {view.source.name for view in spec.views}:
+        table = f"{spec.offline}/events/{source}"
+        if DeltaTable.isDeltaTable(session, table):
+            raise CheckpointMismatchError(
+                f"checkpoint {spec.checkpoints}/archive is gone, but {table} holds events it has written.",
+                hint="restore the checkpoint, or move the offline tables away to read the topics again from the start.",
+            )
+
+
+def _stop(query: StreamingQuery) -> None:
+    """Let the current micro-batch end, within ten seconds, then stop."""
+    if not query.isActive:
+        return
+    deadline = SystemClock().now() + 10_000_000
+    pause = threading.Event()
+    while query.isActive and query.status["isTriggerActive"] and SystemClock().now() < deadline:
+        pause.wait(0.02)
+    query.stop()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    lines = [line for line in text.splitlines() if line.strip()]
+    ours = [line for line in lines if "featurestore.errors." in line]
+    return (ours or lines or [type(error).__name__])[0].strip()[:500]

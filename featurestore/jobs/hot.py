@@ -1,0 +1,168 @@
+"""The hot query: Kafka -> decode -> row expressions -> partials -> the online store, in short micro-batches.
+
+    Kafka rows  --(Arrow batches of one topic partition)-->  HotWorker  --(one row of counts per batch)-->  noop sink
+
+The query has no shuffle, no Spark state and no watermark. What makes it exactly-once is the writer's fence, not the
+checkpoint: see ``online.redis_writer``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from featurestore.algebra import sequence_of
+from featurestore.engines.shape import shape
+from featurestore.events.decode import Decoder
+from featurestore.online.redis_store import RedisOnlineStore
+from featurestore.online.redis_writer import FencedWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.streaming.query import StreamingQuery
+
+    from featurestore.definitions.source import EventSource
+    from featurestore.definitions.view import FeatureView
+
+COUNTS = ("consumed", "applied", "fenced", "quarantined", "late", "records", "folded", "took_us")
+SCHEMA = "topic string, partition int, " + ", ".join(f"{name} bigint" for name in COUNTS)
+
+_WRITERS: dict[tuple[str, str, str], tuple[Decoder, FencedWriter]] = {}
+"""One per worker process: decoders and connections outlive a micro-batch."""
+
+
+@dataclass(frozen=True)
+class HotWorker:
+    """Applies Arrow batches of Kafka rows to the online store; runs in Spark's Python workers.
+
+    Attributes:
+        url: The online store.
+        project: Namespace of its keys.
+        sources: Topic to source and the views on it.
+    """
+
+    url: str
+    project: str
+    sources: Mapping[str, tuple[EventSource, tuple[FeatureView, ...]]]
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield one row of counts per topic partition of every batch."""
+        for batch in batches:
+            if not batch.num_rows:
+                continue
+            for topic, partition, rows in _runs(batch):
+                counts = self.apply(topic, partition, rows)
+                yield pa.RecordBatch.from_pydict(
+                    {
+                        "topic": [topic],
+                        "partition": pa.array([partition], pa.int32()),
+                        **{name: [counts.get(name, 0)] for name in COUNTS},
+                    }
+                )
+
+    def apply(self, topic: str, partition: int, rows: pa.RecordBatch) -> dict[str, int]:
+        """Apply the records of one partition, in offset order."""
+        began = perf_counter_ns()
+        source, views = self.sources[topic]
+        decoder, writer = self._tools(source, views)
+        offsets = rows.column("offset").to_numpy()
+        arrival = rows.column("timestamp").cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
+        decoded = decoder.decode(rows.column("value"), arrival)
+        accepted = decoded.rows
+        sequence = sequence_of(partition, 0) | offsets[accepted]
+        shaped = [shape(view, decoded.batch, decoded.event_time_us, sequence, arrival[accepted]) for view in views]
+        counts = writer.apply(partition, int(offsets[-1]) + 1, int(arrival.max()), shaped)
+        late = np.count_nonzero(arrival[accepted] - decoded.event_time_us > source.late_after_us)
+        return {
+            **counts,
+            "consumed": len(offsets),
+            "quarantined": len(decoded.rejected),
+            "late": int(late),
+            "took_us": (perf_counter_ns() - began) // 1_000,
+        }
+
+    def _tools(self, source: EventSource, views: tuple[FeatureView, ...]) -> tuple[Decoder, FencedWriter]:
+        identity = (self.url, self.project, source.name + "".join(view.fingerprint for view in views))
+        tools = _WRITERS.get(identity)
+        if tools is None:
+            decoder = Decoder(source.contract, event_time=source.event_time, allowed_skew_us=source.allowed_skew_us)
+            tools = decoder, FencedWriter(RedisOnlineStore(self.url, self.project), source.name, views)
+            _WRITERS[identity] = tools
+        return tools
+
+
+def _runs(batch: pa.RecordBatch) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+    """Yield the batch cut into runs of one topic and partition."""
+    topics = batch.column("topic").dictionary_encode()
+    codes = topics.indices.to_numpy()
+    partitions = batch.column("partition").to_numpy()
+    edges = np.flatnonzero((codes[1:] != codes[:-1]) | (partitions[1:] != partitions[:-1])) + 1
+    starts = [0, *edges.tolist(), len(codes)]
+    for begin, end in zip(starts[:-1], starts[1:], strict=True):
+        yield topics.dictionary[codes[begin]].as_py(), int(partitions[begin]), batch.slice(begin, end - begin)
+
+
+def kafka_stream(
+    session: SparkSession, kafka: Mapping[str, str], topics: list[str], options: Mapping[str, str]
+) -> DataFrame:
+    """Return the stream of raw Kafka rows: topic, partition, offset, timestamp, value."""
+    reader = session.readStream.format("kafka").option("subscribe", ",".join(sorted(topics)))
+    for name, value in {
+        **{f"kafka.{name}": value for name, value in kafka.items()},
+        "kafka.isolation.level": "read_committed",
+        "startingOffsets": "earliest",
+        "failOnDataLoss": "true",
+        **options,
+    }.items():
+        reader = reader.option(name, value)
+    return reader.load().select("topic", "partition", "offset", "timestamp", "value")
+
+
+def start_hot(
+    session: SparkSession, worker: HotWorker, kafka: Mapping[str, str], *, checkpoint: str, batch_rows: int = 60_000
+) -> StreamingQuery:
+    """Start the hot query and return it.
+
+    Args:
+        session: The Spark session.
+        worker: What to do with the rows.
+        kafka: Kafka settings.
+        checkpoint: Directory of Spark's progress log.
+        batch_rows: The most records of one micro-batch, over all partitions.
+    """
+    from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
+
+    rows = kafka_stream(session, kafka, list(worker.sources), {"maxOffsetsPerTrigger": str(batch_rows)})
+    counts = rows.mapInArrow(worker, SCHEMA).observe("hot", *[F.sum(name).alias(name) for name in COUNTS])
+    return (
+        counts.writeStream.format("noop")
+        .queryName("hot")
+        .option("checkpointLocation", checkpoint)
+        .option("asyncProgressTrackingEnabled", "true")
+        .option("asyncProgressTrackingCheckpointIntervalMs", "1000")
+        .option("_asyncProgressTrackingOverrideSinkSupportCheck", "true")
+        .trigger(processingTime="0 seconds")
+        .start()
+    )
+
+
+def warm_up(session: SparkSession, worker: HotWorker) -> None:
+    """Run the worker on no records once per core: Python workers, imports and code paths are then ready."""
+    cores = session.sparkContext.defaultParallelism
+    empty: Any = session.range(cores, numPartitions=cores).selectExpr(
+        "'' topic", "0 partition", "id offset", "current_timestamp() timestamp", "cast('' as binary) value"
+    )
+
+    def touch(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for source, views in worker.sources.values():
+                worker._tools(source, views)  # noqa: SLF001 - its own module
+            yield from worker(iter([batch.slice(0, 0)]))
+
+    empty.mapInArrow(touch, SCHEMA).write.format("noop").mode("overwrite").save()

@@ -1,0 +1,1 @@
+"""Will this flight be late? New York 2013, replayed."""

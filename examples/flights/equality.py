@@ -1,0 +1,124 @@
+"""Is what was served what Delta says? Captured vectors against training sets of the same keys and times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore.timeline import format_instant
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from featurestore.definitions.service import FeatureService
+    from featurestore.definitions.view import FeatureView
+
+RELATIVE = 1e-9
+"""Floating sums agree within this; everything else exactly."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How many values two tables of the same rows share.
+
+    Attributes:
+        vectors: Rows compared.
+        equal_vectors: Rows in which every value is equal.
+        values: Values compared.
+        different: (row, feature id) of every difference.
+    """
+
+    vectors: int
+    equal_vectors: int
+    values: int
+    different: list[tuple[int, str]]
+
+
+def compare(served: pd.DataFrame, offline: pd.DataFrame, features: list[str]) -> Comparison:
+    """Return where two frames with the same rows differ; null equals null only."""
+    unequal = np.zeros((len(served), len(features)), dtype=bool)
+    for column, name in enumerate(features):
+        left, right = (frame[name].astype("float64").to_numpy() for frame in (served, offline))
+        same_null = np.isnan(left) & np.isnan(right)
+        unequal[:, column] = ~(same_null | np.isclose(left, right, rtol=RELATIVE, atol=0.0) | (left == right))
+    rows, columns = np.nonzero(unequal)
+    return Comparison(
+        vectors=len(served),
+        equal_vectors=int((~unequal.any(axis=1)).sum()),
+        values=unequal.size,
+        different=[(int(row), features[column]) for row, column in zip(rows, columns, strict=True)],
+    )
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Differences by cause.
+
+    Attributes:
+        by_late_event: Differences for which an event that had happened but not arrived lies in the window.
+        unexplained: The rest.
+        events: The late events involved, named.
+        example: One difference in words, or None.
+    """
+
+    by_late_event: int
+    unexplained: list[tuple[int, str]]
+    events: list[str]
+    example: str | None
+
+
+def explain_by_late_events(
+    different: list[tuple[int, str]], spine: pd.DataFrame, service: FeatureService, logs: dict[str, pd.DataFrame]
+) -> Explained:
+    """Name the late event behind every difference.
+
+    Args:
+        different: (spine row, feature id), from ``compare``.
+        spine: Rows with the key columns, ``t_us`` and ``visible_us``.
+        service: The definitions.
+        logs: Per source, the event log's late rows: contract columns, ``_event_time``, ``_arrival``, place in Kafka.
+    """
+    named: dict[str, None] = {}
+    unexplained = []
+    example = None
+    windows = {
+        f"{view.name}.{feature.name}": (view, feature.window)
+        for view in service.views
+        for feature in view.layout.features
+    }
+    for row, feature in different:
+        view, window = windows[feature]
+        asked = spine.iloc[row]
+        interval = window.interval(int(asked["t_us"]))
+        log = _of_key(logs[view.source.name], view, asked)
+        hidden = log[
+            (log["_event_time"] < interval.end)
+            & ((log["_event_time"] >= interval.start) if interval.start is not None else True)
+            & (log["_arrival"] > int(asked["visible_us"]))
+        ]
+        if hidden.empty:
+            unexplained.append((row, feature))
+            continue
+        for event in hidden.to_dict("records"):
+            named[f"{event['_topic']}[{event['_partition']}]@{event['_offset']}"] = None
+        if example is None:
+            example = _in_words(feature, asked, hidden.iloc[0])
+    return Explained(len(different) - len(unexplained), unexplained, list(named), example)
+
+
+def _of_key(log: pd.DataFrame, view: FeatureView, asked: pd.Series) -> pd.DataFrame:
+    mask = np.ones(len(log), dtype=bool)
+    for column in view.entity.keys:
+        mask &= (log[column] == asked[column]).to_numpy()
+    return log[mask]
+
+
+def _in_words(feature: str, asked: Any, event: Any) -> str:
+    minutes = (int(event["_arrival"]) - int(event["_event_time"])) / 60e6
+    return (
+        f"{feature} of {asked['flight_id']} at {format_instant(int(asked['t_us']))}: "
+        f"{event['flight_id']} ({event['_topic']} partition {event['_partition']} offset {event['_offset']}) "
+        f"happened at {format_instant(int(event['_event_time']))} and arrived {minutes:.0f} minutes later"
+    )

@@ -116,6 +116,8 @@ def uvicorn_config(app: ScoringApp, **options: Any) -> Any:
 
 @contextmanager
 def _listening_socket(host: str, port: int) -> Iterator[socket.socket]:
+    if not 0 <= port <= 65_535:
+        raise ConfigError(f"port {port} is not one of 0 to 65535.", hint="0 takes a free one.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -125,10 +127,9 @@ def _listening_socket(host: str, port: int) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(address)
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+        except OSError as error:
             raise ConfigError(
-                f"{host}:{port} cannot be bound ({reason}).", hint="choose another port, or 0 for a free one."
+                f"{host}:{port} cannot be bound ({error.strerror}).", hint="choose another port, or 0 for a free one."
             ) from error
         yield listener
 

@@ -1,8 +1,10 @@
 """Count, Sum and Mean: partials that add up, slot by slot.
 
-Integers are summed exactly: a value v is kept as hi = v >> 32 and lo = v & 0xFFFFFFFF, two sums that cannot overflow within
-2**31 events. Doubles are summed with the running error of each addition (Knuth's TwoSum, The Art of Computer Programming 2,
-section 4.2.2), so the order of merging does not show above relative 1e-9; infinities and NaN follow IEEE 754.
+Integers are summed exactly: a value v is kept as hi = v >> 32 and lo = v & 0xFFFFFFFF, two sums that cannot overflow
+within 2**31 events. Doubles are summed with the running error of each addition (Knuth's TwoSum, The Art of Computer
+Programming 2, section 4.2.2), so the order of merging does not show above relative 1e-9 (of the sum, or 1e-25 of the sum
+of the absolute values where they cancel). Infinities and NaN follow IEEE 754, and so does a sum that leaves the range of
+a double on its way.
 """
 
 from __future__ import annotations
@@ -85,6 +87,7 @@ class Sum(Aggregate):
     """
 
     partial_kind: ClassVar[str] = "sum"
+    tolerance: ClassVar[float] = 1e-9
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -184,7 +187,10 @@ class Mean(Sum):
     def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:
         """Return sum / n; null without values."""
         n = partial[0]
-        total = partial[1] * 4294967296.0 + partial[2] if self.is_integer else partial[1] + partial[2]
+        if not self.is_integer:
+            return (partial[1] + partial[2]) / np.maximum(n, 1), n > 0
+        # lo is carried into hi first: both are then exact as doubles, and nothing cancels
+        total = (partial[1] + (partial[2] >> 32)) * 4294967296.0 + (partial[2] & _LOW)
         return total / np.maximum(n, 1), n > 0
 
 

@@ -80,6 +80,8 @@ class Aggregate(ABC):
     accepts: ClassVar[frozenset[DataType]] = NUMBERS
     partial_kind: ClassVar[str]
     """Aggregates of one kind, input and condition share their partials."""
+    tolerance: ClassVar[float] = 0.0
+    """Relative error allowed between two ways of computing one float64 value; 0 means exactly equal."""
 
     def over(self, *windows: str | Window) -> Windowed:
         """Return one feature per window: ``"5m"``, ``"24h"`` (sawtooth), ``"lifetime"`` or a window object."""

@@ -1,0 +1,290 @@
+"""The laws of an aggregate, checked on given or hostile events. Usable on your own aggregates; needs no test framework.
+
+    check_laws(Sum("amount").bind(DataType.FLOAT64))                       # hostile events of that type
+    check_laws(mine, values=[1.5, None, float("nan")], times=[0, 0, 3])    # events of your own
+
+Every law of ``algebra.aggregate`` is tried, on the scalar functions and on the column functions that Spark and the
+store use. Two partials count as equal when their integer slots are equal and nothing that may follow tells them apart:
+they finalize alike, alone and merged with each of the other events. A value of type float64 may differ by the relative
+``tolerance`` that its class states, and by 1e-16 of that tolerance times the sum of all absolute inputs (sums that
+cancel); everything else is compared exactly. NaN equals NaN, and -0.0 equals 0.0.
+
+Not covered: doubles whose partial sums leave the range of a double; IEEE 754 makes their result depend on the order.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore.algebra.aggregate import EventOrder
+from featurestore.algebra.columns import empty_columns, merge_ranges, merge_suffixes, reduce_groups, take
+from featurestore.algebra.tiles import columns_at, tile_events, words_of
+from featurestore.datatypes import DataType
+from featurestore.timeline import floor_to
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from featurestore.algebra.aggregate import Aggregate, Columns, Partial
+
+_TILE = 10
+_TIMES = (-25, -11, -10, -1, 0, 0, 9, 10, 24)
+
+HOSTILE_VALUES: dict[DataType, tuple[Any, ...]] = {
+    DataType.INT64: (0, 1, -1, 7, None, 2**63 - 1, -(2**63), 2**53 + 1, -(2**32), 2**32 - 1, 2**63 - 1),
+    DataType.FLOAT64: (
+        0.0, -0.0, 1.5, None, -1.5, 0.1, 1e16, 1.0, -1e16, math.nan, math.inf, -math.inf, 5e-324, 1e300, -1e300, 3.3,
+    ),
+    DataType.BOOL: (True, False, None, True, False, False),
+    DataType.TIMESTAMP: (0, -1, None, 1_700_000_000_000_000, -62_135_596_800_000_000, 253_402_300_799_999_999),
+    DataType.STRING: ("", "a", None, "1", "ü", "a"),
+}  # fmt: skip
+"""Per input type, values on which aggregates break."""
+
+
+class LawViolationError(AssertionError):
+    """An aggregate breaks one of its laws; the message names the law and the events."""
+
+
+def check_laws(
+    aggregate: Aggregate,
+    values: Sequence[Any] | None = None,
+    times: Sequence[int] | None = None,
+    *,
+    seed: int = 0,
+    rounds: int = 25,
+) -> None:
+    """Return when every law holds for these events.
+
+    Args:
+        aggregate: Bound to its input's type.
+        values: One input per event, None for null; hostile ones of the input's type when not given.
+        times: One event time per event, in microseconds; ties and negative times when not given. Events at one time are
+            told apart by their position in ``values``.
+        seed: Chooses the times, splits and orders tried.
+        rounds: How many random triples and splits are tried.
+
+    Raises:
+        LawViolationError: A law is broken.
+
+    >>> from featurestore.algebra import Max
+    >>> check_laws(Max("amount").bind(DataType.FLOAT64))
+    """
+    if values is None:
+        values = HOSTILE_VALUES[aggregate.value_type or DataType.STRING]
+        for limit in (1e20, 1.7e308):  # a NaN or a huge value would hide what the others do
+            tame = [v for v in values if not isinstance(v, float) or abs(v) < limit]
+            if len(tame) < len(values):
+                check_laws(aggregate, tame, times and times[: len(tame)], seed=seed, rounds=rounds)
+    chosen = list(values)
+    dice = random.Random(seed)  # noqa: S311 - not for secrets
+    spots = [dice.choice(_TIMES) for _ in chosen] if times is None else list(times)
+    orders = [EventOrder(time, sequence) for sequence, time in enumerate(spots)]
+    if len(orders) != len(chosen):
+        raise ValueError(f"{len(chosen)} values need as many times, got {len(orders)}")
+    laws = _Laws(aggregate, chosen, orders, dice, rounds)
+    laws.check_partials()
+    laws.check_merge()
+    laws.check_splits()
+    laws.check_columns()
+    laws.check_groups()
+    laws.check_tiles()
+
+
+@dataclass
+class _Laws:
+    aggregate: Aggregate
+    values: list[Any]
+    orders: list[EventOrder]
+    dice: random.Random
+    rounds: int
+
+    def __post_init__(self) -> None:
+        self.partials: list[Partial] = [
+            self.aggregate.prepare(value, at) for value, at in zip(self.values, self.orders, strict=True)
+        ]
+        inputs = [abs(float(v)) for v in self.values if isinstance(v, (int, float)) and math.isfinite(v)]
+        self.slack = self.aggregate.tolerance * 1e-16 * math.fsum(inputs)
+
+    # ------------------------------------------------------------------------------------------------- equality
+
+    def fail(self, law: str, detail: str) -> None:
+        events = ", ".join(f"{v!r}@{at.event_time}" for v, at in zip(self.values, self.orders, strict=True))
+        raise LawViolationError(f"{self.aggregate!r} breaks the law of {law}: {detail}; events: {events}")
+
+    def same_value(self, a: Any, b: Any) -> bool:
+        if a is None or b is None:
+            return a is b
+        if not (isinstance(a, float) or isinstance(b, float)):
+            return bool(a == b)
+        if math.isnan(a) or math.isnan(b):
+            return math.isnan(a) and math.isnan(b)
+        if a == b:
+            return True
+        tolerance = self.aggregate.tolerance
+        return math.isfinite(a) and math.isfinite(b) and abs(a - b) <= tolerance * max(abs(a), abs(b)) + self.slack
+
+    def expect_equal(self, law: str, a: Partial, b: Partial) -> None:
+        finalize, merge = self.aggregate.finalize, self.aggregate.merge
+        for x, y, slot in zip(a, b, self.aggregate.slots, strict=True):
+            if slot == "i8" and x != y:
+                self.fail(law, f"{a} is not {b}")
+        if not self.same_value(finalize(a), finalize(b)):
+            self.fail(law, f"{a} gives {finalize(a)!r}, {b} gives {finalize(b)!r}")
+        for other in self.partials:
+            x, y = finalize(merge(a, other)), finalize(merge(b, other))
+            if not self.same_value(x, y):
+                self.fail(law, f"merged with {other}, {a} gives {x!r} and {b} gives {y!r}")
+
+    def expect_rows(self, law: str, columns: Columns, partials: Sequence[Partial], *, exact: bool = False) -> None:
+        """Compare columns with partials row by row; ``exact`` compares doubles too, slot by slot."""
+        if len(columns) != len(self.aggregate.slots) or any(len(column) != len(partials) for column in columns):
+            self.fail(law, f"shape {[len(c) for c in columns]} is not {len(partials)} rows of {self.aggregate.slots}")
+        for column, slot in zip(columns, self.aggregate.slots, strict=True):
+            if column.dtype != np.dtype(slot):
+                self.fail(law, f"a slot of {column.dtype}, stated is {slot}")
+        for row, partial in enumerate(partials):
+            got = tuple(column[row].item() for column in columns)
+            if not exact:
+                self.expect_equal(law, got, partial)
+            elif not all(x == y or (x != x and y != y) for x, y in zip(got, partial, strict=True)):  # noqa: PLR0124
+                self.fail(law, f"row {row} is {got}, not {partial}")
+        results, valid = self.aggregate.finalize_columns(columns)
+        for row, partial in enumerate(partials):
+            got_value = results[row].item() if valid[row] else None
+            if not self.same_value(got_value, self.aggregate.finalize(partial)):
+                self.fail(f"{law} (finalize)", f"{got_value!r} is not {self.aggregate.finalize(partial)!r}")
+
+    def merge_all(self, partials: Sequence[Partial]) -> Partial:
+        total = self.aggregate.empty()
+        for partial in partials:
+            total = self.aggregate.merge(total, partial)
+        return total
+
+    # ------------------------------------------------------------------------------------------------- the laws
+
+    def check_partials(self) -> None:
+        """Partials are tuples of one number per slot, and a null is no event."""
+        slots = self.aggregate.slots
+        for partial in [self.aggregate.empty(), *self.partials, self.merge_all(self.partials)]:
+            numbers = [int if slot == "i8" else float for slot in slots]
+            if not isinstance(partial, tuple) or [type(x) for x in partial] != numbers:
+                self.fail("partials", f"{partial!r} is not a tuple of {slots}")
+            try:
+                struct.pack("<" + "".join("q" if slot == "i8" else "d" for slot in slots), *partial)
+            except struct.error:
+                self.fail("partials", f"{partial!r} does not fit its slots {slots}")
+        if self.aggregate.input is not None:
+            for at in self.orders:
+                self.expect_equal("null inputs", self.aggregate.prepare(None, at), self.aggregate.empty())
+
+    def check_merge(self) -> None:
+        """Merge is associative and commutative with an identity, and changes neither argument."""
+        merge, empty = self.aggregate.merge, self.aggregate.empty
+        for a in self.partials:
+            self.expect_equal("identity", merge(empty(), a), a)
+            self.expect_equal("identity", merge(a, empty()), a)
+        if not self.partials:
+            return
+        for _ in range(self.rounds):
+            # distinct events, as partials of disjoint sets are
+            some = self.dice.sample(self.partials, min(6, len(self.partials)))
+            a, b, c = self.merge_all(some[0:2]), self.merge_all(some[2:4]), self.merge_all(some[4:6])
+            before = [tuple(a), tuple(b)]
+            ab = merge(a, b)
+            if repr([tuple(a), tuple(b)]) != repr(before):
+                self.fail("immutability", f"merge changed {before} into {[a, b]}")
+            self.expect_equal("commutativity", ab, merge(b, a))
+            self.expect_equal("associativity", merge(ab, c), merge(a, merge(b, c)))
+
+    def check_splits(self) -> None:
+        """Any split, merged in any order and grouping, gives the whole."""
+        whole = self.merge_all(self.partials)
+        for _ in range(self.rounds):
+            pile = self.dice.sample(self.partials, len(self.partials))
+            while len(pile) > 1:
+                a = pile.pop(self.dice.randrange(len(pile)))
+                b = pile.pop(self.dice.randrange(len(pile)))
+                pile.append(self.aggregate.merge(a, b))
+            self.expect_equal("split invariance", pile[0] if pile else self.aggregate.empty(), whole)
+
+    def columns(self) -> Columns:
+        """Return ``prepare_columns`` of all events, garbage standing at the nulls."""
+        kind = self.aggregate.value_type
+        valid = np.array([value is not None for value in self.values], dtype=bool)
+        if self.aggregate.input is None:
+            valid = np.ones(len(self.values), dtype=bool)
+        dtype = np.float64 if kind == DataType.FLOAT64 else np.int64
+        garbage: Any = math.nan if kind == DataType.FLOAT64 else -77
+        known = kind not in (None, DataType.STRING)
+        inputs = np.array([garbage if v is None or not known else v for v in self.values], dtype=dtype)
+        times = np.array([at.event_time for at in self.orders], dtype=np.int64)
+        sequences = np.array([at.sequence for at in self.orders], dtype=np.int64)
+        return self.aggregate.prepare_columns(inputs, valid, times, sequences)
+
+    def check_columns(self) -> None:
+        """The column functions give what the scalar ones give, row by row."""
+        columns = self.columns()
+        self.expect_rows("columns: prepare", columns, self.partials, exact=True)
+        self.expect_rows("columns: empty", empty_columns(self.aggregate, 2), [self.aggregate.empty()] * 2, exact=True)
+        order = list(range(len(self.partials)))
+        self.dice.shuffle(order)
+        rows = np.array(order, dtype=np.int64)
+        before = [column.tobytes() for column in columns]
+        merged = self.aggregate.merge_columns(columns, take(columns, rows))
+        if before != [column.tobytes() for column in columns]:
+            self.fail("immutability", "merge_columns changed its arguments")
+        pairs = [self.aggregate.merge(a, self.partials[i]) for a, i in zip(self.partials, order, strict=True)]
+        self.expect_rows("columns: merge", merged, pairs, exact=True)
+        nothing = self.aggregate.merge_columns(columns, empty_columns(self.aggregate, len(order)))
+        self.expect_rows("columns: identity", nothing, self.partials)
+        words = np.column_stack(words_of(columns)) if order else np.zeros((0, len(columns)), np.int64)
+        self.expect_rows("columns: words", columns_at(words, self.aggregate, 0), self.partials, exact=True)
+
+    def check_groups(self) -> None:
+        """Groups, suffixes and ranges merge what they cover and nothing else."""
+        columns, rows = self.columns(), len(self.partials)
+        for _ in range(max(1, self.rounds // 5)):
+            inner = sorted(self.dice.sample(range(1, rows), self.dice.randrange(rows))) if rows > 1 else []
+            starts = [0, *inner] if rows else []
+            ends = [*starts[1:], rows] if rows else []
+            spans = list(zip(starts, ends, strict=True))
+            grouped = reduce_groups(self.aggregate, columns, np.array(starts, dtype=np.int64))
+            self.expect_rows("groups", grouped, [self.merge_all(self.partials[a:b]) for a, b in spans])
+            suffixes = merge_suffixes(self.aggregate, columns, np.array(starts, dtype=np.int64))
+            expected = [self.merge_all(self.partials[i:end]) for start, end in spans for i in range(start, end)]
+            self.expect_rows("suffixes", suffixes, expected)
+            queries = [(self.dice.randint(0, rows), self.dice.randint(0, rows)) for _ in range(10)] + [(0, rows)]
+            low, high = (np.array(side, dtype=np.int64) for side in zip(*queries, strict=True))
+            ranges = merge_ranges(self.aggregate, columns, low, high)
+            self.expect_rows("ranges", ranges, [self.merge_all(self.partials[a:b]) for a, b in queries])
+        self.expect_rows("columns: prepare", columns, self.partials, exact=True)
+
+    def check_tiles(self) -> None:
+        """A tile is the merge of its events, whatever else is merged beside it."""
+        keys = [self.dice.randrange(3) for _ in self.partials]
+        apart = [self.dice.random() < 0.2 for _ in self.partials]
+        rows = tile_events(
+            [self.aggregate],
+            _TILE,
+            np.array(keys, dtype=np.int64),
+            np.array([at.event_time for at in self.orders], dtype=np.int64),
+            [self.columns()],
+            apart=np.array(apart, dtype=bool),
+        )
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        for i, (key, at) in enumerate(zip(keys, self.orders, strict=True)):
+            groups.setdefault((key, floor_to(at.event_time, _TILE), i if apart[i] else -1), []).append(i)
+        expected = [(key, tile, members) for (key, tile, _), members in sorted(groups.items())]
+        times = [[self.orders[i].event_time for i in members] for _, _, members in expected]
+        told = list(zip(rows.key.tolist(), rows.tile.tolist(), rows.oldest.tolist(), rows.newest.tolist(), strict=True))
+        if told != [(key, tile, min(t), max(t)) for (key, tile, _), t in zip(expected, times, strict=True)]:
+            self.fail("tiles", f"(key, tile, oldest, newest) are {told}")
+        merged = [self.merge_all([self.partials[i] for i in members]) for _, _, members in expected]
+        self.expect_rows("tiles", columns_at(rows.words, self.aggregate, 0), merged)

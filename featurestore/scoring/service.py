@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import socket
 import threading
@@ -33,6 +34,7 @@ def build_app(
     limits: ScorerLimits | None = None,
 ) -> ScoringApp:
     """Return the ASGI application; see :func:`serve` for the arguments."""
+    _require_extra()
     from featurestore.scoring.http import ScoringApp
 
     loaded = load_models(models_root, models)
@@ -70,7 +72,8 @@ def serve(
         limits: Bounds of a request.
 
     Raises:
-        ConfigError: The address cannot be bound, or would be open to other machines without a key.
+        ConfigError: The address cannot be bound, or would be open to other machines without a key; or the ``serve``
+            extra is not installed.
         ModelError: A model is refused, or was trained on another definition than the store serves.
         UnknownNameError: A model's feature service is not applied.
     """
@@ -112,6 +115,17 @@ def uvicorn_config(app: ScoringApp, **options: Any) -> Any:
         "backlog": 2048,
     }
     return uvicorn.Config(app, **(chosen | options))
+
+
+def _require_extra() -> None:
+    for package in ("prometheus_client", "starlette", "uvicorn"):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise ConfigError(
+                f"the scoring service needs {package}, which is not installed.",
+                hint="pip install 'featurestore[serve]'.",
+            ) from None
 
 
 @contextmanager

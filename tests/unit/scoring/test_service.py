@@ -70,6 +70,12 @@ def test_a_port_in_use_is_named(models_root):
         serve(models_root, MemoryReader, port=70_000)
 
 
+def test_a_missing_extra_is_named(models_root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(ConfigError, match=r"needs uvicorn.*featurestore\[serve\]"):
+        serve(models_root, MemoryReader, port=0)
+
+
 def test_nothing_to_serve_or_another_definition_refuses_to_start(models_root, tmp_path):
     with pytest.raises(ModelError, match="no model to serve"):
         serve(tmp_path, MemoryReader, port=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     Headers = Sequence[tuple[bytes, bytes]]
 
+_LOG = logging.getLogger("featurestore.scoring")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -74,7 +76,7 @@ async def send_answer(
     request_id: str,
     headers: tuple[tuple[bytes, bytes], ...] = (),
 ) -> None:
-    """Send a whole answer."""
+    """Send a whole answer. A caller who has gone meanwhile misses it, and that is no error of ours."""
     start: Message = {
         "type": "http.response.start",
         "status": status,
@@ -85,8 +87,11 @@ async def send_answer(
             *headers,
         ],
     }
-    await send(start)
-    await send({"type": "http.response.body", "body": body})
+    try:
+        await send(start)
+        await send({"type": "http.response.body", "body": body})
+    except (OSError, RuntimeError) as gone:  # a closed transport is a RuntimeError in uvloop
+        _LOG.debug("request %s: the caller has gone (%s)", request_id, type(gone).__name__)
 
 
 def _too_large(limit_bytes: int) -> Refusal:

@@ -160,23 +160,31 @@ class ScoringApp:
             return
         self._in_flight += 1
         try:
-            answer = await self._answer(call, headers, receive)
-            if answer is not None:  # else the caller has gone
-                await send_answer(send, 200, self._encode(answer), content_type=JSON, request_id=call.request_id)
+            answer = await self._answer_or_refusal(call, headers, receive)
+            if isinstance(answer, Refusal):
+                await self._refuse(send, answer, call.request_id, call.route, protocol=protocol)
+            elif answer is not None:  # else the caller has gone
                 self.metrics.count_request(call.route, 200)
-        except Refusal as refusal:
-            await self._refuse(send, refusal, call.request_id, call.route, protocol=protocol)
-        except FeatureStoreError as error:
-            answered = refusal_of(error)
-            if answered.status >= 500:
-                _LOG.warning("request %s: %s: %s", call.request_id, type(error).__name__, _one_line(str(error)))
-            await self._refuse(send, answered, call.request_id, call.route, protocol=protocol)
-        except Exception:  # noqa: BLE001 - the boundary: a bug of ours is logged, and answered without its insides
-            _LOG.exception("request %s failed", call.request_id)
-            await self._refuse(send, internal_error(), call.request_id, call.route, protocol=protocol)
+                await send_answer(send, 200, answer, content_type=JSON, request_id=call.request_id)
         finally:
             self._in_flight -= 1
             self.metrics.observe_request(call.route, time.perf_counter() - call.started)
+
+    async def _answer_or_refusal(self, call: _Call, headers: Headers, receive: Receive) -> bytes | Refusal | None:
+        """Return the body of the answer, why there is none, or None if nobody waits for it."""
+        try:
+            answer = await self._answer(call, headers, receive)
+            return None if answer is None else self._encode(answer)
+        except Refusal as refusal:
+            return refusal
+        except FeatureStoreError as error:
+            refused = refusal_of(error)
+            if refused.status >= 500:
+                _LOG.warning("request %s: %s: %s", call.request_id, type(error).__name__, _one_line(str(error)))
+            return refused
+        except Exception:  # noqa: BLE001 - the boundary: a bug of ours is logged, and answered without its insides
+            _LOG.exception("request %s failed", call.request_id)
+            return internal_error()
 
     async def _answer(self, call: _Call, headers: Headers, receive: Receive) -> dict[str, Any] | None:
         served = self._models.find(call.name, call.version)
@@ -228,10 +236,10 @@ class ScoringApp:
     async def _refuse(self, send: Send, refusal: Refusal, request_id: str, route: str, *, protocol: bool) -> None:
         content_type = JSON if protocol else PROBLEM_JSON
         body = refusal.body(request_id, protocol=protocol)
+        self.metrics.count_request(route, refusal.status)
         await send_answer(
             send, refusal.status, body, content_type=content_type, request_id=request_id, headers=refusal.headers
         )
-        self.metrics.count_request(route, refusal.status)
 
     # The other routes -----------------------------------------------------------------------------------------------
 

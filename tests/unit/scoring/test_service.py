@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import json
 import signal
 import socket
 import subprocess
@@ -122,6 +124,30 @@ def test_too_many_at_once_are_shed_and_a_body_that_dawdles_is_dropped(models_roo
             slow.sendall(head.encode())
             assert slow.recv(100).startswith(b"HTTP/1.1 408")
         assert http.post("/score/fraud", json=GOOD).status_code == 200
+
+
+@pytest.mark.parametrize("keys", [{"card_id": "c1"}, {}])
+def test_a_caller_who_leaves_before_the_answer_is_no_failure(models_root, keys, caplog):
+    app = build_app(models_root, MemoryReader)
+    body = json.dumps({"keys": keys, "request": {"amount": 1}}).encode()
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/score/fraud",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    received = [{"type": "http.request", "body": body}]
+
+    async def receive():
+        return received.pop()
+
+    async def send(message):
+        raise RuntimeError("the handler is closed")
+
+    asyncio.run(app(scope, receive, send))
+    received = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"{", "more_body": True}]
+    asyncio.run(app(scope, receive, send))
+    assert caplog.text == ""
 
 
 def test_with_keys_every_route_but_health_refuses_a_stranger(models_root, tmp_path):

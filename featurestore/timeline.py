@@ -36,7 +36,8 @@ MIN_INSTANT: Instant = -(2**63)
 MAX_INSTANT: Instant = 2**63 - 1
 
 _UNITS: dict[str, Duration] = {"us": 1, "ms": MILLISECOND, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY, "w": WEEK}
-_DURATION = re.compile(r"(\d+)(us|ms|s|m|h|d|w)")
+_DURATION = re.compile(r"([0-9]+)(us|ms|s|m|h|d|w)")
+_LONGEST: Duration = 10_000 * 366 * DAY
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -47,7 +48,7 @@ def parse_duration(text: str | timedelta) -> Duration:
         text: One or more of number + unit, largest unit first or not; units are us, ms, s, m, h, d (24 h) and w (7 d).
 
     Raises:
-        DefinitionError: The text is empty, has another unit, or the duration is not positive.
+        DefinitionError: The text is empty, has another unit, or the duration is not positive or beyond 10,000 years.
 
     >>> parse_duration("5m")
     300000000
@@ -57,7 +58,7 @@ def parse_duration(text: str | timedelta) -> Duration:
     if isinstance(text, timedelta):
         duration = text // timedelta(microseconds=1)
     else:
-        if not isinstance(text, str) or not re.fullmatch(r"(\d+(us|ms|s|m|h|d|w))+", text.strip()):
+        if not isinstance(text, str) or not re.fullmatch(r"([0-9]+(us|ms|s|m|h|d|w))+", text.strip()):
             raise DefinitionError(
                 f"duration {text!r} is not understood.",
                 hint="write a number and a unit out of us, ms, s, m, h, d, w; for example '5m', '1h30m' or '7d'.",
@@ -65,6 +66,10 @@ def parse_duration(text: str | timedelta) -> Duration:
         duration = sum(int(number) * _UNITS[unit] for number, unit in _DURATION.findall(text.strip()))
     if duration <= 0:
         raise DefinitionError(f"duration {text!r} is not positive.")
+    if duration > _LONGEST:
+        raise DefinitionError(
+            f"duration {text!r} is longer than 10,000 years.", hint='write "lifetime" for a window without end.'
+        )
     return duration
 
 
@@ -125,12 +130,15 @@ def to_datetime(instant: Instant) -> datetime:
 
 
 def format_instant(instant: Instant) -> str:
-    """Return ISO 8601 in UTC with a Z, seconds or microseconds as needed.
+    """Return ISO 8601 in UTC with a Z, seconds or microseconds as needed; outside the years 1 to 9999, the number.
 
     >>> format_instant(0), format_instant(1_500_000)
     ('1970-01-01T00:00:00Z', '1970-01-01T00:00:01.500000Z')
     """
-    return to_datetime(instant).isoformat().replace("+00:00", "Z")
+    try:
+        return to_datetime(instant).isoformat().replace("+00:00", "Z")
+    except OverflowError:
+        return f"{instant}us"
 
 
 @dataclass(frozen=True, slots=True)

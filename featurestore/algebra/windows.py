@@ -10,14 +10,27 @@ hop / w within ``max_error`` (1/12 unless stated), so that windows of one featur
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import WindowError
-from featurestore.timeline import DAY, HOUR, MINUTE, SECOND, Duration, Instant, Interval, format_duration, parse_duration
+from featurestore.timeline import (
+    DAY,
+    HOUR,
+    MINUTE,
+    SECOND,
+    Duration,
+    Instant,
+    Interval,
+    format_duration,
+    parse_duration,
+)
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from featurestore.algebra.aggregate import Aggregate
 
 DEFAULT_MAX_ERROR = Fraction(1, 12)
@@ -65,7 +78,10 @@ class Window:
 
 
 def Sawtooth(  # noqa: N802 - a window kind reads as a type where it is used
-    length: str, *, hop: str | None = None, max_error: float | Fraction = DEFAULT_MAX_ERROR
+    length: str | timedelta,
+    *,
+    hop: str | timedelta | None = None,
+    max_error: float | Fraction = DEFAULT_MAX_ERROR,
 ) -> Window:
     """Return a window of at least ``length`` whose far edge moves in hops.
 
@@ -87,6 +103,8 @@ def Sawtooth(  # noqa: N802 - a window kind reads as a type where it is used
             choices = ", ".join(format_duration(h) for h in _HOPS if width % h == 0 and h <= width)
             raise WindowError(f"hop {hop!r} does not divide window {length!r}.", hint=f"use one of {choices}.")
     else:
+        if not 0 < max_error < math.inf:
+            raise WindowError(f"window {length!r}: max_error={max_error!r} is not a positive number.")
         limit = width * Fraction(max_error).limit_denominator(1_000_000)
         fitting = [h for h in _HOPS if width % h == 0 and h <= limit]
         if not fitting:
@@ -95,7 +113,8 @@ def Sawtooth(  # noqa: N802 - a window kind reads as a type where it is used
                 hint="state a hop that divides the window, or a larger max_error.",
             )
         step = fitting[-1]
-    return Window("sawtooth", width, step, length.strip())
+    label = length.strip() if isinstance(length, str) else format_duration(width)
+    return Window("sawtooth", width, step, label)
 
 
 def Lifetime() -> Window:  # noqa: N802
@@ -108,7 +127,9 @@ def as_window(window: str | Window) -> Window:
     if isinstance(window, Window):
         return window
     if not isinstance(window, str):
-        raise WindowError(f"window {window!r} is not a window.", hint="write '1h', 'lifetime' or Sawtooth('1h', hop='1m').")
+        raise WindowError(
+            f"window {window!r} is not a window.", hint="write '1h', 'lifetime' or Sawtooth('1h', hop='1m')."
+        )
     return Lifetime() if window.strip() == "lifetime" else Sawtooth(window)
 
 

@@ -1,0 +1,8 @@
+"""Makes ``source_tree`` importable by its neighbours."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

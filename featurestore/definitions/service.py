@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from featurestore.definitions.view import FeatureView
 from featurestore.errors import DefinitionError, DuplicateNameError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from featurestore.definitions.source import EventSource
 
@@ -33,7 +34,8 @@ class FeatureService:
 
     def __post_init__(self) -> None:
         check_name(self.name, "service")
-        if not self.views or not all(isinstance(view, FeatureView) for view in self.views):
+        given = self.views if isinstance(self.views, Sequence) else ()
+        if not given or not all(isinstance(view, FeatureView) for view in given):
             raise DefinitionError(f"service {self.name}: {self.views!r} is not a list of feature views.")
         object.__setattr__(self, "views", tuple(self.views))
         names = [view.name for view in self.views]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -102,15 +102,21 @@ class FeatureView:
     def layout(self) -> ViewLayout:
         """How the view is stored and read."""
         bound: list[tuple[str, Aggregate, Window]] = []
+        spelled: dict[str, str] = {}  # one spelling per meaning, so that white space never decides what is shared
         for name, windowed in self.features.items():
             aggregate = windowed.aggregate
             where = f"{self.name}.{name}"
             expression = self._parse(aggregate.input, where)
-            self._parse(aggregate.where, f"{where}: where", boolean=True)
+            condition = self._parse(aggregate.where, f"{where}: where", boolean=True)
             try:
                 typed = aggregate.bind(None if expression is None else expression.type)
             except DefinitionError as error:
                 raise DefinitionError(f"{where}: {error.message}", hint=error.hint) from None
+            typed = replace(
+                typed,
+                input=expression and spelled.setdefault(expression.canonical, str(aggregate.input)),
+                where=condition and spelled.setdefault(condition.canonical, str(aggregate.where)),
+            )
             bound += [(f"{name}_{window.label}", typed, window) for window in windowed.windows]
         names = [name for name, _, _ in bound]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -127,13 +133,17 @@ class FeatureView:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change exactly when the meaning of a feature does; names of owners do not count."""
+        """16 hex digits that change exactly when the meaning of a feature does; names of owners do not count.
 
-        def canonical(text: str | None) -> str | None:
-            return None if text is None else Expression.parse(text, self.source.contract.columns).canonical
+        Whatever decides the layout of stored bytes is in it: the types of the inputs too, which a contract can change.
+        """
+
+        def canonical(text: str | None) -> list[str] | None:
+            expression = self._parse(text, self.name)
+            return None if expression is None else [expression.canonical, str(expression.type)]
 
         meaning = {
-            "keys": {name: str(kind) for name, kind in self.entity.keys.items()},
+            "keys": [[name, str(kind)] for name, kind in self.entity.keys.items()],
             "topic": self.source.topic,
             "event_time": self.source.event_time,
             "where": canonical(self.where),

@@ -57,6 +57,11 @@ def record_size(layout: ViewLayout) -> int:
     return RECORD_HEAD.size + 8 * len(layout.slots)
 
 
+def base_length(blob: bytes) -> int:
+    """Return where the tail of a blob begins, as its header says."""
+    return int(HEADER.unpack_from(blob)[3])
+
+
 def empty_base(layout: ViewLayout) -> bytes:
     """Return the base of a key that has only a tail yet."""
     length = HEADER.size + counts_size(len(layout.ladders))
@@ -141,8 +146,8 @@ class ViewReader:
         Args:
             blob: The stored bytes, or None when the key has none.
             t: The time of the lookup.
-            exact_time: True refuses a ``t`` that the base has passed; False moves ``t`` just after the base's newest
-                event instead, which is right for "now" on a clock that runs a little behind the producer's.
+            exact_time: True refuses a ``t`` that merged events have passed; False moves ``t`` just after the newest of
+                them instead, which is right for "now" on a clock that runs a little behind the producer's.
 
         Raises:
             CodecError: The bytes are not a blob of this view.
@@ -152,20 +157,15 @@ class ViewReader:
             return ViewValues(self.empty_values, known=False, as_of=None)
         layout = self.layout
         frame = parse_frame(blob, layout)
-        newest = frame.newest
-        if newest >= t:
+        records = list(self._record.iter_unpack(memoryview(blob)[frame.base_length :]))
+        while True:
+            tail = [record for record in records if record[1] < t]
+            as_of = max([frame.newest, *(record[2] for record in tail)])
+            if as_of < t:
+                break
             if exact_time:
-                raise self._past(t, newest)
-            t = newest + 1
-        as_of = newest
-        tail = []
-        for record in self._record.iter_unpack(memoryview(blob)[frame.base_length :]):
-            if record[1] >= t:
-                continue
-            if record[2] >= t:
-                raise self._past(t, record[2])
-            as_of = max(as_of, record[2])
-            tail.append(record)
+                raise self._past(t, as_of)
+            t = as_of + 1
         values: list[Any] = [None] * len(layout.features)
         view = memoryview(blob)
         for ladder, window, members in self._windows:
@@ -178,10 +178,10 @@ class ViewReader:
                 if index < rows:
                     packed = self._rows[ladder]
                     row = packed.unpack_from(blob, offset + 8 * rows + index * packed.size)
-            records = tail if low is None else [record for record in tail if record[0] >= low]
+            covered = tail if low is None else [record for record in tail if record[0] >= low]
             for position, aggregate, _, in_row, in_record in members:
                 partial: Partial = aggregate.empty() if row is None else row[in_row]
-                for record in records:
+                for record in covered:
                     partial = aggregate.merge(partial, record[in_record])
                 values[position] = aggregate.finalize(partial)
         return ViewValues(tuple(values), known=True, as_of=None if as_of == MIN_INSTANT else as_of)

@@ -54,9 +54,9 @@ def mapped_errors(url: str) -> Iterator[None]:
 
 
 def safe_url(url: str) -> str:
-    """Return a URL without user and password."""
+    """Return a URL without user, password and options, which can hold a password too."""
     scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+    return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def connect(url: str, *, timeout_s: float) -> redis.Redis:

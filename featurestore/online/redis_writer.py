@@ -23,10 +23,11 @@ import redis
 
 from featurestore.engines.shape import tiles
 from featurestore.errors import FenceError, OnlineError
-from featurestore.online.codec import HEADER, empty_base, record_size
+from featurestore.online.codec import HEADER, base_length, empty_base, record_size
 from featurestore.online.fold import fold
 from featurestore.online.keys import BUCKETS, bucket_of
 from featurestore.online.redis_store import RedisOnlineStore, mapped_errors
+from featurestore.timeline import MIN_INSTANT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,13 +159,13 @@ class FencedWriter:
             fresh = (events.sequence & _OFFSET_MASK) >= fence[of_key[events.key]]
             counts["fenced"] += int(np.count_nonzero(~fresh))
             counts["applied"] += int(np.count_nonzero(fresh))
-            rows = _reachable(view, tiles(view, events.take(np.flatnonzero(fresh))))
+            events = events.take(np.flatnonzero(fresh))
+            rows = _reachable(view, events, tiles(view, events))
             counts["records"] += len(rows)
             self._distribute(index, view, events.keys, of_key, rows, buckets)
         touched = self._send(fields, fences, until, buckets)
         counts["folded"] = self.fold(touched, clock=arrival)
-        with mapped_errors(self.store.url):
-            self._script(self._progress, [self.store.space.progress(self.source)], [partition, until, arrival])
+        self._record_progress(partition, until, arrival)
         return counts
 
     def _distribute(
@@ -256,7 +257,7 @@ class FencedWriter:
             for (name, _), blob in zip(entries, blobs, strict=True):
                 if blob is None:
                     continue
-                base = HEADER.unpack_from(blob)[4]
+                base = base_length(blob)
                 self._remember(name, base)
                 if len(blob) - base > self.tail_cap * size:
                     due.append((name, blob))
@@ -269,9 +270,16 @@ class FencedWriter:
                 for group in by_bucket.values():
                     args = [part for _, old, new in group for part in (len(old), old[: HEADER.size], new)]
                     pipe.evalsha(self._fold, len(group), *[name for name, _, _ in group], *args)
-                done += sum(pipe.execute())
+                replies = pipe.execute(raise_on_error=False)
+                for reply in replies:
+                    if isinstance(reply, redis.exceptions.NoScriptError):
+                        self._reload()  # nothing was folded; the next write finds these tails again
+                    elif isinstance(reply, Exception):
+                        raise reply
+                    else:
+                        done += reply
             for (name, _), new in zip(due, folded, strict=True):
-                self._remember(name, HEADER.unpack_from(new)[4])
+                self._remember(name, base_length(new))
         return done
 
     def _remember(self, name: bytes, base: int) -> None:
@@ -279,19 +287,29 @@ class FencedWriter:
             self._bases.clear()
         self._bases[name] = base
 
-    def _script(self, sha: str, keys: list[bytes], args: list[Any]) -> Any:
-        return self.store.redis.evalsha(sha, len(keys), *keys, *args)
+    def _record_progress(self, partition: int, until: int, arrival: Instant) -> None:
+        call = (self._progress, 1, self.store.space.progress(self.source), partition, until, arrival)
+        with mapped_errors(self.store.url):
+            try:
+                self.store.redis.evalsha(*call)
+            except redis.exceptions.NoScriptError:
+                self._reload()
+                self.store.redis.evalsha(*call)
 
     def _reload(self) -> None:
         for script in (APPEND, FOLD, PROGRESS):
             self.store.redis.script_load(script)
 
 
-def _reachable(view: FeatureView, rows: TileRows) -> TileRows:
-    """Return the rows that a lookup after the key's newest event can still reach."""
+def _reachable(view: FeatureView, events: Shaped, rows: TileRows) -> TileRows:
+    """Return the rows that a lookup after the key's newest event can still reach.
+
+    An event ahead of its arrival does not count as newest: lookups before its time are still to come.
+    """
     reach = view.layout.reach
     if reach is None or not len(rows):
         return rows
-    codes, first = np.unique(rows.key, return_index=True)
-    newest = np.maximum.reduceat(rows.newest, first)[np.searchsorted(codes, rows.key)]
-    return rows.take(np.flatnonzero(rows.tile + view.layout.tile > newest - reach))
+    newest = np.full(len(events.keys), MIN_INSTANT + reach, dtype=np.int64)
+    settled = events.event_time <= events.arrival
+    np.maximum.at(newest, events.key[settled], events.event_time[settled])
+    return rows.take(np.flatnonzero(rows.tile + view.layout.tile > newest[rows.key] - reach))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.datatypes import DataType
-from featurestore.events.contract import Contract
+from featurestore.definitions.contract import Contract
 from featurestore.definitions.entity import check_name
 from featurestore.errors import DefinitionError, UnknownNameError, did_you_mean
 from featurestore.timeline import Duration, format_duration, parse_duration
@@ -29,6 +29,7 @@ class EventSource:
         event_time: The field that says when the event happened; a date-time, or an integer of microseconds UTC.
         event_id: The field that tells events apart, when there is one.
         allowed_skew: How far event time may be ahead of arrival; an event from further in the future is quarantined.
+        late_after: An event that arrives later than this after it happened is counted as late. It is merged all the same.
         description: For people.
 
     Raises:
@@ -43,6 +44,7 @@ class EventSource:
     event_time: str
     event_id: str | None = None
     allowed_skew: str = "5m"
+    late_after: str = "1m"
     description: str = ""
 
     def __post_init__(self) -> None:
@@ -64,6 +66,7 @@ class EventSource:
                 'it must be a string with "format": "date-time", or an integer of microseconds UTC.'
             )
         parse_duration(self.allowed_skew)
+        parse_duration(self.late_after)
 
     @property
     def contract(self) -> Contract:
@@ -76,6 +79,11 @@ class EventSource:
         """The allowed skew in microseconds."""
         return parse_duration(self.allowed_skew)
 
+    @property
+    def late_after_us(self) -> Duration:
+        """The delay in microseconds from which an event counts as late."""
+        return parse_duration(self.late_after)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the source as data, contract included."""
         return {
@@ -85,6 +93,7 @@ class EventSource:
             "event_time": self.event_time,
             "event_id": self.event_id,
             "allowed_skew": format_duration(self.allowed_skew_us),
+            "late_after": format_duration(parse_duration(self.late_after)),
             "description": self.description,
         }
 

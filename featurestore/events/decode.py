@@ -1,0 +1,234 @@
+"""Decoding: bytes of a topic -> typed columns, or rejections with a reason. One decoder, in every path.
+
+Contract of ``Decoder.decode``: total. Whatever the bytes, every record is either a row of ``batch`` or one of
+``rejected``, and never raises. JSON is read strictly: no NaN literals, no text where a number belongs, integers within
+64 bits; a whole number is a valid float64. Fields the contract does not name are ignored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from featurestore.datatypes import DataType
+from featurestore.timeline import format_duration, format_instant
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from featurestore.definitions.contract import Contract, ContractField
+
+MAX_BYTES = 1 << 20
+ARROW_TYPES = {
+    DataType.INT64: pa.int64(),
+    DataType.FLOAT64: pa.float64(),
+    DataType.BOOL: pa.bool_(),
+    DataType.STRING: pa.string(),
+    DataType.TIMESTAMP: pa.timestamp("us", "UTC"),
+}
+
+
+class Reason(StrEnum):
+    """Why a record is in quarantine."""
+
+    EMPTY = "empty"
+    """No value at all: a tombstone or zero bytes."""
+    OVERSIZED = "oversized"
+    """Longer than the limit."""
+    NOT_JSON = "not_json"
+    """Not a JSON document."""
+    CONTRACT = "contract"
+    """JSON, but a field is missing, has another type or breaks a bound."""
+    FUTURE = "future"
+    """Its event time is further ahead of its arrival than the source allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record that is not an event: its row in the input, the reason, and what exactly."""
+
+    row: int
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What became of n records.
+
+    Attributes:
+        batch: The accepted events: the contract's columns; timestamps as instants in UTC.
+        rows: Where each accepted event stood in the input, ascending.
+        event_time_us: Event time of each accepted event.
+        rejected: All others, ascending by row.
+    """
+
+    batch: pa.RecordBatch
+    rows: np.ndarray
+    event_time_us: np.ndarray
+    rejected: tuple[Rejected, ...]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes the records of one source.
+
+    Args:
+        contract: The schema.
+        event_time: The field with the event time; a timestamp, or an int64 of microseconds.
+        allowed_skew_us: How far event time may be ahead of arrival.
+        max_bytes: The longest record that is looked at.
+    """
+
+    contract: Contract
+    event_time: str
+    allowed_skew_us: int
+    max_bytes: int = MAX_BYTES
+
+    def __post_init__(self) -> None:
+        _ = self._decoder
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_decoder", "_schema")}
+
+    @cached_property
+    def _decoder(self) -> msgspec.json.Decoder[Any]:
+        # Required fields first, as msgspec wants; names are positional, so that any field name will do.
+        ordered = sorted(self.contract.fields, key=lambda one: one.nullable)
+        names = {one.name: f"f{index}" for index, one in enumerate(self.contract.fields)}
+        members: list[Any] = [
+            (names[one.name], _annotation(one), None) if one.nullable else (names[one.name], _annotation(one))
+            for one in ordered
+        ]
+        rename = {python: name for name, python in names.items()}
+        event = msgspec.defstruct("Event", members, rename=rename, gc=False, frozen=False)
+        return msgspec.json.Decoder(event)
+
+    @cached_property
+    def _schema(self) -> pa.Schema:
+        return pa.schema([(one.name, ARROW_TYPES[one.type]) for one in self.contract.fields])
+
+    def decode(self, values: pa.Array | Sequence[bytes | None], arrival_us: np.ndarray) -> Decoded:
+        """Return the accepted events as columns, and the rest as rejections.
+
+        Args:
+            values: The records' values: an Arrow binary array or a list of bytes; null is an empty record.
+            arrival_us: Arrival instant of every record, int64 microseconds.
+        """
+        records: Sequence[Any] = values.to_pylist() if isinstance(values, pa.Array | pa.ChunkedArray) else values
+        events: list[Any] = []
+        rows: list[int] = []
+        rejected: list[Rejected] = []
+        decode, limit = self._decoder.decode, self.max_bytes
+        for row, record in enumerate(records):
+            if not record:
+                rejected.append(Rejected(row, Reason.EMPTY, "the record has no value"))
+                continue
+            if len(record) > limit:
+                rejected.append(Rejected(row, Reason.OVERSIZED, f"{len(record):,} bytes, allowed are {limit:,}"))
+                continue
+            try:
+                events.append(decode(record))
+                rows.append(row)
+            except msgspec.ValidationError as error:
+                rejected.append(Rejected(row, Reason.CONTRACT, self._in_words(str(error))))
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                rejected.append(Rejected(row, Reason.NOT_JSON, str(error)))
+            except RecursionError:
+                rejected.append(Rejected(row, Reason.NOT_JSON, "nested too deeply"))
+        batch, kept = self._columns(events, rows, rejected)
+        position = np.array(rows, np.int64)[kept]
+        column = batch.column(self.event_time)
+        event_time = column.cast(pa.int64()).to_numpy(zero_copy_only=False)
+        return self._refuse_future(batch, position, event_time, np.asarray(arrival_us, np.int64), rejected)
+
+    def _columns(
+        self, events: list[Any], rows: list[int], rejected: list[Rejected]
+    ) -> tuple[pa.RecordBatch, np.ndarray]:
+        """Return the events as columns and which were kept; an event Arrow cannot hold is rejected."""
+
+        def build(chosen: list[Any]) -> pa.RecordBatch:
+            columns = [
+                pa.array([getattr(event, f"f{index}") for event in chosen], one.type)
+                for index, one in enumerate(self._schema)
+            ]
+            return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+        try:
+            return build(events), np.arange(len(events))
+        except (pa.ArrowInvalid, UnicodeEncodeError, OverflowError):
+            kept = []
+            for index, event in enumerate(events):
+                try:
+                    build([event])
+                    kept.append(index)
+                except (pa.ArrowInvalid, UnicodeEncodeError, OverflowError) as error:
+                    rejected.append(Rejected(rows[index], Reason.CONTRACT, f"a value is not storable: {error}"))
+            return build([events[index] for index in kept]), np.array(kept, np.int64)
+
+    def _refuse_future(
+        self,
+        batch: pa.RecordBatch,
+        rows: np.ndarray,
+        event_time: np.ndarray,
+        arrival: np.ndarray,
+        rejected: list[Rejected],
+    ) -> Decoded:
+        nothing = batch.column(self.event_time).null_count
+        valid = batch.column(self.event_time).is_valid().to_numpy(zero_copy_only=False) if nothing else None
+        ahead = event_time > arrival[rows] + self.allowed_skew_us
+        if valid is not None:
+            for row in rows[~valid].tolist():
+                rejected.append(Rejected(row, Reason.CONTRACT, f"event time {self.event_time!r} is null"))
+            ahead &= valid
+        for index in np.flatnonzero(ahead).tolist():
+            row = int(rows[index])
+            detail = (
+                f"{self.event_time} is more than {format_duration(self.allowed_skew_us)} ahead of arrival "
+                f"at {format_instant(int(arrival[row]))}"
+            )
+            rejected.append(Rejected(row, Reason.FUTURE, detail))
+        fine = ~ahead if valid is None else valid & ~ahead
+        if not fine.all():
+            keep = np.flatnonzero(fine)
+            batch, rows, event_time = batch.take(pa.array(keep)), rows[keep], event_time[keep]
+        rejected.sort(key=lambda one: one.row)
+        return Decoded(batch, rows, event_time.astype(np.int64), tuple(rejected))
+
+    def _in_words(self, message: str) -> str:
+        """Return msgspec's message with the path written as a field name."""
+        text, _, path = message.partition(" - at `$")
+        field = path.removesuffix("`").lstrip(".")
+        return f"field {field!r}: {text}" if field else text
+
+
+def _annotation(one: ContractField) -> Any:
+    bounds = one.bounds
+    kind: Any
+    if one.type == DataType.INT64:
+        low, high = -(2**63), 2**63 - 1
+        low = max(low, int(bounds.get("minimum", low)), int(bounds.get("exclusiveMinimum", low - 1)) + 1)
+        high = min(high, int(bounds.get("maximum", high)), int(bounds.get("exclusiveMaximum", high + 1)) - 1)
+        kind = Annotated[int, msgspec.Meta(ge=low, le=high)]
+    elif one.type == DataType.FLOAT64:
+        names = {"minimum": "ge", "maximum": "le", "exclusiveMinimum": "gt", "exclusiveMaximum": "lt"}
+        given = {names[name]: value for name, value in bounds.items()}
+        kind = Annotated[float, msgspec.Meta(**given)] if given else float
+    elif one.type == DataType.TIMESTAMP:
+        kind = Annotated[datetime, msgspec.Meta(tz=True)]
+    elif one.type == DataType.BOOL:
+        kind = bool
+    elif "enum" in bounds:
+        kind = Literal[tuple(bounds["enum"])]
+    else:
+        names = {"minLength": "min_length", "maxLength": "max_length", "pattern": "pattern"}
+        given = {names[name]: value for name, value in bounds.items()}
+        kind = Annotated[str, msgspec.Meta(**given)] if given else str
+    return kind | None if one.nullable else kind

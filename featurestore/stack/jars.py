@@ -167,11 +167,3 @@ def _progress_line(label: str) -> Iterator[Callable[[object], None]]:
         yield show
     finally:
         print("" if live else f"fetching {label}: {last or 'stopped'}", file=stream, flush=True)
-
-
-if __name__ == "__main__":
-    try:
-        kafka_jars()
-        spark_jars()
-    except StackError as error:
-        raise SystemExit(str(error)) from None

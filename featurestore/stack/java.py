@@ -85,7 +85,7 @@ def install_hint() -> str:
         return f"brew install openjdk@{version}"
     if shutil.which("apt-get") is None:
         return f"install a JDK or JRE {version} with the system's package manager, or set JAVA_HOME to one."
-    command = f"apt-get install openjdk-{version}-jre-headless"
+    command = f"apt-get install openjdk-{version}-jre-headless (or openjdk-{JAVA[-1]}-jre-headless)"
     if os.geteuid() == 0:
         return f"{command}, or scripts/demo --install-java."
     if shutil.which("sudo"):

@@ -1,0 +1,72 @@
+"""Real servers for tests: each is started once a session, on a free loopback port, in a directory of its own.
+
+A test that uses one of them gets its marker by that: ``jvm`` for Kafka and Spark, ``server`` for the online store.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import redis
+
+from featurestore.stack.kafka import KafkaServer
+from featurestore.stack.valkey import OnlineServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyspark.sql import SparkSession
+
+MARKER_OF_FIXTURE = {"spark": "jvm", "kafka_server": "jvm", "online_server": "server"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the servers they use, before -m selects."""
+    for item in items:
+        for fixture in set(getattr(item, "fixturenames", ())) & MARKER_OF_FIXTURE.keys():
+            item.add_marker(MARKER_OF_FIXTURE[fixture])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_of_the_user() -> None:
+    """A configured store or broker is somebody's: tests never touch it."""
+    for name in [name for name in os.environ if name.startswith("FEATURESTORE_")]:
+        if name not in {"FEATURESTORE_CACHE", "FEATURESTORE_IVY_SETTINGS"}:
+            del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def online_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnlineServer]:
+    """A Valkey or Redis server of this session's own."""
+    with OnlineServer(tmp_path_factory.mktemp("online")) as server:
+        with redis.Redis.from_url(server.url) as client:
+            assert client.dbsize() == 0
+        yield server
+
+
+@pytest.fixture
+def online_url(online_server: OnlineServer) -> str:
+    """URL of an empty online store."""
+    with redis.Redis.from_url(online_server.url) as client:
+        client.flushdb()
+    return online_server.url
+
+
+@pytest.fixture(scope="session")
+def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    """A Kafka broker of this session's own; tests share it, so each takes topic names of its own."""
+    with KafkaServer(tmp_path_factory.mktemp("kafka")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """One Spark session on two threads, with Delta and Kafka."""
+    from featurestore.engines.session import build_session
+
+    session = build_session("tests", conf={"spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse"))})
+    yield session
+    session.stop()

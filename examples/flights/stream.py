@@ -203,7 +203,7 @@ def build_stream(
         if TOPICS[topic] != "weather":
             draw = _draws(table["flight_id"], TOPICS[topic], seed)
             span = (_LONGEST_LATENESS - _SHORTEST_LATENESS) // SECOND
-            lateness = _SHORTEST_LATENESS + (draw("lateness") * span).astype(np.int64) * SECOND
+            lateness = _SHORTEST_LATENESS + (draw("lateness") * span).astype(np.int64) * SECOND + SECOND // 2
             received_us = event_us + np.where(draw("late") < late_share, lateness, 0)
             spoilt = rows[draw("malformed") < malformed_share]
         kinds = np.full(len(rows), _SOUND, dtype=np.int8)

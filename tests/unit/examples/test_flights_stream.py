@@ -9,7 +9,9 @@ import jsonschema
 import numpy as np
 import pytest
 
+from examples.flights.features import flight_delay
 from examples.flights.stream import FAULTS, SEED, TOPICS, build_stream
+from featurestore.events.decode import Decoder, Reason
 from featurestore.timeline import DAY, MINUTE, to_instant
 
 SCHEMAS = Path(__file__).resolve().parents[3] / "schemas"
@@ -54,6 +56,7 @@ def test_one_flight_event_in_a_hundred_is_5_to_180_minutes_late(stream):
     assert by.min() >= 5 * MINUTE
     assert by.max() < 180 * MINUTE
     assert by.max() > 170 * MINUTE
+    assert (late["received_us"] % MINUTE != 0).all()  # a tick of the clock never falls on it
     assert set(late["topic"]) == {"flight_departures", "flight_arrivals"}
     assert not late.duplicated(["topic", "flight_id"]).any()
 
@@ -106,6 +109,31 @@ def test_each_malformed_record_breaks_its_contract_in_its_own_way(stream, valida
             with pytest.raises(jsonschema.ValidationError):
                 validators[record.topic].validate(json.loads(record.value))
     assert seen == set(FAULTS)
+
+
+def test_the_decoder_quarantines_the_malformed_records_and_no_other(stream):
+    """Two weeks through the contracts that the sources load, with the skew that they allow."""
+    reasons = {
+        "truncated": Reason.NOT_JSON,
+        "wrong type": Reason.CONTRACT,
+        "missing field": Reason.CONTRACT,
+        "from the future": Reason.FUTURE,
+        "empty": Reason.EMPTY,
+    }
+    weeks = stream.between(WEEK[0], to_instant(WEEK[0]) + 14 * DAY)
+    records = weeks.records()
+    found = {}
+    for source in flight_delay.sources:
+        places = [place for place, record in enumerate(records) if record.topic == source.topic]
+        decoder = Decoder(source.contract, source.event_time, source.allowed_skew_us)
+        decoded = decoder.decode([records[place].value for place in places], weeks.received_us[places])
+        found |= {places[rejected.row] + weeks.position: rejected.reason for rejected in decoded.rejected}
+        assert decoded.event_time_us.tolist() == weeks.event_us[places][decoded.rows].tolist()
+    listed = weeks.malformed
+    assert found == {
+        position: reasons[fault] for position, fault in zip(listed["position"], listed["fault"], strict=True)
+    }
+    assert set(listed["fault"]) == set(FAULTS)
 
 
 def test_what_is_late_or_malformed_depends_on_the_seed_alone(flights, stream):

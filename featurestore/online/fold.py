@@ -9,6 +9,7 @@ Records from ahead of the clock stay in the tail as they are, until their time h
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from featurestore.algebra.aggregate import Aggregate, Columns
     from featurestore.definitions.layout import Ladder, ViewLayout
+    from featurestore.engines.shape import Shaped
     from featurestore.timeline import Instant
 
 
@@ -80,7 +82,33 @@ def fold(layout: ViewLayout, blobs: Sequence[bytes], *, clock: Instant = MAX_INS
     return result
 
 
-def _fold_ladder(
+def drop_unreachable(layout: ViewLayout, events: Shaped, rows: TileRows) -> TileRows:
+    """Return the rows of a batch that a lookup after the key's newest event can still reach.
+
+    An event ahead of its arrival does not count as newest: lookups before its time are still to come. Where rows are
+    dropped, the key's newest row is made to reach back over them (its ``oldest``), so that a lookup for an instant in
+    between is refused instead of answered without them.
+
+    Args:
+        layout: The view.
+        events: The events of the batch.
+        rows: Their tiles (``shape.tiles``).
+    """
+    reach = layout.reach
+    if reach is None or not len(rows):
+        return rows
+    newest = np.full(len(events.keys), MIN_INSTANT + reach, dtype=np.int64)
+    settled = events.event_time <= events.arrival
+    np.maximum.at(newest, events.key[settled], events.event_time[settled])
+    keep = rows.tile + layout.tile > newest[rows.key] - reach
+    dropped, kept = rows.take(np.flatnonzero(~keep)), rows.take(np.flatnonzero(keep))
+    back = np.full(len(events.keys), MAX_INSTANT, dtype=np.int64)
+    np.minimum.at(back, dropped.key, dropped.oldest)
+    oldest = np.where(kept.newest == newest[kept.key], np.minimum(kept.oldest, back[kept.key]), kept.oldest)
+    return replace(kept, oldest=oldest)
+
+
+def _fold_ladder(  # noqa: PLR0917
     layout: ViewLayout,
     index: int,
     blobs: Sequence[bytes],
@@ -145,9 +173,7 @@ def _first_reachable(ladder: Ladder, newest: np.ndarray) -> np.ndarray:
     return np.where(never, MIN_INSTANT, (np.where(never, 0, newest) + 1 - ladder.reach) // ladder.hop)
 
 
-def _find(
-    key: np.ndarray, hop: np.ndarray, wanted_key: np.ndarray, wanted_hop: np.ndarray, count: int
-) -> np.ndarray:
+def _find(key: np.ndarray, hop: np.ndarray, wanted_key: np.ndarray, wanted_hop: np.ndarray, count: int) -> np.ndarray:
     """Return for every wanted (key, hop) the first row with that key and a hop not before it, or -1."""
     bounds = np.searchsorted(key, np.arange(count + 1))
     low, high = bounds[wanted_key], bounds[wanted_key + 1]

@@ -24,10 +24,9 @@ import redis
 from featurestore.engines.shape import tiles
 from featurestore.errors import FenceError, OnlineError
 from featurestore.online.codec import HEADER, base_length, empty_base, record_size
-from featurestore.online.fold import fold
+from featurestore.online.fold import drop_unreachable, fold
 from featurestore.online.keys import BUCKETS, bucket_of
 from featurestore.online.redis_store import RedisOnlineStore, mapped_errors
-from featurestore.timeline import MIN_INSTANT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -160,7 +159,7 @@ class FencedWriter:
             counts["fenced"] += int(np.count_nonzero(~fresh))
             counts["applied"] += int(np.count_nonzero(fresh))
             events = events.take(np.flatnonzero(fresh))
-            rows = _reachable(view, events, tiles(view, events))
+            rows = drop_unreachable(view.layout, events, tiles(view, events))
             counts["records"] += len(rows)
             self._distribute(index, view, events.keys, of_key, rows, buckets)
         touched = self._send(fields, fences, until, buckets)
@@ -299,17 +298,3 @@ class FencedWriter:
     def _reload(self) -> None:
         for script in (APPEND, FOLD, PROGRESS):
             self.store.redis.script_load(script)
-
-
-def _reachable(view: FeatureView, events: Shaped, rows: TileRows) -> TileRows:
-    """Return the rows that a lookup after the key's newest event can still reach.
-
-    An event ahead of its arrival does not count as newest: lookups before its time are still to come.
-    """
-    reach = view.layout.reach
-    if reach is None or not len(rows):
-        return rows
-    newest = np.full(len(events.keys), MIN_INSTANT + reach, dtype=np.int64)
-    settled = events.event_time <= events.arrival
-    np.maximum.at(newest, events.key[settled], events.event_time[settled])
-    return rows.take(np.flatnonzero(rows.tile + view.layout.tile > newest[rows.key] - reach))

@@ -1,0 +1,1 @@
+"""Public test kit: laws of aggregates, hostile event streams, and when two values agree. Needs no test framework."""

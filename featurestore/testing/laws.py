@@ -26,6 +26,7 @@ from featurestore.algebra.aggregate import EventOrder
 from featurestore.algebra.columns import empty_columns, merge_ranges, merge_suffixes, reduce_groups, take
 from featurestore.algebra.tiles import columns_at, tile_events, words_of
 from featurestore.datatypes import DataType
+from featurestore.testing.compare import values_agree
 from featurestore.timeline import floor_to
 
 if TYPE_CHECKING:
@@ -119,16 +120,7 @@ class _Laws:
         raise LawViolationError(f"{self.aggregate!r} breaks the law of {law}: {detail}; events: {events}")
 
     def same_value(self, a: Any, b: Any) -> bool:
-        if a is None or b is None:
-            return a is b
-        if not (isinstance(a, float) or isinstance(b, float)):
-            return bool(a == b)
-        if math.isnan(a) or math.isnan(b):
-            return math.isnan(a) and math.isnan(b)
-        if a == b:
-            return True
-        tolerance = self.aggregate.tolerance
-        return math.isfinite(a) and math.isfinite(b) and abs(a - b) <= tolerance * max(abs(a), abs(b)) + self.slack
+        return values_agree(a, b, tolerance=self.aggregate.tolerance, slack=self.slack)
 
     def expect_equal(self, law: str, a: Partial, b: Partial) -> None:
         finalize, merge = self.aggregate.finalize, self.aggregate.merge

@@ -204,7 +204,7 @@ def test_a_condition_that_is_not_a_condition_is_refused():
 
 
 def test_two_features_of_one_full_name_are_refused():
-    with pytest.raises(DuplicateNameError, match="card_spend.n_1h_1h"):
+    with pytest.raises(DuplicateNameError, match=r"card_spend\.n_1h_1h"):
         view(
             features={
                 "n": Windowed(Count(), (Sawtooth("1h"), replace(Sawtooth("1h"), label="1h_1h"))),

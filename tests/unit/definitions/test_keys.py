@@ -8,15 +8,15 @@ from featurestore.datatypes import DataType
 from featurestore.definitions.keys import encode_key, key_values
 from featurestore.errors import DefinitionError, UnknownNameError
 
-S, I, B, T = DataType.STRING, DataType.INT64, DataType.BOOL, DataType.TIMESTAMP
+S, N, B, T = DataType.STRING, DataType.INT64, DataType.BOOL, DataType.TIMESTAMP
 INT64 = st.integers(-(2**63), 2**63 - 1)
 VALUES = {
     S: st.text(max_size=4) | st.sampled_from(["", "n", "s", "1", "s\x01\0\0\0n"]),
-    I: INT64,
+    N: INT64,
     B: st.booleans(),
     T: INT64,
 }
-PART = st.sampled_from([S, I, B, T]).flatmap(lambda kind: st.tuples(st.just(kind), st.none() | VALUES[kind]))
+PART = st.sampled_from([S, N, B, T]).flatmap(lambda kind: st.tuples(st.just(kind), st.none() | VALUES[kind]))
 KEY = st.lists(PART, min_size=1, max_size=3)
 
 
@@ -37,7 +37,7 @@ def test_different_text_keys_never_have_the_same_bytes(a, b):
 
 def test_look_alikes_are_told_apart():
     keys = [
-        [(I, 1)],
+        [(N, 1)],
         [(S, "1")],
         [(T, 1)],
         [(B, True)],
@@ -45,7 +45,7 @@ def test_look_alikes_are_told_apart():
         [(S, None)],
         [(S, "n")],
         [(S, "\0")],
-        [(I, 0)],
+        [(N, 0)],
         [(B, False)],
     ]
     assert len({encode(key) for key in keys}) == len(keys)
@@ -71,15 +71,15 @@ def test_a_lone_surrogate_is_refused():
     [
         (S, 1),
         (S, b"1"),
-        (I, "1"),
-        (I, 1.0),
-        (I, True),
+        (N, "1"),
+        (N, 1.0),
+        (N, True),
         (B, 1),
         (B, "true"),
         (T, 1.5),
         (T, "2013-01-01T00:00:00Z"),
-        (I, 2**63),
-        (I, -(2**63) - 1),
+        (N, 2**63),
+        (N, -(2**63) - 1),
     ],
 )
 def test_a_value_of_another_type_is_refused(kind, value):
@@ -88,13 +88,13 @@ def test_a_value_of_another_type_is_refused(kind, value):
 
 
 def test_the_bytes_of_a_key_never_change():
-    assert encode([(S, "c1"), (I, -2), (B, True), (T, 1), (S, None)]) == (
+    assert encode([(S, "c1"), (N, -2), (B, True), (T, 1), (S, None)]) == (
         b"s\x02\x00\x00\x00c1i\xfe\xff\xff\xff\xff\xff\xff\xffTt\x01\x00\x00\x00\x00\x00\x00\x00n"
     )
 
 
 def test_key_values_come_in_the_order_of_the_columns():
-    assert key_values({"b": 2, "a": "x", "more": 0}, [("a", S), ("b", I)], where="service s") == ["x", 2]
+    assert key_values({"b": 2, "a": "x", "more": 0}, [("a", S), ("b", N)], where="service s") == ["x", 2]
 
 
 def test_a_missing_key_column_is_named():

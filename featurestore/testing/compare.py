@@ -1,0 +1,31 @@
+"""When two values of one feature, computed in two ways, agree."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def values_agree(a: Any, b: Any, *, tolerance: float = 0.0, slack: float = 0.0) -> bool:
+    """Return whether two feature values are the same.
+
+    Args:
+        a: One value; None is null.
+        b: The other.
+        tolerance: Relative difference allowed between doubles; everything else is compared exactly.
+        slack: Absolute difference allowed between doubles.
+
+    >>> values_agree(float("nan"), float("nan")), values_agree(None, 0), values_agree(0.0, -0.0), values_agree(1, 1.5)
+    (True, False, True, False)
+    >>> values_agree(0.1 + 0.2, 0.3), values_agree(0.1 + 0.2, 0.3, tolerance=1e-9)
+    (False, True)
+    """
+    if a is None or b is None:
+        return a is b
+    if not (isinstance(a, float) or isinstance(b, float)):
+        return bool(a == b)
+    if math.isnan(a) or math.isnan(b):
+        return math.isnan(a) and math.isnan(b)
+    if a == b:
+        return True
+    return math.isfinite(a) and math.isfinite(b) and abs(a - b) <= tolerance * max(abs(a), abs(b)) + slack

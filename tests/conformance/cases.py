@@ -1,0 +1,81 @@
+"""Views for conformance tests: several hops, lifetime, every aggregate and type, conditions, composite and nullable keys."""
+
+from __future__ import annotations
+
+import json
+
+from featurestore.algebra import Count, Last, Max, Mean, Min, Sawtooth, Sum
+from featurestore.definitions.contract import Contract
+from featurestore.definitions.entity import Entity
+from featurestore.definitions.source import EventSource
+from featurestore.definitions.view import FeatureView
+
+CONTRACT = Contract.from_json(
+    json.dumps(
+        {
+            "type": "object",
+            "properties": {
+                "card_id": {"type": "string"},
+                "shop": {"type": ["integer", "null"]},
+                "online": {"type": ["boolean", "null"]},
+                "amount": {"type": ["number", "null"]},
+                "points": {"type": ["integer", "null"]},
+                "status": {"type": ["string", "null"]},
+                "shipped": {"type": ["string", "null"], "format": "date-time"},
+                "event_time": {"type": "string", "format": "date-time"},
+            },
+            "required": ["card_id", "event_time"],
+        }
+    ),
+    "payment",
+)
+SOURCE = EventSource("payments", topic="payments", schema=CONTRACT, event_time="event_time")
+CARD = Entity("card", keys={"card_id": "string"})
+
+MANY = FeatureView(
+    "many",
+    CARD,
+    SOURCE,
+    {
+        "n": Count().over("10m", "1h", Sawtooth("90m", hop="15m"), "lifetime"),
+        "known": Count("amount").over("1h"),
+        "spend": Sum("amount").over("10m", "1h", "lifetime"),
+        "mean": Mean("amount").over("1h", Sawtooth("90m", hop="45m")),
+        "points": Sum("points").over("1h", "lifetime"),
+        "low": Min("amount").over("10m", "lifetime"),
+        "high": Max("amount").over("1h"),
+        "most": Max("points").over(Sawtooth("30m", hop="30m")),
+        "last": Last("amount").over("1h", "lifetime"),
+        "shipped": Last("shipped").over("lifetime"),
+    },
+)
+CONDITIONS = FeatureView(
+    "conditions",
+    CARD,
+    SOURCE,
+    {
+        "n": Count(where="amount > 0").over("5m", "2h"),
+        "spend": Sum("amount", where="status = 'b' OR online").over("1h", "lifetime"),
+        "share": Mean("online").over("2h"),
+        "last": Last("online", where="points >= 0").over("lifetime"),
+        "first_shipped": Min("shipped").over("1h", "lifetime"),
+    },
+    where="status = 'a' OR amount < 50",
+)
+COMPOSITE = FeatureView(
+    "composite",
+    Entity("visit", keys={"shop": "int64", "card_id": "string", "online": "bool", "shipped": "timestamp"}),
+    SOURCE,
+    {"n": Count().over("1m", "1h"), "spend": Sum("amount + amount").over("1h"), "last": Last("points").over("1m")},
+)
+LIFETIME = FeatureView(
+    "lifetime", CARD, SOURCE, {"n": Count().over("lifetime"), "high": Max("points").over("lifetime")}
+)
+SHORT = FeatureView(
+    "short",
+    CARD,
+    SOURCE,
+    {"n": Count().over(Sawtooth("10s", hop="1s"), Sawtooth("12s", hop="4s")), "low": Min("points").over("12s")},
+)
+
+VIEWS = (MANY, CONDITIONS, COMPOSITE, LIFETIME, SHORT)

@@ -79,21 +79,35 @@ def ensure(
         without: Artifact names to leave out.
         cache: Root of the cache; :func:`cache_directory` by default.
     """
-    root = (cache or cache_directory()) / "jars"
     wanted = ivy.ivy_file(name, coordinates, without or ())
-    target = root / f"{name}-{hashlib.sha256(wanted.encode()).hexdigest()[:10]}"
-    if _is_whole(target):
+    target = directory_of(name, wanted, cache or cache_directory())
+    root = target.parent
+    if is_whole(target):
         return target
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / f"{target.name}.lock"):
-            if not _is_whole(target):
+            if not is_whole(target):
                 _fetch(target, wanted, label)
     except OSError as error:
         raise StackError(
             f"the cache {root} cannot be written: {error}.", hint=f"set {CACHE_VARIABLE} to a directory of yours."
         ) from error
     return target
+
+
+def directory_of(name: str, ivy_xml: str, cache: Path) -> Path:
+    """Return where the jars that an Ivy file asks for are kept; another request is another directory."""
+    return cache / "jars" / f"{name}-{hashlib.sha256(ivy_xml.encode()).hexdigest()[:10]}"
+
+
+def is_whole(directory: Path) -> bool:
+    """Tell whether every jar that was fetched is still there at its size: caches get cleaned by hand."""
+    try:
+        contents = json.loads((directory / _CONTENTS).read_text())
+        return bool(contents) and all((directory / jar).stat().st_size == size for jar, size in contents.items())
+    except (OSError, ValueError):
+        return False
 
 
 def _fetch(target: Path, wanted: str, label: str) -> None:
@@ -117,15 +131,6 @@ def _fetch(target: Path, wanted: str, label: str) -> None:
     shutil.rmtree(target, ignore_errors=True)
     lib.rename(target)
     shutil.rmtree(partial, ignore_errors=True)
-
-
-def _is_whole(directory: Path) -> bool:
-    """Tell whether every jar that was fetched is still there at its size: caches get cleaned by hand."""
-    try:
-        contents = json.loads((directory / _CONTENTS).read_text())
-        return bool(contents) and all((directory / jar).stat().st_size == size for jar, size in contents.items())
-    except (OSError, ValueError):
-        return False
 
 
 def _pyspark_jars() -> Path:

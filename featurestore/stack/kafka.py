@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -84,7 +85,7 @@ class KafkaServer:
         properties = self.directory / "server.properties"
         properties.write_text(server_properties(self.directory / "data", *self.ports))
         classpath = [str(java), _LOG_LEVEL, "-cp", f"{jars}/*"]
-        self._formatted_now = not (self.directory / "data" / "meta.properties").exists()
+        self._formatted_now = not self._meta.exists()
         if self._formatted_now:
             self._format([*classpath, "-XX:TieredStopAtLevel=1"], properties)
         memory = ["-Xms256m", f"-Xmx{self.heap}", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError"]
@@ -100,7 +101,7 @@ class KafkaServer:
                 raise StackError("the Kafka server was not started.")
             port = self.ports[0]
             try:
-                self.process.wait_until(lambda port=port: answers(port), _READY_S)  # type: ignore[misc]
+                self.process.wait_until(partial(serves, port, self.cluster_id), _READY_S)
             except StackError:
                 taken = re.search(
                     r"address already in use", self.process.log.read_text(errors="replace"), re.IGNORECASE
@@ -133,6 +134,18 @@ class KafkaServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+    @property
+    def cluster_id(self) -> str:
+        """The id that the data directory was formatted with."""
+        found = re.search(r"^cluster\.id=(.+)$", self._meta.read_text(), re.MULTILINE)
+        if found is None:
+            raise StackError(f"{self._meta} names no cluster.id.", hint="delete the directory to start anew.")
+        return found.group(1)
+
+    @property
+    def _meta(self) -> Path:
+        return self.directory / "data" / "meta.properties"
 
     def _format(self, java: list[str], properties: Path) -> None:
         cluster = base64.urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).rstrip(b"=").decode()
@@ -170,14 +183,21 @@ def server_properties(data: Path, broker: int, controller: int) -> str:
     return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 
-def answers(port: int) -> bool:
-    """Tell whether a broker answers an ApiVersions request: it does so only once it has joined its cluster."""
+def serves(port: int, cluster_id: str) -> bool:
+    """Tell whether the broker of this cluster answers on the port and knows of itself.
+
+    The request is Metadata, version 2, about no topic. The cluster's id in the answer tells our broker from another one
+    that holds the port, which answers before ours gives up.
+    """
     correlation = 7
-    request = struct.pack(">hhih", 18, 0, correlation, -1)
+    request = struct.pack(">hhihi", 3, 2, correlation, -1, 0)
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=2.0) as connection:
             connection.sendall(struct.pack(">i", len(request)) + request)
-            answer = connection.recv(64)
+            answer = connection.recv(4096)
     except OSError:
         return False
-    return len(answer) >= 10 and struct.unpack(">ih", answer[4:10]) == (correlation, 0)
+    if len(answer) < 12 or struct.unpack(">i", answer[4:8]) != (correlation,):
+        return False
+    (brokers,) = struct.unpack(">i", answer[8:12])
+    return bool(brokers > 0 and cluster_id.encode() in answer)

@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
@@ -123,7 +124,7 @@ class OnlineServer:
             self.process = ServerProcess("online", command, self.directory)
             self.process.start()
             try:
-                self.process.wait_until(lambda port=port: _answers_ping(port), _READY_S)  # type: ignore[misc]
+                self.process.wait_until(partial(_is_served_by, self.process, port), _READY_S)
             except StackError as error:
                 if self._fixed_port or not attempts_left or "already in use" not in str(error):
                     raise
@@ -160,11 +161,12 @@ def _version_of(program: str) -> tuple[int, int] | None:
     return parse_server_version(answer.stdout)
 
 
-def _answers_ping(port: int) -> bool:
+def _is_served_by(process: ServerProcess, port: int) -> bool:
+    """Tell whether this process answers on the port: where it is taken, another server answers before ours gives up."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(16).startswith(b"+PONG")
+            connection.sendall(b"INFO server\r\n")
+            return f"process_id:{process.pid}\r\n".encode() in connection.recv(65536)
     except OSError:
         return False
 

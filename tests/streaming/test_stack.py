@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -66,6 +65,12 @@ def test_what_is_produced_is_consumed(kafka_server: KafkaServer) -> None:
     assert consume(kafka_server.bootstrap_servers, "roundtrip", 500) == list(range(500))
 
 
+def test_a_broker_on_a_port_that_is_taken_is_an_error(kafka_server: KafkaServer, tmp_path: Path) -> None:
+    assert kafka_server.ports is not None
+    with pytest.raises(StackError, match="kafka ended with code 1 before it served"):
+        KafkaServer(tmp_path, ports=kafka_server.ports).start()
+
+
 def test_a_topic_is_not_made_by_accident(kafka_server: KafkaServer) -> None:
     consumer = KafkaConsumer(bootstrap_servers=kafka_server.bootstrap_servers, group_id=None)
     consumer.partitions_for_topic("never_created")
@@ -95,7 +100,7 @@ def test_a_stack_is_found_while_it_runs_and_leaves_nothing_behind(tmp_path: Path
         assert found.pids.keys() == {"kafka", "online"}
         with redis.Redis.from_url(found.online) as client:
             assert client.ping()
-        with pytest.raises(StackError, match="runs in .* already"):
+        with pytest.raises(StackError, match=r"runs in .* already"):
             LocalStack(tmp_path).start()
     assert {name: guard.birth(pid) for name, pid in found.pids.items()} == {"kafka": None, "online": None}
     assert LocalStack.attach(tmp_path) is None
@@ -117,7 +122,6 @@ def test_a_stack_ends_with_the_process_that_started_it(how: signal.Signals, tmp_
         [sys.executable, "-c", START_AND_SLEEP, str(tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        cwd=os.getcwd(),
     ) as starter:
         assert starter.stdout is not None
         assert starter.stdout.readline() == b"up\n"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -32,6 +33,8 @@ ERRORS: tuple[tuple[type[Exception], type[OnlineError], str], ...] = (
     (redis.exceptions.TimeoutError, OnlineStoreTimeoutError, "did not answer in time"),
     (redis.exceptions.AuthenticationError, OnlineStoreUnavailableError, "refused the credentials"),
     (redis.exceptions.BusyLoadingError, OnlineStoreUnavailableError, "is still loading its data"),
+    (redis.exceptions.MasterDownError, OnlineStoreUnavailableError, "has lost its primary"),
+    (redis.exceptions.ClusterDownError, OnlineStoreUnavailableError, "is failing over"),
     (redis.exceptions.ReadOnlyError, OnlineStoreUnavailableError, "is a read-only replica"),
     (redis.exceptions.OutOfMemoryError, OnlineStoreUnavailableError, "is out of memory"),
     (redis.exceptions.ConnectionError, OnlineStoreUnavailableError, "cannot be reached"),
@@ -66,6 +69,9 @@ def connect(url: str, *, timeout_s: float) -> redis.Redis:
         ConfigError: The URL is not one of redis://, rediss:// or unix://.
     """
     try:
+        database = urlsplit(url).path.strip("/")
+        if not url.startswith("unix:") and database and not database.isdecimal():
+            raise ValueError(f"database {database!r} is not a number")  # noqa: TRY301 - redis would silently take 0
         return redis.Redis.from_url(
             url,
             socket_timeout=timeout_s,

@@ -1,9 +1,9 @@
 """Hostile streams: events on which windowed features go wrong, drawn for given views from a seed.
 
 What is forced, besides random times: events at t, just before and after it, on ``t - w`` and ``lo(t)`` of every window
-and one hop further, just around hop edges; ties; times before 1970; nulls, NaN, signed zeros and sums that cancel; one hot
-key among several, and a key without events; late events, some later than every window; events ahead of their arrival;
-arrivals out of order, several partitions. The same seed always gives the same stream.
+and one hop further, just around hop edges; ties; times before 1970; nulls, NaN, signed zeros and sums that cancel; one
+hot key among several, and a key without events; late events, some later than every window; events ahead of their
+arrival; arrivals out of order, several partitions. The same seed always gives the same stream.
 """
 
 from __future__ import annotations

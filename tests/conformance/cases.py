@@ -6,9 +6,12 @@ import json
 
 from featurestore.algebra import Count, Last, Max, Mean, Min, Sawtooth, Sum
 from featurestore.definitions.contract import Contract
+from featurestore.datatypes import DataType
 from featurestore.definitions.entity import Entity
+from featurestore.definitions.keys import encode_key
 from featurestore.definitions.source import EventSource
 from featurestore.definitions.view import FeatureView
+from featurestore.testing.compare import values_agree
 
 CONTRACT = Contract.from_json(
     json.dumps(
@@ -79,3 +82,17 @@ SHORT = FeatureView(
 )
 
 VIEWS = (MANY, CONDITIONS, COMPOSITE, LIFETIME, SHORT)
+
+SLACK = 1e-6
+"""Absolute, for sums of at most 200 values up to 1e16 that cancel; doubles that must be exact are compared exactly."""
+
+
+def assert_same(view, expected, actual, what):
+    for feature, (name, value), got in zip(view.layout.features, expected.items(), actual, strict=True):
+        tolerance = feature.aggregate.tolerance
+        same = values_agree(value, got, tolerance=tolerance, slack=SLACK if tolerance else 0.0)
+        assert same, f"{name}: oracle {value!r}, {what} {got!r}"
+
+
+def encoded(view, key):
+    return encode_key(key, [DataType(kind) for kind in view.entity.keys.values()])

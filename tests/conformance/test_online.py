@@ -16,24 +16,9 @@ from featurestore.engines.shape import tiles
 from featurestore.errors import PastLookupError
 from featurestore.online.codec import ViewReader, empty_base, parse_frame, record_size
 from featurestore.online.fold import drop_unreachable, fold
-from featurestore.testing.compare import values_agree
 from featurestore.testing.streams import hostile_stream, shape_events
 from featurestore.timeline import MAX_INSTANT
-from tests.conformance.cases import VIEWS
-
-SLACK = 1e-6
-"""Absolute, for sums of at most 200 values up to 1e16 that cancel; doubles that must be exact are compared exactly."""
-
-
-def assert_same(view, expected, actual, what):
-    for feature, (name, value), got in zip(view.layout.features, expected.items(), actual, strict=True):
-        tolerance = feature.aggregate.tolerance
-        same = values_agree(value, got, tolerance=tolerance, slack=SLACK if tolerance else 0.0)
-        assert same, f"{name}: oracle {value!r}, {what} {got!r}"
-
-
-def encoded(view, key):
-    return encode_key(key, [DataType(kind) for kind in view.entity.keys.values()])
+from tests.conformance.cases import VIEWS, assert_same, encoded
 
 
 class Store:

@@ -1,0 +1,135 @@
+"""A streaming feature store: declare features once; train on and serve the same values.
+
+Everything a user writes is importable from here. Importing this package loads no engine, broker or store client:
+each name is loaded from its module when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from featurestore.errors import (
+    BreakingChangeError,
+    BrokerUnavailableError,
+    CheckpointMismatchError,
+    CodecError,
+    ConfigError,
+    ContractError,
+    DefinitionError,
+    DuplicateNameError,
+    ExpressionError,
+    FeatureStoreError,
+    FenceError,
+    JobError,
+    ModelError,
+    ModelInputError,
+    OfflineError,
+    OfflineStoreUnavailableError,
+    OnlineError,
+    OnlineStoreTimeoutError,
+    OnlineStoreUnavailableError,
+    PastLookupError,
+    ScoringError,
+    SpineError,
+    StackError,
+    StaleFeatureError,
+    SubmitError,
+    UnknownNameError,
+    WindowError,
+)
+
+if TYPE_CHECKING:
+    from featurestore.algebra import Count, Last, Lifetime, Max, Mean, Min, Sawtooth, Sum
+    from featurestore.config import Settings
+    from featurestore.definitions.entity import Entity
+    from featurestore.definitions.service import FeatureService
+    from featurestore.definitions.source import EventSource
+    from featurestore.definitions.view import FeatureView
+    from featurestore.online.client import FeatureClient
+    from featurestore.online.vector import FeatureTable, FeatureVector
+    from featurestore.store import FeatureStore
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BreakingChangeError",
+    "BrokerUnavailableError",
+    "CheckpointMismatchError",
+    "CodecError",
+    "ConfigError",
+    "ContractError",
+    "Count",
+    "DefinitionError",
+    "DuplicateNameError",
+    "Entity",
+    "EventSource",
+    "ExpressionError",
+    "FeatureClient",
+    "FeatureService",
+    "FeatureStore",
+    "FeatureStoreError",
+    "FeatureTable",
+    "FeatureVector",
+    "FeatureView",
+    "FenceError",
+    "JobError",
+    "Last",
+    "Lifetime",
+    "Max",
+    "Mean",
+    "Min",
+    "ModelError",
+    "ModelInputError",
+    "OfflineError",
+    "OfflineStoreUnavailableError",
+    "OnlineError",
+    "OnlineStoreTimeoutError",
+    "OnlineStoreUnavailableError",
+    "PastLookupError",
+    "Sawtooth",
+    "ScoringError",
+    "Settings",
+    "SpineError",
+    "StackError",
+    "StaleFeatureError",
+    "SubmitError",
+    "Sum",
+    "UnknownNameError",
+    "WindowError",
+]
+
+_MODULES = {
+    "Count": "algebra",
+    "Entity": "definitions.entity",
+    "EventSource": "definitions.source",
+    "FeatureClient": "online.client",
+    "FeatureService": "definitions.service",
+    "FeatureStore": "store",
+    "FeatureTable": "online.vector",
+    "FeatureVector": "online.vector",
+    "FeatureView": "definitions.view",
+    "Last": "algebra",
+    "Lifetime": "algebra",
+    "Max": "algebra",
+    "Mean": "algebra",
+    "Min": "algebra",
+    "Sawtooth": "algebra",
+    "Settings": "config",
+    "Sum": "algebra",
+}
+"""Public name -> the module it lives in."""
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public name from its module, loaded now."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'featurestore' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"featurestore.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted({*globals(), *__all__})

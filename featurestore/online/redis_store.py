@@ -116,6 +116,11 @@ class RedisOnlineStore:
         with mapped_errors(self.url):
             self.redis.set(self.space.plan(plan.service), plan.to_json())
 
+    def remove_plan(self, service: str) -> None:
+        """Forget the plan of a service that is no longer defined; harmless when there is none."""
+        with mapped_errors(self.url):
+            self.redis.delete(self.space.plan(service))
+
     def load_plan(self, service: str) -> LookupPlan:
         """Return the published plan of a service.
 

@@ -1,0 +1,315 @@
+"""FeatureStore: a project's settings, definitions, jobs and training sets behind one object; each lives elsewhere.
+
+Importing this module loads neither Spark nor Redis; what a method needs is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from featurestore.config import Settings
+from featurestore.definitions.registry import Change, Definition, Definitions, collect, diff
+from featurestore.errors import DefinitionError, FeatureStoreError
+
+if TYPE_CHECKING:
+    from featurestore.jobs.job import Job
+    from featurestore.offline.registry import DeltaRegistry
+    from featurestore.offline.training import TrainingSet
+    from featurestore.online.client import FeatureClient
+
+STORE_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class ApplyResult:
+    """What an apply did.
+
+    Attributes:
+        changes: What changed in the registry; empty when it was applied already.
+        published: Services whose lookup plan the online store now holds.
+        topics: Kafka topics that were created.
+    """
+
+    changes: tuple[Change, ...]
+    published: tuple[str, ...] = ()
+    topics: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as data."""
+        return {
+            "changes": [change.to_dict() for change in self.changes],
+            "published": list(self.published),
+            "topics": list(self.topics),
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.changes)) or "no changes"
+
+
+class FeatureStore:
+    """A project: its settings and what can be done with them.
+
+    Args:
+        settings: The resolved settings; ``FeatureStore.open()`` finds them.
+
+    Example:
+        store = FeatureStore.open()
+        store.apply(fraud_v1)
+        job = store.submit("materialize", service="fraud_v1")
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._session: Any = None
+
+    @classmethod
+    def open(cls, path: Path | str | None = None, **overrides: Any) -> FeatureStore:
+        """Return the store of a project.
+
+        Args:
+            path: featurestore.toml or its folder; found as :meth:`Settings.load` says when None.
+            overrides: Settings by name, over file and variables.
+
+        Raises:
+            ConfigError: The settings are not usable.
+        """
+        return cls(Settings.load(path, **overrides))
+
+    @property
+    def registry(self) -> DeltaRegistry:
+        """What has been applied, and its history."""
+        from featurestore.offline.registry import DeltaRegistry
+
+        return DeltaRegistry(self.settings.offline)
+
+    def definitions(self) -> Definitions:
+        """Return the applied definitions."""
+        return self.registry.load()
+
+    def plan(self, *what: Definition | Definitions | ModuleType, prune: bool | None = None) -> tuple[Change, ...]:
+        """Return what ``apply`` of the same would change. Touches nothing."""
+        applied = self.definitions()
+        return diff(applied, self._wanted(applied, what, prune))
+
+    def apply(
+        self,
+        *what: Definition | Definitions | ModuleType,
+        create_topics: bool = False,
+        partitions: int = 2,
+        prune: bool | None = None,
+    ) -> ApplyResult:
+        """Make definitions the applied ones: record them, and publish the lookup plan of every service.
+
+        Applying the same again changes nothing in the registry, and restores the plans of an emptied online store.
+
+        Args:
+            what: Services, views and so on, or a module of definitions; the one the settings name when empty.
+            create_topics: Whether Kafka topics that do not exist are created.
+            partitions: Partitions of those topics.
+            prune: Whether applied definitions that are not among these are removed. By default a module is all there is
+                and prunes, while single definitions are added to what is there.
+
+        Raises:
+            DefinitionError: A definition is invalid.
+            OnlineStoreUnavailableError: The online store cannot be reached; nothing was changed.
+            OfflineError: Somebody else applied at the same moment; nothing was changed.
+        """
+        from featurestore.online.lookup import LookupPlan
+        from featurestore.online.redis_store import RedisOnlineStore
+
+        registry = self.registry
+        applied = registry.load()
+        wanted = self._wanted(applied, what, prune)
+        online = RedisOnlineStore(self.settings.online.url, self.settings.project, timeout_s=STORE_TIMEOUT_S)
+        try:
+            online.ping()
+            topics: list[str] = []
+            if create_topics:
+                from featurestore.events.broker import ensure_topics
+
+                names = {source.topic for source in wanted.sources.values()}
+                topics = ensure_topics(self.settings.kafka, dict.fromkeys(sorted(names), partitions))
+            changes = registry.apply(wanted)
+            for service in wanted.services.values():
+                online.publish_plan(LookupPlan(service.name, tuple(view.layout for view in service.views)))
+            for name in set(applied.services) - set(wanted.services):
+                online.remove_plan(name)
+        finally:
+            online.close()
+        return ApplyResult(changes, tuple(wanted.services), tuple(topics))
+
+    def _wanted(
+        self,
+        applied: Definitions,
+        what: tuple[Definition | Definitions | ModuleType, ...],
+        prune: bool | None,  # noqa: FBT001
+    ) -> Definitions:
+        modules = [each for each in what if isinstance(each, ModuleType)]
+        if not what:
+            modules = [load_module(self.settings)]
+        found = [definition for module in modules for definition in collect(module)]
+        for each in what:
+            if isinstance(each, Definitions):
+                found += each
+            elif not isinstance(each, ModuleType):
+                found.append(each)
+        wanted = Definitions.of(found)
+        prune = bool(modules) if prune is None else prune
+        return wanted if prune else applied.updated(wanted)
+
+    def client(self, *, timeout: str | None = None) -> FeatureClient:
+        """Return a client of the project's online store.
+
+        Args:
+            timeout: Longest wait for the store; ``online.timeout`` of the settings when None.
+        """
+        from featurestore.online.client import FeatureClient
+
+        online = self.settings.online
+        return FeatureClient(online.url, project=self.settings.project, timeout=timeout or online.timeout)
+
+    def submit(
+        self,
+        job: str = "materialize",
+        *,
+        service: str,
+        master: str | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> Job:
+        """Start a streaming job and return its handle; the job outlives this process.
+
+        Args:
+            job: "materialize".
+            service: The service whose views it keeps; it has to be applied.
+            master: Spark's master, as spark-submit takes it.
+            name: Name of the job; the same name goes on from the same checkpoint. ``JOB-SERVICE`` when None.
+            options: Fields of :class:`~featurestore.jobs.submit.SubmitOptions`.
+
+        Raises:
+            UnknownNameError: No such service is applied.
+            SubmitError: The job runs already, or spark-submit cannot be started.
+        """
+        from featurestore.jobs.submit import SubmitOptions, submit
+
+        found = self.definitions().service(service)
+        return submit(job, self.settings, found, name=name, options=SubmitOptions(master=master, **options))
+
+    def jobs(self) -> list[Job]:
+        """Return the jobs submitted from this project's folder, by name."""
+        from featurestore.jobs.job import jobs_in
+
+        return jobs_in(self.settings.home / "jobs")
+
+    def job(self, name: str) -> Job:
+        """Return one job.
+
+        Raises:
+            UnknownNameError: There is none of this name.
+        """
+        from featurestore.jobs.job import find_job
+
+        return find_job(self.settings.home / "jobs", name)
+
+    def training_set(
+        self, service: str, spine: Any, *, event_time: str = "event_time", as_served: bool | str = False
+    ) -> TrainingSet:
+        """Return a spine with the features of a service, each row as of its own time.
+
+        Args:
+            service: Whose features.
+            spine: pandas or Polars frame, Arrow table, Spark frame, or a path of Parquet files.
+            event_time: The spine's time column; events at or after it do not count.
+            as_served: True also hides what had not arrived by then; the name of a column of times, by that.
+
+        Raises:
+            UnknownNameError: No such service is applied.
+            SpineError: A key or time column is missing or not usable.
+            OfflineStoreUnavailableError: A source has no event log yet.
+        """
+        from featurestore.offline.training import training_set
+
+        found = self.definitions().service(service)
+        path = str(spine) if isinstance(spine, Path) else spine
+        return training_set(
+            self.session(), found, path, offline=self.settings.offline, event_time=event_time, as_served=as_served
+        )
+
+    def session(self) -> Any:
+        """Return the Spark session of training sets; one per store, started when first needed."""
+        if self._session is None:
+            from featurestore.engines.session import build_session
+
+            spark = self.settings.spark
+            self._session = build_session(f"featurestore-{self.settings.project}", master=spark.master, conf=spark.conf)
+        return self._session
+
+    def __repr__(self) -> str:
+        return f"FeatureStore(project={self.settings.project!r}, root={str(self.settings.root)!r})"
+
+
+def load_module(settings: Settings) -> ModuleType:
+    """Return the module that ``settings.definitions`` names, imported afresh from its file or by its name.
+
+    Raises:
+        DefinitionError: It does not exist or fails; the message names file and line.
+    """
+    named = settings.definitions
+    if named.endswith(".py") or "/" in named:
+        path = settings.root / Path(named).expanduser()
+        if not path.is_file():
+            raise DefinitionError(
+                f"definitions {path} does not exist.", hint="write one with featurestore init, or correct definitions."
+            )
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+    else:
+        path = None
+        with _importable(settings.root):
+            try:
+                spec = importlib.util.find_spec(named)
+            except (ImportError, ValueError):
+                spec = None
+    if spec is None or spec.loader is None:
+        raise DefinitionError(
+            f"definitions module {named!r} cannot be found from {settings.root}.",
+            hint='name a file, definitions = "features.py", or an importable module.',
+        )
+    module = importlib.util.module_from_spec(spec)
+    with _importable(path.parent if path else settings.root):
+        try:
+            spec.loader.exec_module(module)
+        except FeatureStoreError as error:
+            place = _place(error, spec.origin)
+            raise type(error)(f"{place}: {error.message}", hint=error.hint, **error.context) from error
+        except Exception as error:  # whatever the user's own code raises
+            what = " ".join(str(error).split())[:300]
+            raise DefinitionError(f"{_place(error, spec.origin)}: {type(error).__name__}: {what}.") from error
+    return module
+
+
+class _importable:  # noqa: N801 - reads as a statement
+    """Puts a folder first on the import path for the duration of a ``with`` block."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder)
+
+    def __enter__(self) -> None:
+        sys.path.insert(0, self._folder)
+
+    def __exit__(self, *_: object) -> None:
+        sys.path.remove(self._folder)
+
+
+def _place(error: Exception, file: str | None) -> str:
+    """Return "features.py, line 12": the last line of the user's file that led to the error."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f"{file}, line {lines[-1]}" if lines else str(file)

@@ -1,0 +1,129 @@
+"""Verbs under ``jobs``: submit, list, status, logs, stop."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from featurestore.cli.app import jobs_app
+from featurestore.cli.output import (
+    ConfigOption,
+    JsonOption,
+    example,
+    note,
+    open_store,
+    print_json,
+    print_lines,
+    print_table,
+)
+from featurestore.errors import ConfigError
+
+NameArgument = Annotated[str, typer.Argument(help="Name of the job.")]
+
+
+@jobs_app.command(
+    epilog=example(
+        "featurestore jobs submit --service fraud_v1",
+        "featurestore jobs submit -s fraud_v1 --master spark://host:7077 --conf spark.executor.memory=4g --dry-run",
+    )
+)
+def submit(
+    job: Annotated[str, typer.Argument(help="What to run.")] = "materialize",
+    service: Annotated[str, typer.Option("--service", "-s", help="The service whose features it keeps.")] = ...,  # type: ignore[assignment]
+    master: Annotated[str | None, typer.Option(help="Spark's master, as spark-submit takes it.")] = None,
+    deploy_mode: Annotated[str | None, typer.Option(help="client or cluster.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the job; JOB-SERVICE by default.")] = None,
+    conf: Annotated[list[str] | None, typer.Option(help="A Spark setting, name=value; may be repeated.")] = None,
+    queries: Annotated[str | None, typer.Option(help="hot, archive or hot,archive (default).")] = None,
+    wait: Annotated[str | None, typer.Option(help='Wait so long for it to run, for example "2m".')] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the spark-submit call and do nothing.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a streaming job with spark-submit; it outlives this command."""
+    store = open_store(config)
+    settings = {}
+    for each in conf or []:
+        key, separator, value = each.partition("=")
+        if not separator or not key:
+            raise ConfigError(
+                f"--conf {each!r} is not name=value.", hint="for example --conf spark.executor.memory=4g."
+            )
+        settings[key] = value
+    if dry_run:
+        from featurestore.jobs import submit as spark
+
+        definition = store.definitions().service(service)
+        options = spark.SubmitOptions(master=master, deploy_mode=deploy_mode, conf=settings, queries=queries)
+        job_name, folder = spark.job_folder(job, store.settings, definition.name, name)
+        argv = spark.build_argv(job, store.settings, service=service, name=job_name, folder=folder, options=options)
+        if as_json:
+            print_json({"argv": argv})
+        else:
+            print_lines([spark.shown(argv)])
+        return
+    submitted = store.submit(
+        job, service=service, master=master, name=name, deploy_mode=deploy_mode, conf=settings, queries=queries
+    )
+    status = submitted.wait_until("running", wait) if wait else submitted.status()
+    if as_json:
+        print_json(status.to_dict())
+    else:
+        print_lines([submitted.name])
+        note(f"{status.state}; featurestore jobs status {submitted.name}, log: {submitted.log}")
+
+
+@jobs_app.command(name="list", epilog=example("featurestore jobs list --json"))
+def list_jobs(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """List the jobs submitted from this project's folder."""
+    found = [job.status() for job in open_store(config).jobs()]
+    if as_json:
+        print_json([status.to_dict() for status in found])
+    else:
+        rows = [(each.name, each.state, each.service, each.pid or "-", each.started_at) for each in found]
+        print_table(("name", "state", "service", "pid", "started"), rows)
+
+
+@jobs_app.command(epilog=example("featurestore jobs status materialize-fraud_v1 --json"))
+def status(name: NameArgument, config: ConfigOption = None, as_json: JsonOption = False) -> int:
+    """Show one job; exit code 1 when it has failed."""
+    found = open_store(config).job(name).status()
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        rows = [(key, value) for key, value in found.to_dict().items() if key not in {"queries", "totals"}]
+        rows += [(f"total {key}", value) for key, value in found.totals.items()]
+        rows += [(f"query {key}", value) for key, value in found.queries.items()]
+        print_lines(f"{key:<18}{'-' if value is None else value}" for key, value in rows)
+    return 1 if found.state == "failed" else 0
+
+
+@jobs_app.command(epilog=example("featurestore jobs logs materialize-fraud_v1 --tail 50"))
+def logs(
+    name: NameArgument,
+    tail: Annotated[int, typer.Option(min=0, help="How many lines from the end; 0 shows all.")] = 100,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the end of a job's log."""
+    text = open_store(config).job(name).logs(tail or None)
+    if as_json:
+        print_json({"name": name, "lines": text.splitlines()})
+    else:
+        print_lines(text.splitlines())
+
+
+@jobs_app.command(epilog=example("featurestore jobs stop materialize-fraud_v1 --timeout 2m"))
+def stop(
+    name: NameArgument,
+    timeout: Annotated[str, typer.Option(help="How long it may take to finish its batch.")] = "1m",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop a job; it finishes its batch first. Harmless when it has ended."""
+    found = open_store(config).job(name).stop(timeout)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print_lines([f"{found.name} {found.state}"])

@@ -1,0 +1,133 @@
+"""Verbs of a project: init, plan, apply, version."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from featurestore.cli import templates
+from featurestore.cli.app import app
+from featurestore.cli.output import (
+    ConfigOption,
+    JsonOption,
+    example,
+    note,
+    open_store,
+    print_json,
+    print_lines,
+    print_table,
+)
+from featurestore.errors import ConfigError
+
+DefinitionsOption = Annotated[
+    str | None, typer.Option("--definitions", "-d", help="Module or .py file; the settings' own by default.")
+]
+_PARTS = ("featurestore", "pyspark", "delta-spark", "deltalake", "kafka-python", "redis", "pyarrow", "onnxruntime")
+
+
+@app.command(
+    epilog=example("featurestore init shop && cd shop && featurestore up --detach && featurestore apply --yes")
+)
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder of the project; made when missing.")] = Path(),
+    project: Annotated[str | None, typer.Option(help="Its name; the folder's by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write featurestore.toml and a small features.py that works with `featurestore up`."""
+    from featurestore.definitions.entity import check_name
+
+    name = project or templates.project_name(folder.resolve().name)
+    files = templates.project_files(check_name(name, "project"))
+    present = [file for file in files if (folder / file).exists()]
+    if present:
+        raise ConfigError(f"{folder / present[0]} exists already.", hint="choose another folder; nothing was written.")
+    for file, text in files.items():
+        path = folder / file
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}.") from error
+    written = [str(folder / file) for file in files]
+    if as_json:
+        print_json({"project": name, "files": written})
+    else:
+        print_lines(written)
+        note("next: featurestore up --detach; featurestore apply --yes; featurestore jobs submit --service shop_v1")
+
+
+@app.command(epilog=example("featurestore plan", "featurestore plan --definitions features.py --json"))
+def plan(definitions: DefinitionsOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show what `apply` would change: + added, ~ changed, - removed. Touches nothing."""
+    store = open_store(config, **_named(definitions))
+    changes = store.plan()
+    if as_json:
+        print_json({"changes": [change.to_dict() for change in changes]})
+    else:
+        print_lines(changes or ["no changes"])
+
+
+@app.command(epilog=example("featurestore apply", "featurestore apply --yes --create-topics"))
+def apply(
+    definitions: DefinitionsOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    create_topics: Annotated[
+        bool, typer.Option("--create-topics", help="Create Kafka topics that are missing.")
+    ] = False,
+    partitions: Annotated[int, typer.Option(min=1, help="Partitions of created topics.")] = 2,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Record the definitions and publish them to the online store. Applying the same again changes nothing."""
+    store = open_store(config, **_named(definitions))
+    from featurestore.store import load_module
+
+    module = load_module(store.settings)
+    changes = store.plan(module)
+    if changes and not yes:
+        for change in changes:
+            note(str(change))
+        if not sys.stdin.isatty():
+            raise ConfigError("apply has to be confirmed, and nobody is at the terminal.", hint="pass --yes.")
+        typer.confirm(f"apply {len(changes)} changes?", abort=True, err=True)
+    result = store.apply(module, create_topics=create_topics, partitions=partitions)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        print_lines([result])
+        note(f"published: {', '.join(result.published) or 'no service'}")
+
+
+@app.command(epilog=example("featurestore version --json"))
+def version(as_json: JsonOption = False) -> None:
+    """Print the versions of this package and of what it runs on."""
+    versions = installed_versions()
+    if as_json:
+        print_json(versions)
+    else:
+        print_table(("part", "version"), [(name, found or "not installed") for name, found in versions.items()])
+
+
+def installed_versions() -> dict[str, Any]:
+    """Return part -> version, None where it is not installed."""
+    import featurestore
+
+    versions: dict[str, Any] = {}
+    for part in _PARTS:
+        try:
+            versions[part] = metadata.version(part)
+        except metadata.PackageNotFoundError:
+            versions[part] = None
+    return {**versions, "featurestore": featurestore.__version__, "python": platform.python_version()}
+
+
+def _named(definitions: str | None) -> dict[str, Any]:
+    if definitions is None:
+        return {}
+    is_file = definitions.endswith(".py")
+    return {"definitions": str(Path(definitions).expanduser().resolve()) if is_file else definitions}

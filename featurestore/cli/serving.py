@@ -1,0 +1,188 @@
+"""Verbs that read features: lookup, training-set, serve."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featurestore.cli.app import app
+from featurestore.cli.output import (
+    ConfigOption,
+    JsonOption,
+    example,
+    note,
+    open_store,
+    print_json,
+    print_lines,
+    print_table,
+)
+from featurestore.datatypes import DataType
+from featurestore.errors import ConfigError, DefinitionError, OfflineError, SpineError, UnknownNameError, did_you_mean
+from featurestore.timeline import MILLISECOND, parse_duration, to_instant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_LEAST_TIMEOUT = "2s"
+"""A command connects anew each time, which a request path does not: the store gets at least this long."""
+
+
+@app.command(
+    epilog=example(
+        "featurestore lookup fraud_v1 card_id=c1", "featurestore lookup fraud_v1 card_id=c1 --now 2026-01-01T00:00:00Z"
+    )
+)
+def lookup(
+    service: Annotated[str, typer.Argument(help="Name of the feature service.")],
+    keys: Annotated[list[str] | None, typer.Argument(help="Key columns, name=value each.")] = None,
+    now: Annotated[str | None, typer.Option(help="Time of the lookup, ISO 8601; the present by default.")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read the features of one entity from the online store."""
+    at = None if now is None else to_instant(now, name="--now")
+    store = open_store(config)
+    timeout = max(store.settings.online.timeout, _LEAST_TIMEOUT, key=parse_duration)
+    with store.client(timeout=timeout) as client:
+        columns = {name: kind for view in client.service(service).plan.views for name, kind in view.keys}
+        vector = client.get(service, parse_keys(service, keys or [], columns), now=at)
+    if as_json:
+        print_json(vector.to_dict())
+        return
+    shown = vector.to_dict()
+    rows = [
+        (name, "null" if value is None else value, shown["status"][name]) for name, value in shown["values"].items()
+    ]
+    print_table(("feature", "value", "status"), rows)
+    for view, instant in shown["as_of"].items():
+        note(f"{view}: newest event {instant or 'none'}")
+    note(f"complete through {shown['complete_through'] or 'unknown'}")
+
+
+def parse_keys(service: str, given: Sequence[str], columns: Mapping[str, DataType]) -> dict[str, Any]:
+    """Return typed key values out of ``name=value`` texts.
+
+    Raises:
+        UnknownNameError: A key is missing, or one is none of the service's.
+        DefinitionError: A value is not of its column's type, or a text is not ``name=value``.
+    """
+    keys: dict[str, Any] = {}
+    for each in given:
+        name, separator, value = each.partition("=")
+        if not separator:
+            raise DefinitionError(f"{each!r} is not name=value.", hint=f"write {next(iter(columns))}=....")
+        if name not in columns:
+            raise UnknownNameError(
+                f"service {service} has no key {name!r}.", hint=did_you_mean(name, columns, what="keys")
+            )
+        keys[name] = _typed(name, value, columns[name])
+    missing = [name for name in columns if name not in keys]
+    if missing:
+        raise UnknownNameError(
+            f"service {service} needs key {missing[0]!r}.", hint=f"add {' '.join(f'{name}=...' for name in missing)}."
+        )
+    return keys
+
+
+def _typed(name: str, value: str, kind: DataType) -> Any:
+    if kind == DataType.STRING:
+        return value
+    if kind == DataType.BOOL and value in ("true", "false"):
+        return value == "true"
+    if kind == DataType.TIMESTAMP:
+        return to_instant(value, name=f"key {name}")
+    try:
+        if kind == DataType.INT64:
+            return int(value)
+    except ValueError:
+        pass
+    raise DefinitionError(f"key {name}: {value!r} is not {kind}.")
+
+
+@app.command(
+    "training-set",
+    epilog=example("featurestore training-set fraud_v1 spine.parquet --event-time ts --out training/"),
+)
+def training_set(
+    service: Annotated[str, typer.Argument(help="Name of the feature service.")],
+    spine: Annotated[Path, typer.Argument(help="Parquet file or folder: key columns, a time, and anything else.")],
+    event_time: Annotated[str, typer.Option(help="The spine's time column; events at or after it do not count.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+    as_served: Annotated[bool, typer.Option("--as-served", help="Hide what had not arrived by then.")] = False,
+    visible_at: Annotated[str | None, typer.Option(help="Column of times: hide what had not arrived by that.")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a point-in-time training set: Parquet files and manifest.json."""
+    if not spine.exists():
+        raise SpineError(f"spine {spine} does not exist.", hint="pass a Parquet file or a folder of them.")
+    if out.exists():
+        raise ConfigError(f"--out {out} exists already.", hint="choose another folder, or delete it.")
+    store = open_store(config)
+    made = store.training_set(
+        service,
+        str(spine.resolve()),
+        event_time=event_time,
+        as_served=visible_at if visible_at is not None else as_served,
+    )
+    target = out.resolve()
+    with _working(f"computing {service}"):
+        made.frame.write.parquet(str(target))
+    manifest = {**made.manifest, "out": str(target)}
+    try:
+        (target / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OfflineError(f"{target}/manifest.json cannot be written: {error.strerror}.") from error
+    if as_json:
+        print_json(manifest)
+    else:
+        print_lines([target])
+
+
+def _working(text: str) -> Any:
+    """Return a context that shows a spinner on a terminal, and nothing in a pipe."""
+    from contextlib import nullcontext
+
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status(text)
+
+
+@app.command(epilog=example("featurestore serve --port 8080", "featurestore serve --model flight_late:3 --port 0"))
+def serve(
+    models: Annotated[
+        Path | None, typer.Option("--models", help="Folder of the models; the settings' by default.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="NAME or NAME:VERSION; may be repeated; all by default.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to bind; other than loopback it needs --api-key-file.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="0 takes a free one.")] = None,
+    allow_now: Annotated[bool, typer.Option("--allow-now", help="Let requests set the time of the lookup.")] = False,
+    api_key_file: Annotated[Path | None, typer.Option(help="Lines of id:sha256.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Serve the models over HTTP until Ctrl-C or SIGTERM."""
+    store = open_store(config)
+    from featurestore.scoring.service import serve as run
+
+    timeout_us = parse_duration(store.settings.online.timeout)
+    if timeout_us < MILLISECOND:
+        raise ConfigError(f"online.timeout {store.settings.online.timeout!r} is under a millisecond.")
+    run(
+        models or store.settings.models,
+        store.client,
+        host=host or store.settings.serve.host,
+        port=store.settings.serve.port if port is None else port,
+        allow_now=allow_now,
+        models=model,
+        api_key_file=api_key_file,
+    )

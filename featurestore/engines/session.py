@@ -17,43 +17,54 @@ if TYPE_CHECKING:
 
 _LOGGING = Path(__file__).with_name("log4j2.properties")
 
-LOCAL_CONF: dict[str, str] = {
+SQL_CONF: dict[str, str] = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
     "spark.databricks.delta.snapshotPartitions": "1",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "100000",
+    "spark.sql.streaming.metricsEnabled": "false",
+    "spark.sql.session.timeZone": "UTC",
+}
+"""What every session needs, wherever it runs."""
+
+LOCAL_CONF: dict[str, str] = {
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.memory": "2g",
     "spark.driver.extraJavaOptions": f"-Xss8m -Dlog4j2.configurationFile={_LOGGING.as_uri()}",
     "spark.sql.shuffle.partitions": "2",
     "spark.sql.adaptive.enabled": "false",
-    "spark.sql.execution.arrow.maxRecordsPerBatch": "100000",
-    "spark.sql.streaming.metricsEnabled": "false",
-    "spark.sql.session.timeZone": "UTC",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
 }
-"""What makes small local jobs quick; measured as a whole, not one by one."""
+"""What keeps a local session small, quiet and on loopback; measured as a whole, not one by one."""
 
 
-def build_session(app_name: str, *, master: str = "local[2]", conf: Mapping[str, str] | None = None) -> SparkSession:
+def build_session(
+    app_name: str, *, master: str | None = "local[2]", conf: Mapping[str, str] | None = None
+) -> SparkSession:
     """Return a Spark session that reads and writes Delta tables and Kafka topics.
 
     Args:
         app_name: What Spark calls the application.
-        master: Where it runs, as spark-submit takes it.
-        conf: Spark settings over :data:`LOCAL_CONF`.
+        master: Where it runs, as spark-submit takes it. None inside a job that spark-submit started: then master, jars,
+            memory and logging are what it was submitted with.
+        conf: Spark settings over those of this module.
 
     Raises:
         StackError: Java or the connector jars cannot be had.
     """
-    os.environ.setdefault("JAVA_HOME", str(find_java().home))
-    settings = {"spark.jars": ",".join(str(jar) for jar in spark_jars()), **LOCAL_CONF}
-    if master.startswith("local"):
+    builder = SparkSession.builder.appName(app_name)
+    settings = dict(SQL_CONF)
+    if master is not None:
+        os.environ.setdefault("JAVA_HOME", str(find_java().home))
+        builder = builder.master(master)
+        settings["spark.jars"] = ",".join(str(jar) for jar in spark_jars())
+    if master is not None and master.startswith("local"):
         # Spark would run its workers with whatever python3 is on the PATH; it reads this variable, no setting.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-    builder = SparkSession.builder.appName(app_name).master(master)
+        settings |= LOCAL_CONF
     for name, value in {**settings, **(conf or {})}.items():
         builder = builder.config(name, value)
     return builder.getOrCreate()

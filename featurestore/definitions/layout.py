@@ -13,6 +13,7 @@ Redis URL can read, and never imports anybody's definitions.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -217,3 +218,9 @@ def compile_layout(
         ladders=tuple(Ladder(hop, used[hop][0], tuple(sorted(used[hop][1]))) for hop in order),
         tile=math.gcd(*hops) if hops else DAY,
     )
+
+
+def service_fingerprint(views: Sequence[tuple[str, str]]) -> str:
+    """Return the fingerprint of a service from its views' names and fingerprints, in order."""
+    text = ";".join(f"{name}@{fingerprint}" for name, fingerprint in views)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

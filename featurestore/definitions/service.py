@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurestore.datatypes import DataType
 from featurestore.definitions.entity import check_name
+from featurestore.definitions.layout import service_fingerprint
 from featurestore.definitions.view import FeatureView
 from featurestore.errors import DefinitionError, DuplicateNameError
 
@@ -83,9 +83,3 @@ class FeatureService:
     def from_dict(data: Mapping[str, Any], views: Mapping[str, FeatureView]) -> FeatureService:
         """Return the service that ``to_dict`` wrote."""
         return FeatureService(data["name"], [views[name] for name in data["views"]], data["description"])
-
-
-def service_fingerprint(views: Sequence[tuple[str, str]]) -> str:
-    """Return the fingerprint of a service from its views' names and fingerprints, in order."""
-    text = ";".join(f"{name}@{fingerprint}" for name, fingerprint in views)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

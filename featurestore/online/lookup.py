@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.datatypes import DataType
 from featurestore.definitions.keys import encode_key, key_values
-from featurestore.definitions.layout import ViewLayout
-from featurestore.definitions.service import service_fingerprint
+from featurestore.definitions.layout import ViewLayout, service_fingerprint
 from featurestore.errors import CodecError, DefinitionError
 from featurestore.online.codec import ViewReader
 from featurestore.online.keys import KeySpace

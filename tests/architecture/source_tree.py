@@ -12,9 +12,10 @@ PACKAGE = ROOT / "featurestore"
 
 @dataclass(frozen=True)
 class Import:
-    """One imported module, and whether it is imported when the importing module is."""
+    """One imported module, the name taken out of it, and whether it is imported when the importing module is."""
 
     module: str
+    name: str
     line: int
     at_import: bool
 
@@ -39,7 +40,7 @@ def imports(name: str, path: Path, known: frozenset[str]) -> list[Import]:
                 visit(child, at_import)
             return
         if isinstance(node, ast.Import):
-            result.extend(Import(alias.name, node.lineno, at_import) for alias in node.names)
+            result.extend(Import(alias.name, "", node.lineno, at_import) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -47,7 +48,7 @@ def imports(name: str, path: Path, known: frozenset[str]) -> list[Import]:
                 base = ".".join([*above, *([base] if base else [])])
             for alias in node.names:
                 full = f"{base}.{alias.name}"
-                result.append(Import(full if full in known else base, node.lineno, at_import))
+                result.append(Import(full if full in known else base, alias.name, node.lineno, at_import))
         inside = at_import and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
         for child in ast.iter_child_nodes(node):
             visit(child, inside)

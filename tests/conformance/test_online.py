@@ -18,7 +18,7 @@ from featurestore.online.codec import ViewReader, empty_base, parse_frame, recor
 from featurestore.online.fold import drop_unreachable, fold
 from featurestore.testing.streams import hostile_stream, shape_events
 from featurestore.timeline import MAX_INSTANT
-from tests.conformance.cases import VIEWS, assert_same, encoded
+from tests.conformance.cases import LIFETIME, SHORT, VIEWS, assert_same, encoded
 
 
 class Store:
@@ -132,6 +132,23 @@ def test_the_points_kernel_is_the_oracle(view, seed):
             )
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_an_event_is_seen_from_its_arrival_on(seed):
+    """Asked at the arrival of every event, and just before: both sides of the kernel's split into prompt and late ones."""
+    view = LIFETIME
+    stream = hostile_stream(view, seed=seed, events=100)
+    shaped = shape_events(view, stream.events)
+    t = max(event.event_time for event in stream.events) + 1
+    asked = [(event, event.arrival + step) for event in stream.events for step in (-1, 0)]
+    key = np.array([shaped.keys.index(encoded(view, [event.row["card_id"]])) for event, _ in asked])
+    seen = np.array([at for _, at in asked])
+    results = values_at_points(view.layout, shaped, key, np.full(len(asked), t), seen)
+    for row, (event, at) in enumerate(asked):
+        got = [column[row].item() if valid[row] else None for column, valid in results]
+        expected = values_at(view, stream.events, [event.row["card_id"]], t, visible_at=at)
+        assert_same(view, expected, got, f"points seen at {at}")
+
+
 def test_the_points_kernel_answers_nothing_about_nothing():
     view = VIEWS[0]
     none = shape_events(view, [])
@@ -158,7 +175,7 @@ def event(time, arrival=None, offset=0, **row):
     return Event({**full, **row, "event_time": time}, time, time if arrival is None else arrival, 0, offset)
 
 
-def counted(view=VIEWS[4]):
+def counted(view=SHORT):
     store, reader = Store(view), ViewReader(view.layout)
     key = encode_key(["c"], [DataType.STRING])
 
@@ -227,7 +244,7 @@ def test_a_time_before_rows_that_were_not_stored_is_refused():
     """A batch spanning more than every window stores only what lookups after its newest event can reach."""
     store, read = counted()
     store.append([event(0), event(3600 * SECOND, offset=1)])
-    assert len(store.blobs[next(iter(store.blobs))]) == len(empty_base(VIEWS[4].layout)) + record_size(VIEWS[4].layout)
+    assert len(store.blobs[next(iter(store.blobs))]) == len(empty_base(SHORT.layout)) + record_size(SHORT.layout)
     with pytest.raises(PastLookupError):
         read(SECOND)
     assert read(3600 * SECOND + 1).values[0] == 1
@@ -240,7 +257,7 @@ def test_folding_is_idempotent_and_counts():
     store.fold(list(store.blobs), clock=MAX_INSTANT)
     ((key, once),) = store.blobs.items()
     store.fold([key], clock=MAX_INSTANT)
-    frames = [parse_frame(blob, VIEWS[4].layout) for blob in (once, store.blobs[key])]
+    frames = [parse_frame(blob, SHORT.layout) for blob in (once, store.blobs[key])]
     assert [frame.folds for frame in frames] == [1, 2]
     assert once[32:] == store.blobs[key][32:]
     assert read(20 * SECOND).values[0] == 10
@@ -252,7 +269,7 @@ def test_folding_forgets_what_no_later_lookup_can_reach():
         store.append([event(second * SECOND, offset=second)])
         store.fold(list(store.blobs), clock=MAX_INSTANT)
     (blob,) = store.blobs.values()
-    assert [rows for _, rows in parse_frame(blob, VIEWS[4].layout).ladders] == [2, 2]
+    assert [rows for _, rows in parse_frame(blob, SHORT.layout).ladders] == [2, 2]
 
 
 def test_folding_nothing_is_nothing():

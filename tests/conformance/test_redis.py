@@ -361,7 +361,7 @@ def test_a_blob_that_is_not_ours_is_a_codec_error(online):
 
 
 def test_an_unknown_service_is_named_with_the_closest(online, online_url):
-    with pytest.raises(UnknownNameError, match="no service 'card'.*did you mean 'cards'"):
+    with pytest.raises(UnknownNameError, match=r"no service 'card'.*did you mean 'cards'"):
         online.client.get("card", {"card_id": "c"})
     with pytest.raises(UnknownNameError, match="run featurestore apply first"):
         FeatureClient(online_url, project="empty").get("cards", {"card_id": "c"})
@@ -483,10 +483,9 @@ def test_two_projects_do_not_see_each_other(online_url):
     left.assert_oracle([one(0, card="c", amount=1.0)])
     assert right.client.get("cards", {"card_id": "c"}, now=2)["many.n_1h"] == 2
     assert not set(left.store.progress(SOURCE.name)) - {0}
-    names = [
-        set(key.split(b"}")[0] for key in each.store.redis.keys("fs:{%s.*" % each.store.project))
-        for each in (left, right)
-    ]
+    raw = left.store.redis
+    names = [{key.split(b"}")[0] for key in raw.keys(f"fs:{{{each.store.project}.*")} for each in (left, right)]
+    assert all(names)
     assert not names[0] & names[1]
 
 

@@ -61,7 +61,7 @@ def test_no_port_is_published_twice() -> None:
     assert len(published) == len(set(published))
 
 
-@pytest.mark.parametrize("name", SERVICES.keys() - {"tools"})
+@pytest.mark.parametrize("name", sorted(SERVICES.keys() - {"tools"}))
 def test_every_server_has_a_health_check_and_waits_only_for_ones_that_have(name: str) -> None:
     assert SERVICES[name]["healthcheck"]["test"][0] == "CMD"
     for other, condition in SERVICES[name].get("depends_on", {}).items():

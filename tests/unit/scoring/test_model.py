@@ -59,7 +59,7 @@ def _zipped() -> bytes:
         (b"", "no ir_version"),
         (pickle.dumps([1]), "a pickle"),
         (_zipped(), "a zip archive"),
-        (gzip.compress(b"x"), "a gzip file"),
+        (gzip.compress(b"x", mtime=0), "a gzip file"),
         (b"tree\nversion=v4", "a LightGBM text model"),
         (b'{"a": 1}', "a JSON file"),
         (b"\xff" * 50, "not an ONNX model"),

@@ -163,7 +163,7 @@ def _modulo(left: float, right: float) -> float | None:
 def _to_whole(rounding: str) -> Callable[[float], int | None]:
     def convert(value: float) -> int | None:
         if isinstance(value, int):
-            return value
+            return int(value)  # of True, 1
         if not math.isfinite(value):
             return None
         return int(Decimal(value).to_integral_value(rounding))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from examples.flights.replay import Replay
     from examples.flights.stream import Stream
+    from featurestore.jobs.job import Job
 
 KEYS = ("origin", "carrier", "tailnum", "dest")
 MAX_ROWS = 500
@@ -140,6 +141,7 @@ def run_live(
     end_us: int,
     tick: str,
     replay: Replay,
+    job: Job,
     scorer: HttpScorer,
     progress: Callable[[int, int], None],
 ) -> LiveResult:
@@ -159,7 +161,7 @@ def run_live(
         if records:
             sending = time.perf_counter()
             replay.send(records)
-            replay.wait_applied()
+            replay.wait_applied(job)
             step_ms.append((time.perf_counter() - sending) * 1000)
             events += len(records)
         rows = by_tick.get(now)

@@ -31,14 +31,12 @@ class Replay:
         kafka: Kafka settings.
         online_url: The online store.
         project: Its namespace.
-        job: The streaming job; waiting ends with an error when it is no longer running.
     """
 
-    def __init__(self, kafka: Mapping[str, str], online_url: str, project: str, job: Job) -> None:
+    def __init__(self, kafka: Mapping[str, str], online_url: str, project: str) -> None:
         self._kafka = kafka
-        self._producer = producer(kafka)
+        self._producer = producer(kafka, batch_size=1 << 18)
         self._store = RedisOnlineStore(online_url, project)
-        self._job = job
         self._ends: dict[str, dict[int, int]] = {topic: {} for topic in SOURCES}
         self.sent: Counter[str] = Counter()
 
@@ -60,8 +58,8 @@ class Replay:
                 ends[place.partition] = max(ends.get(place.partition, 0), place.offset + 1)
         return len(futures)
 
-    def wait_applied(self, timeout_s: float = 120.0) -> None:
-        """Return once the fences of all sources have reached the offsets sent.
+    def wait_applied(self, job: Job, timeout_s: float = 120.0) -> None:
+        """Return once the job's fences of all sources have reached the offsets sent.
 
         Raises:
             JobError: The job stopped, or did not get there in time.
@@ -71,7 +69,7 @@ class Replay:
         while not self._applied():
             now = time.monotonic()
             if now > next_look:
-                status = self._job.status()
+                status = job.status()
                 if status.state in ("failed", "stopped"):
                     raise JobError(f"the streaming job is {status.state}: {status.error}.", hint="see its driver.log.")
                 next_look = now + 2

@@ -1,13 +1,14 @@
 """Point-in-time training sets on Spark: every spine row, enriched with what was true just before its time.
 
-The way of one view:
+One pass for all views:
 
-    event log --shape (Arrow worker)--> (key, event time, sequence, arrival, words)  \\
-                                                                                      partition by key -> values_at_points
-    spine     --encode keys----------> (key, t, visible_at, row)                     /        -> (row, feature columns)
+    event logs --shape (Arrow worker)--> (view, key, event time, sequence, arrival, words)  \\
+                                                                      partition by (view, key) -> values_at_points
+    spine      --encode keys----------> (view, key, t, visible_at, row)                     /
+                                                                      -> (row, view, packed values)
+                                                      partition by row -> one column per feature -> joined to the spine
 
-The results of all views are joined back to the spine by row number: one output row per spine row, in the spine's order,
-its columns untouched, whatever its keys and times are.
+One output row per spine row, in the spine's order, its columns untouched, whatever its keys and times are.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from featurestore.definitions.view import FeatureView
 
 ROW = "__row"
-_SHUFFLED = "kind tinyint, key binary, at bigint, sequence bigint, arrival bigint, row bigint, words binary"
+_SHUFFLED = "view int, kind tinyint, key binary, at bigint, sequence bigint, arrival bigint, row bigint, words binary"
+_PACKED = f"{ROW} bigint, view int, packed binary"
 _ARROW_TYPES = {
     DataType.INT64: pa.int64(),
     DataType.FLOAT64: pa.float64(),
@@ -123,23 +125,21 @@ def training_set(
         numbered = _number(session, frame)
     numbered = numbered.persist()
     points = _points(numbered, service, event_time, visible_at)
-    joined = numbered
+    views = tuple(service.views)
+    rows = points.mapInArrow(_EncodePoints(views), _SHUFFLED)
     versions = {}
-    for view in service.views:
-        path = f"{offline}/events/{view.source.name}"
-        versions[f"events/{view.source.name}"] = version = _table_version(session, path)
+    for source in service.sources:
+        path = f"{offline}/events/{source.name}"
+        versions[f"events/{source.name}"] = version = _table_version(session, path)
         log = session.read.format("delta").option("versionAsOf", version).load(path)
-        events = log.mapInArrow(_ShapeEvents(view), _SHUFFLED)
-        asked = points.mapInArrow(_EncodePoints(view, visible_at is not None), _SHUFFLED)
-        schema = f"{ROW} bigint, " + ", ".join(
-            f"`{view.name}.{feature.name}` {_SPARK_TYPES[feature.aggregate.result_type]}" for feature in view.layout.features
-        )
-        values = (
-            events.unionByName(asked)
-            .repartition(F.col("key"))
-            .mapInArrow(_Evaluate(view, visible_at is not None), schema)
-        )
-        joined = joined.join(values, ROW, "left")
+        rows = rows.unionByName(log.mapInArrow(_ShapeEvents(views, source.name), _SHUFFLED))
+    values = (
+        rows.repartition(F.col("view"), F.col("key"))
+        .mapInArrow(_Evaluate(views, visible_at is not None), _PACKED)
+        .repartition(F.col(ROW))
+        .mapInArrow(_Assemble(views), _assembled_schema(views))
+    )
+    joined = numbered.join(values, ROW)
     result = joined.orderBy(ROW).drop(ROW)
     manifest = {
         "service": service.name,
@@ -255,105 +255,123 @@ def _table_version(session: SparkSession, path: str) -> int:
 
 @dataclass(frozen=True)
 class _ShapeEvents:
-    """Event log rows -> shuffled rows of one view: kind 0, all measures' slots as bytes."""
+    """Event log rows of one source -> shuffled rows of its views: kind 0, all measures' slots as bytes."""
 
-    view: FeatureView
+    views: tuple[FeatureView, ...]
+    source: str
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             if not batch.num_rows:
                 continue
             place = batch.column("_partition").to_numpy().astype(np.int64) * sequence_of(1, 0)
-            shaped = shape(
-                self.view,
-                batch,
-                batch.column("_event_time").to_numpy(),
-                place | batch.column("_offset").to_numpy(),
-                batch.column("_arrival").to_numpy(),
-            )
-            if not len(shaped):
-                continue
-            words = np.column_stack([word for columns in shaped.columns for word in words_of(columns)])
-            yield _shuffled(0, shaped.keys, shaped.key, shaped.event_time, shaped.sequence, shaped.arrival, words=words)
+            sequence = place | batch.column("_offset").to_numpy()
+            event_time, arrival = batch.column("_event_time").to_numpy(), batch.column("_arrival").to_numpy()
+            for index, view in enumerate(self.views):
+                if view.source.name != self.source:
+                    continue
+                shaped = shape(view, batch, event_time, sequence, arrival)
+                if len(shaped):
+                    yield _shuffled(
+                        index, 0, shaped.keys, shaped.key, shaped.event_time, shaped.arrival, sequence=shaped.sequence,
+                        words=np.column_stack([word for columns in shaped.columns for word in words_of(columns)]),
+                    )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _EncodePoints:
-    """Spine rows -> shuffled rows: kind 1."""
+    """Spine rows -> shuffled rows of every view: kind 1."""
 
-    view: FeatureView
-    as_served: bool
+    views: tuple[FeatureView, ...]
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        types = [DataType(kind) for kind in self.view.entity.keys.values()]
         for batch in batches:
             if not batch.num_rows:
                 continue
-            keys, code = encode_columns([batch.column(name) for name in self.view.entity.keys], types)
-            at = batch.column("__at").to_numpy()
-            yield _shuffled(
-                1, keys, code, at, np.zeros(len(at), np.int64), batch.column("__visible").to_numpy(),
-                row=batch.column(ROW).to_numpy(),
-            )  # fmt: skip
+            at, visible = batch.column("__at").to_numpy(), batch.column("__visible").to_numpy()
+            row = batch.column(ROW).to_numpy()
+            for index, view in enumerate(self.views):
+                types = [DataType(kind) for kind in view.entity.keys.values()]
+                keys, code = encode_columns([batch.column(name) for name in view.entity.keys], types)
+                yield _shuffled(index, 1, keys, code, at, visible, row=row)
 
 
 def _shuffled(
+    view: int,
     kind: int,
     keys: list[bytes],
     code: np.ndarray,
     at: np.ndarray,
-    sequence: np.ndarray,
     arrival: np.ndarray,
     *,
+    sequence: np.ndarray | None = None,
     row: np.ndarray | None = None,
     words: np.ndarray | None = None,
 ) -> pa.RecordBatch:
     count = len(code)
-    if words is None:
-        packed = pa.nulls(count, pa.binary())
-    else:
-        data = np.ascontiguousarray(words.astype("<i8", copy=False))
-        size = data.shape[1] * 8
-        offsets = pa.array(np.arange(0, size * (count + 1), size, dtype=np.int32)[: count + 1])
-        packed = pa.Array.from_buffers(pa.binary(), count, [None, offsets.buffers()[1], pa.py_buffer(data)])
+    nothing = np.zeros(count, np.int64)
     return pa.RecordBatch.from_pydict(
         {
+            "view": pa.array(np.full(count, view, np.int32)),
             "kind": pa.array(np.full(count, kind, np.int8)),
             "key": pa.array(keys, pa.binary()).take(pa.array(code)),
             "at": at,
-            "sequence": sequence,
+            "sequence": nothing if sequence is None else sequence,
             "arrival": arrival,
-            "row": np.zeros(count, np.int64) if row is None else row,
-            "words": packed,
+            "row": nothing if row is None else row,
+            "words": pa.nulls(count, pa.binary()) if words is None else _binary(words.astype("<i8", copy=False)),
         }
     )
 
 
+def _binary(rows: np.ndarray) -> pa.Array:
+    """Return the rows of a matrix as binary values of one length."""
+    data = np.ascontiguousarray(rows)
+    size = data.shape[1] * data.itemsize
+    offsets = np.arange(len(data) + 1, dtype=np.int32) * np.int32(size)
+    return pa.Array.from_buffers(pa.binary(), len(data), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+
+
+def _matrix(values: pa.Array, dtype: str, width: int) -> np.ndarray:
+    """Return binary values of one length as a matrix; the inverse of ``_binary``."""
+    return np.frombuffer(b"".join(values.to_pylist()), dtype).reshape(len(values), width)
+
+
 @dataclass(frozen=True)
 class _Evaluate:
-    """All rows of some keys -> the feature values of their points."""
+    """All rows of some keys -> for every point its view's values, 9 bytes a feature: the value's word, and validity."""
 
-    view: FeatureView
+    views: tuple[FeatureView, ...]
     as_served: bool
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        table = pa.Table.from_batches(list(batches)) if (batches := [b for b in batches if b.num_rows]) else None  # noqa: PLW2901
-        if table is None:
+        held = [batch for batch in batches if batch.num_rows]
+        if not held:
             return
-        layout = self.view.layout
-        keys = table.column("key").combine_chunks().dictionary_encode()
-        code = keys.indices.to_numpy().astype(np.int64)
+        table = pa.Table.from_batches(held)
+        view_of = table.column("view").to_numpy()
+        for index in np.unique(view_of).tolist():
+            one = table.take(pa.array(np.flatnonzero(view_of == index))).combine_chunks()
+            evaluated = self._evaluate(self.views[index], one)
+            if evaluated is not None:
+                row, packed = evaluated
+                yield pa.RecordBatch.from_arrays(
+                    [row, pa.array(np.full(len(row), index, np.int32)), packed], [ROW, "view", "packed"]
+                )
+
+    def _evaluate(self, view: FeatureView, table: pa.Table) -> tuple[pa.Array, pa.Array] | None:
+        layout = view.layout
         is_point = table.column("kind").to_numpy() == 1
-        points = np.flatnonzero(is_point)
+        points, rows = np.flatnonzero(is_point), np.flatnonzero(~is_point)
         if not len(points):
-            return
+            return None
+        keys = table.column("key").combine_chunks().dictionary_encode()
+        if isinstance(keys, pa.ChunkedArray):
+            keys = keys.combine_chunks()
+        code = keys.indices.to_numpy().astype(np.int64)
         at, sequence = table.column("at").to_numpy(), table.column("sequence").to_numpy()
         arrival = table.column("arrival").to_numpy()
-        rows = np.flatnonzero(~is_point)
-        packed = table.column("words").combine_chunks().take(pa.array(rows))
-        width = len(layout.slots)
-        data = b"".join(packed.to_pylist()) if len(rows) else b""
-        words = np.frombuffer(data, "<i8").reshape(len(rows), width)
+        words = _matrix(table.column("words").take(pa.array(rows)), "<i8", len(layout.slots))
         events = Shaped(
             keys=keys.dictionary.to_pylist(),
             key=code[rows],
@@ -368,14 +386,55 @@ class _Evaluate:
         values = values_at_points(
             layout, events, code[points], at[points], arrival[points] if self.as_served else None
         )
-        columns = [table.column("row").combine_chunks().take(pa.array(points))]
-        for feature, (column, valid) in zip(layout.features, values, strict=True):
-            columns.append(_arrow_column(column, valid, feature.aggregate.result_type))
-        yield pa.RecordBatch.from_arrays(columns, [ROW, *layout.feature_ids])
+        words_and_valid = np.zeros((len(points), 9 * len(values)), np.uint8)
+        for position, (column, valid) in enumerate(values):
+            begin = 9 * position
+            word = np.ascontiguousarray(column).view(np.uint8).reshape(len(points), 8)
+            words_and_valid[:, begin : begin + 8] = word
+            words_and_valid[:, begin + 8] = valid
+        return table.column("row").take(pa.array(points)).combine_chunks(), _binary(words_and_valid)
 
 
-def _arrow_column(values: np.ndarray, valid: np.ndarray, kind: DataType) -> pa.Array:
-    if kind == DataType.BOOL:
-        values = values.astype(bool)
-    array = pa.array(values, pa.int64() if kind == DataType.TIMESTAMP else None, mask=~valid)
+def _assembled_schema(views: Sequence[FeatureView]) -> str:
+    columns = [
+        f"`{view.name}.{feature.name}` {_SPARK_TYPES[feature.aggregate.result_type]}"
+        for view in views
+        for feature in view.layout.features
+    ]
+    return ", ".join([f"{ROW} bigint", *columns])
+
+
+@dataclass(frozen=True)
+class _Assemble:
+    """The packed values of all views of some rows -> one row each, one column per feature."""
+
+    views: tuple[FeatureView, ...]
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        held = [batch for batch in batches if batch.num_rows]
+        if not held:
+            return
+        table = pa.Table.from_batches(held)
+        row, view_of = table.column(ROW).to_numpy(), table.column("view").to_numpy()
+        order = np.lexsort((row, view_of))
+        table, row, view_of = table.take(pa.array(order)), row[order], view_of[order]
+        bounds = np.searchsorted(view_of, np.arange(len(self.views) + 1))
+        columns = [pa.array(row[bounds[0] : bounds[1]])]
+        names = [ROW]
+        for index, view in enumerate(self.views):
+            features = view.layout.features
+            part = table.column("packed").slice(bounds[index], bounds[index + 1] - bounds[index])
+            packed = _matrix(part, "u1", 9 * len(features))
+            for position, feature in enumerate(features):
+                begin = 9 * position
+                word = np.ascontiguousarray(packed[:, begin : begin + 8]).view("<i8")[:, 0]
+                columns.append(_arrow_column(word, packed[:, begin + 8] == 1, feature.aggregate.result_type))
+            names += view.layout.feature_ids
+        yield pa.RecordBatch.from_arrays(columns, names)
+
+
+def _arrow_column(words: np.ndarray, valid: np.ndarray, kind: DataType) -> pa.Array:
+    if kind == DataType.FLOAT64:
+        return pa.array(words.view(np.float64), mask=~valid)
+    array = pa.array(words, mask=~valid)
     return array.cast(_ARROW_TYPES[kind])

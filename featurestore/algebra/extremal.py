@@ -93,7 +93,7 @@ class Min(_Extreme):
 
     def extreme(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Return the smaller of every pair, NaN last."""
-        return np.fmin(x, y)
+        return np.asarray(np.fmin(x, y))
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,4 +108,4 @@ class Max(_Extreme):
 
     def extreme(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Return the larger of every pair, NaN first."""
-        return np.maximum(x, y)
+        return np.asarray(np.maximum(x, y))

@@ -114,8 +114,8 @@ class FeatureView:
                 raise DefinitionError(f"{where}: {error.message}", hint=error.hint) from None
             typed = replace(
                 typed,
-                input=expression and spelled.setdefault(expression.canonical, str(aggregate.input)),
-                where=condition and spelled.setdefault(condition.canonical, str(aggregate.where)),
+                input=None if expression is None else spelled.setdefault(expression.canonical, str(aggregate.input)),
+                where=None if condition is None else spelled.setdefault(condition.canonical, str(aggregate.where)),
             )
             bound += [(f"{name}_{window.label}", typed, window) for window in windowed.windows]
         names = [name for name, _, _ in bound]

@@ -71,7 +71,7 @@ def hostile_stream(
     edges = _edges(windows, anchor)
     pools = {field.name: _pool(field, view, dice) for field in source.contract.fields}
     keys = [tuple(dice.choice(pools[column]) for column in view.entity.keys) for _ in range(3)]
-    drawn = []
+    drawn: list[tuple[Instant, Instant, dict[str, Any]]] = []
     for _ in range(events):
         time = _event_time(dice, edges, drawn, anchor, longest)
         row = {field.name: _value(field, pools[field.name], dice, time, nan) for field in source.contract.fields}
@@ -154,13 +154,14 @@ def _pool(field: ContractField, view: FeatureView, dice: random.Random) -> list[
         return [value for value in field.bounds["enum"] if value is not None]
     conditions = [view.where, *(part for m in view.layout.measures for part in (m.where, m.input))]
     quoted = re.findall(r"'([^']*)'", " ".join(filter(None, conditions)))
-    pool: list[Any] = {
+    pools: dict[DataType, list[Any]] = {
         DataType.INT64: [*_INTS, dice.randrange(-1_000, 1_000)],
         DataType.FLOAT64: [*_FLOATS, *(round(dice.uniform(-100, 100), 2) for _ in range(6))],
         DataType.BOOL: [True, False],
         DataType.STRING: [*_TEXTS, *quoted, *quoted, *quoted],
         DataType.TIMESTAMP: [0, -1, 1_357_016_400_000_000],
-    }[field.type]
+    }
+    pool = pools[field.type]
     low = field.bounds.get("minimum", field.bounds.get("exclusiveMinimum", -math.inf))
     high = field.bounds.get("maximum", field.bounds.get("exclusiveMaximum", math.inf))
     if field.type in (DataType.INT64, DataType.FLOAT64):

@@ -11,7 +11,7 @@ from featurestore.errors import DefinitionError, UnknownNameError
 S, N, B, T = DataType.STRING, DataType.INT64, DataType.BOOL, DataType.TIMESTAMP
 INT64 = st.integers(-(2**63), 2**63 - 1)
 VALUES = {
-    S: st.text(max_size=4) | st.sampled_from(["", "n", "s", "1", "s\x01\0\0\0n"]),
+    S: st.text(max_size=4) | st.text("sn1", max_size=3) | st.sampled_from(["", "n", "s", "1", "s\x01\0\0\0n"]),
     N: INT64,
     B: st.booleans(),
     T: INT64,
@@ -50,6 +50,7 @@ def test_look_alikes_are_told_apart():
     ]
     assert len({encode(key) for key in keys}) == len(keys)
     assert encode([(S, "1"), (S, "23")]) != encode([(S, "12"), (S, "3")])
+    assert encode([(S, "as"), (S, "b")]) != encode([(S, "a"), (S, "sb")])
 
 
 @pytest.mark.parametrize("text", ["ü", "日本", "\U0001f600", "e\u0301", "a\0b", "x" * 100_000])

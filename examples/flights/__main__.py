@@ -15,7 +15,7 @@ from examples.flights.run import Options, run
 from featurestore.errors import FeatureStoreError
 
 FULL_START, FULL_HISTORY_DAYS, FULL_LIVE_DAYS = "2013-01-01T09:00:00Z", 273, 92
-FULL_TICK = "30m"
+FULL_TICK = "60m"
 
 
 def main(argv: list[str]) -> int:

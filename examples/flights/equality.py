@@ -84,35 +84,33 @@ def explain_by_late_events(
     unexplained = []
     example = None
     windows = {
-        f"{view.name}.{feature.name}": (view, feature.window)
-        for view in service.views
-        for feature in view.layout.features
+        f"{view.name}.{feature.name}": (view, feature.window) for view in service.views for feature in view.layout.features
     }
+    by_key = {view.name: _by_key(logs[view.source.name], view) for view in service.views}
+    asked_rows = spine.to_dict("records")
     for row, feature in different:
         view, window = windows[feature]
-        asked = spine.iloc[row]
-        interval = window.interval(int(asked["t_us"]))
-        log = _of_key(logs[view.source.name], view, asked)
-        hidden = log[
-            (log["_event_time"] < interval.end)
-            & ((log["_event_time"] >= interval.start) if interval.start is not None else True)
-            & (log["_arrival"] > int(asked["visible_us"]))
+        asked = asked_rows[row]
+        interval = window.interval(asked["t_us"])
+        late = by_key[view.name].get(tuple(asked[column] for column in view.entity.keys), [])
+        hidden = [
+            event for event in late if event["_event_time"] in interval and event["_arrival"] > asked["visible_us"]
         ]
-        if hidden.empty:
+        if not hidden:
             unexplained.append((row, feature))
             continue
-        for event in hidden.to_dict("records"):
-            named[f"{event['_topic']}[{event['_partition']}]@{event['_offset']}"] = None
+        named.update((f"{event['_topic']}[{event['_partition']}]@{event['_offset']}", None) for event in hidden)
         if example is None:
-            example = _in_words(feature, asked, hidden.iloc[0])
+            example = _in_words(feature, asked, hidden[0])
     return Explained(len(different) - len(unexplained), unexplained, list(named), example)
 
 
-def _of_key(log: pd.DataFrame, view: FeatureView, asked: pd.Series) -> pd.DataFrame:
-    mask = np.ones(len(log), dtype=bool)
-    for column in view.entity.keys:
-        mask &= (log[column] == asked[column]).to_numpy()
-    return log[mask]
+def _by_key(log: pd.DataFrame, view: FeatureView) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Return the log's rows by entity key."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for event in log.to_dict("records"):
+        found.setdefault(tuple(event[column] for column in view.entity.keys), []).append(event)
+    return found
 
 
 def _in_words(feature: str, asked: Any, event: Any) -> str:

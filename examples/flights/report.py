@@ -36,6 +36,8 @@ class Console:
 def print_figures(figures: dict[str, Any]) -> None:
     """Print the figures for a person, on standard output."""
     out = RichConsole(file=sys.stdout, highlight=False)
+    if not out.is_terminal:
+        out.width = 120
     history, live, latency = figures["history"], figures["live"], figures["latency"]
     quality, equal, kept = figures["quality"], figures["equality"], figures["conservation"]
 

@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--live-days", type=int, default=data.LIVE_DAYS, help="days stepped live (default %(default)s)")
     parser.add_argument("--start", default=data.START, help="first instant of the history (default %(default)s)")
     parser.add_argument("--tick", help=f"step of the virtual clock (default {data.TICK})")
-    parser.add_argument("--full", action="store_true", help="the whole year: train January to September, live October on")
+    parser.add_argument(
+        "--full", action="store_true", help="the whole year: train January to September, live October on"
+    )
     parser.add_argument("--freshness-seconds", type=float, default=15.0, help="length of that measurement; 0 skips it")
     parser.add_argument("--rate", type=int, default=1_000, help="its events per second (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON on standard output")

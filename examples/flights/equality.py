@@ -26,13 +26,13 @@ class Comparison:
     Attributes:
         vectors: Rows compared.
         equal_vectors: Rows in which every value is equal.
-        values: Values compared.
+        compared: Values compared.
         different: (row, feature id) of every difference.
     """
 
     vectors: int
     equal_vectors: int
-    values: int
+    compared: int
     different: list[tuple[int, str]]
 
 
@@ -47,7 +47,7 @@ def compare(served: pd.DataFrame, offline: pd.DataFrame, features: list[str]) ->
     return Comparison(
         vectors=len(served),
         equal_vectors=int((~unequal.any(axis=1)).sum()),
-        values=unequal.size,
+        compared=unequal.size,
         different=[(int(row), features[column]) for row, column in zip(rows, columns, strict=True)],
     )
 
@@ -84,7 +84,9 @@ def explain_by_late_events(
     unexplained = []
     example = None
     windows = {
-        f"{view.name}.{feature.name}": (view, feature.window) for view in service.views for feature in view.layout.features
+        f"{view.name}.{feature.name}": (view, feature.window)
+        for view in service.views
+        for feature in view.layout.features
     }
     by_key = {view.name: _by_key(logs[view.source.name], view) for view in service.views}
     asked_rows = spine.to_dict("records")

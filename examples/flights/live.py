@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,6 +19,7 @@ from featurestore.timeline import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from examples.flights.replay import Replay
     from examples.flights.stream import Stream
@@ -37,7 +37,17 @@ class ScoringServer:
         self._log = log
         with log.open("wb") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "featurestore.cli", "--config", str(config), "serve", "--port", "0", "--allow-now"],
+                [
+                    sys.executable,
+                    "-m",
+                    "featurestore.cli",
+                    "--config",
+                    str(config),
+                    "serve",
+                    "--port",
+                    "0",
+                    "--allow-now",
+                ],
                 stdout=subprocess.PIPE,
                 stderr=out,
                 text=True,
@@ -168,9 +178,7 @@ def run_live(
         for begin in range(0, 0 if rows is None else len(rows), MAX_ROWS):
             part = rows.iloc[begin : begin + MAX_ROWS]
             predictions = scorer.score(part, now)
-            scored.append(
-                part.assign(score=[prediction["score"] for prediction in predictions], visible_us=now - 1)
-            )
+            scored.append(part.assign(score=[prediction["score"] for prediction in predictions], visible_us=now - 1))
             served += [prediction["vector"] for prediction in predictions]
         progress(number + 1, len(ticks))
     return LiveResult(

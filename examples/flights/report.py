@@ -45,7 +45,8 @@ def print_figures(figures: dict[str, Any]) -> None:
     table.add_column("what", style="bold")
     table.add_column("figure")
     table.add_row(
-        "history", f"{history['events']:,} events through Kafka, Spark, Redis: {history['events_per_s']:,.0f} per second"
+        "history",
+        f"{history['events']:,} events through Kafka, Spark, Redis: {history['events_per_s']:,.0f} per second",
     )
     table.add_row(
         "live",
@@ -65,7 +66,8 @@ def print_figures(figures: dict[str, Any]) -> None:
         f"{latency['features']} features of a flight",
     )
     table.add_row(
-        "score", f"p50 {latency['score']['p50_ms']:.2f} ms, p99 {latency['score']['p99_ms']:.2f} ms over HTTP, lookup included"
+        "score",
+        f"p50 {latency['score']['p50_ms']:.2f} ms, p99 {latency['score']['p99_ms']:.2f} ms over HTTP, lookup included",
     )
     with_, without = quality["with_windows"], quality["without_windows"]
     table.add_row(

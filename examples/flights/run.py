@@ -81,7 +81,9 @@ def run(options: Options, folder: Path, out: Console) -> dict[str, Any]:
         kafka = store.settings.kafka
         ensure_topics(kafka, dict.fromkeys(SOURCES, PARTITIONS), config={"retention.ms": "-1"})
         store.apply(flight_delay)
-        out.done(f"{len(flight_delay.feature_ids)} features in {len(flight_delay.views)} views of {len(SOURCES)} topics")
+        out.done(
+            f"{len(flight_delay.feature_ids)} features in {len(flight_delay.views)} views of {len(SOURCES)} topics"
+        )
 
         replay = Replay(kafka, stack.online, PROJECT)
         cleanup.callback(replay.close)
@@ -198,7 +200,10 @@ def _train(store: FeatureStore, spine: pd.DataFrame, live_from: int, out: Consol
     cut = int(known["t_us"].quantile(0.8))
     earlier, later = known[known["t_us"] < cut], known[known["t_us"] >= cut]
     metrics = {}
-    for name, inputs in ((MODEL, (*model.STATIC_FEATURES, *flight_delay.feature_ids)), (STATIC_MODEL, model.STATIC_FEATURES)):
+    for name, inputs in (
+        (MODEL, (*model.STATIC_FEATURES, *flight_delay.feature_ids)),
+        (STATIC_MODEL, model.STATIC_FEATURES),
+    ):
         held_out = model.train(earlier, inputs)
         metrics[name] = model.evaluate(later[model.LABEL], held_out.predict(later))
         model.store(
@@ -267,7 +272,7 @@ def _equality(store: FeatureStore, live: LiveResult) -> dict[str, Any]:
         "as_served": {
             "vectors": same.vectors,
             "equal_vectors": same.equal_vectors,
-            "values": same.values,
+            "values": same.compared,
             "different": len(same.different),
             "examples": same.different[:5],
         },
@@ -317,6 +322,3 @@ def _conservation(
 
 def _time(instant: int) -> pd.Timestamp:
     return pd.Timestamp(instant, unit="us", tz="UTC")
-
-
-

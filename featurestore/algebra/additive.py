@@ -65,7 +65,11 @@ class Count(Aggregate):
         return int(partial[0])
 
     def prepare_columns(
-        self, values: np.ndarray, valid: np.ndarray, event_time: np.ndarray, sequence: np.ndarray  # noqa: ARG002
+        self,
+        values: np.ndarray,
+        valid: np.ndarray,
+        event_time: np.ndarray,
+        sequence: np.ndarray,  # noqa: ARG002
     ) -> Columns:
         """Return one for every valid row."""
         return (valid.astype(np.int64),)
@@ -136,7 +140,11 @@ class Sum(Aggregate):
         return min(max(total, _INT64_MIN), _INT64_MAX) if self.is_integer else total
 
     def prepare_columns(
-        self, values: np.ndarray, valid: np.ndarray, event_time: np.ndarray, sequence: np.ndarray  # noqa: ARG002
+        self,
+        values: np.ndarray,
+        valid: np.ndarray,
+        event_time: np.ndarray,
+        sequence: np.ndarray,  # noqa: ARG002
     ) -> Columns:
         """Return one value per valid row."""
         n = valid.astype(np.int64)
@@ -192,5 +200,3 @@ class Mean(Sum):
         # lo is carried into hi first: both are then exact as doubles, and nothing cancels
         total = (partial[1] + (partial[2] >> 32)) * 4294967296.0 + (partial[2] & _LOW)
         return total / np.maximum(n, 1), n > 0
-
-

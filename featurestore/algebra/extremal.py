@@ -65,7 +65,11 @@ class _Extreme(Aggregate):
         return bool(partial[1]) if self.value_type == "bool" else partial[1]
 
     def prepare_columns(
-        self, values: np.ndarray, valid: np.ndarray, event_time: np.ndarray, sequence: np.ndarray  # noqa: ARG002
+        self,
+        values: np.ndarray,
+        valid: np.ndarray,
+        event_time: np.ndarray,
+        sequence: np.ndarray,  # noqa: ARG002
     ) -> Columns:
         """Return one value per valid row."""
         kind = np.int64 if self.is_integer else np.float64

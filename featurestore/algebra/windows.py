@@ -144,4 +144,4 @@ class Windowed:
         labels = [window.label for window in self.windows]
         twice = {label for label in labels if labels.count(label) > 1}
         if twice:
-            raise WindowError(f"{self.aggregate!r} names window {sorted(twice)[0]!r} twice.")
+            raise WindowError(f"{self.aggregate!r} names window {min(twice)!r} twice.")

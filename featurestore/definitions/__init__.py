@@ -1,0 +1,1 @@
+"""What a user writes: entities, sources, views, services; and what they compile to. Pure."""

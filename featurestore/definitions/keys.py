@@ -48,9 +48,7 @@ def encode_key(values: Sequence[Any], types: Sequence[DataType]) -> bytes:
     return b"".join(parts)
 
 
-def key_values(
-    keys: Mapping[str, Any], columns: Sequence[tuple[str, DataType]], *, where: str
-) -> list[Any]:
+def key_values(keys: Mapping[str, Any], columns: Sequence[tuple[str, DataType]], *, where: str) -> list[Any]:
     """Return the values of a view's key columns out of what the caller passed.
 
     Raises:

@@ -47,7 +47,9 @@ class FeatureService:
             for view in self.views:
                 part = getattr(view, kind)
                 if seen.setdefault(part.name, part) != part:
-                    raise DuplicateNameError(f"service {self.name}: two different {kind} definitions called {part.name}.")
+                    raise DuplicateNameError(
+                        f"service {self.name}: two different {kind} definitions called {part.name}."
+                    )
         _ = self.keys
 
     @property

@@ -7,15 +7,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurestore.algebra import Aggregate, Window, Windowed
 from featurestore.datatypes import DataType
 from featurestore.definitions.entity import Entity, check_name
 from featurestore.definitions.expression import Expression
 from featurestore.definitions.layout import ViewLayout, aggregate_from_dict, aggregate_to_dict, compile_layout
-from featurestore.definitions.source import EventSource
 from featurestore.errors import DefinitionError, DuplicateNameError, UnknownNameError, did_you_mean
+
+if TYPE_CHECKING:
+    from featurestore.definitions.source import EventSource
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Engines: evaluate definitions over events; all obey one conformance suite."""

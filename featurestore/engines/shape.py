@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 from featurestore.algebra.columns import take
 from featurestore.algebra.tiles import TileRows, tile_events
 from featurestore.datatypes import DataType
-from featurestore.engines.arrow import evaluate
 from featurestore.definitions.keys import encode_key
+from featurestore.engines.arrow import evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

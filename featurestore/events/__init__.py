@@ -1,0 +1,1 @@
+"""Events: decoding, and talking to the broker."""

@@ -185,8 +185,8 @@ class Decoder:
         valid = batch.column(self.event_time).is_valid().to_numpy(zero_copy_only=False) if nothing else None
         ahead = event_time > arrival[rows] + self.allowed_skew_us
         if valid is not None:
-            for row in rows[~valid].tolist():
-                rejected.append(Rejected(row, Reason.CONTRACT, f"event time {self.event_time!r} is null"))
+            detail = f"event time {self.event_time!r} is null"
+            rejected.extend(Rejected(row, Reason.CONTRACT, detail) for row in rows[~valid].tolist())
             ahead &= valid
         for index in np.flatnonzero(ahead).tolist():
             row = int(rows[index])

@@ -176,14 +176,14 @@ class ArchiveBatch:
                 frame.unpersist()
 
     def _append(
-        self, frame: DataFrame, table: str, query_id: str, batch_id: int, *, partition_by: str | None = None
+        self, frame: DataFrame, table: str, query_id: str | None, batch_id: int, *, partition_by: str | None = None
     ) -> Callable[[], None]:
         def write() -> None:
             writer = (
                 frame.coalesce(1)
                 .write.format("delta")
                 .mode("append")
-                .option("txnAppId", query_id)
+                .option("txnAppId", str(query_id))
                 .option("txnVersion", str(batch_id))
             )
             if partition_by is not None:

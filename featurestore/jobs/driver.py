@@ -86,21 +86,21 @@ class Reporter:
     queries: dict[str, Any] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     error: str | None = None
-    _seen: dict[str, int] = field(default_factory=dict)
+    _seen: dict[str, str] = field(default_factory=dict)
 
     def collect(self, query: StreamingQuery) -> None:
         """Add the progress reports of a query that are new since the last call."""
         for progress in query.recentProgress:
-            batch = progress["batchId"]
-            if batch <= self._seen.get(query.name, -1):
+            # Not by batch id: while it is idle, a query reports the id of the batch to come.
+            if progress["timestamp"] <= self._seen.get(query.name, ""):
                 continue
-            self._seen[query.name] = batch
+            self._seen[query.name] = progress["timestamp"]
             observed = (progress["observedMetrics"] or {}).get("hot")
             if observed is not None:
                 for name in COUNTS:
                     self.totals[name] += int(observed[name] or 0)
             self.queries[query.name] = {
-                "batch": batch,
+                "batch": progress["batchId"],
                 "rows": progress["numInputRows"],
                 "duration_ms": dict(progress["durationMs"]),
                 "at": progress["timestamp"],

@@ -9,6 +9,7 @@ checkpoint: see ``online.redis_writer``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,7 @@ def _runs(batch: pa.RecordBatch) -> Iterator[tuple[str, int, pa.RecordBatch]]:
     partitions = batch.column("partition").to_numpy()
     edges = np.flatnonzero((codes[1:] != codes[:-1]) | (partitions[1:] != partitions[:-1])) + 1
     starts = [0, *edges.tolist(), len(codes)]
-    for begin, end in zip(starts[:-1], starts[1:], strict=True):
+    for begin, end in pairwise(starts):
         yield topics.dictionary[codes[begin]].as_py(), int(partitions[begin]), batch.slice(begin, end - begin)
 
 

@@ -1,0 +1,1 @@
+"""The offline store: Delta tables, the registry, training sets."""

@@ -1,8 +1,8 @@
-"""Point-in-time training sets on Spark: every spine row, enriched with what was true just before its time.
+r"""Point-in-time training sets on Spark: every spine row, enriched with what was true just before its time.
 
 One pass for all views:
 
-    event logs --shape (Arrow worker)--> (view, key, event time, sequence, arrival, words)  \\
+    event logs --shape (Arrow worker)--> (view, key, event time, sequence, arrival, words)  \
                                                                       partition by (view, key) -> values_at_points
     spine      --encode keys----------> (view, key, t, visible_at, row)                     /
                                                                       -> (row, view, packed values)
@@ -171,9 +171,7 @@ def _is_spark(spine: Any) -> bool:
     return type(spine).__module__.startswith("pyspark.")
 
 
-def _check_columns(
-    columns: Sequence[str], service: FeatureService, event_time: str, visible_at: str | None
-) -> None:
+def _check_columns(columns: Sequence[str], service: FeatureService, event_time: str, visible_at: str | None) -> None:
     needed = [(name, "key column") for name in service.keys] + [(event_time, "time column")]
     for name, what in [*needed, *([(visible_at, "visibility column")] if visible_at else [])]:
         if name not in columns:
@@ -183,7 +181,9 @@ def _check_columns(
             )
     for name in service.feature_ids:
         if name in columns:
-            raise SpineError(f"the spine already has a column {name!r}.", hint="rename it; the feature takes that name.")
+            raise SpineError(
+                f"the spine already has a column {name!r}.", hint="rename it; the feature takes that name."
+            )
 
 
 def _check_spine(table: pa.Table, service: FeatureService, event_time: str, visible_at: str | None) -> None:
@@ -383,9 +383,7 @@ class _Evaluate:
                 for measure, begin in zip(layout.measures, layout.slot_offsets, strict=False)
             ),
         )
-        values = values_at_points(
-            layout, events, code[points], at[points], arrival[points] if self.as_served else None
-        )
+        values = values_at_points(layout, events, code[points], at[points], arrival[points] if self.as_served else None)
         words_and_valid = np.zeros((len(points), 9 * len(values)), np.uint8)
         for position, (column, valid) in enumerate(values):
             begin = 9 * position

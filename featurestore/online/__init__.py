@@ -1,0 +1,1 @@
+"""The online store: its bytes, its writer, its clients."""

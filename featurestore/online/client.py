@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.definitions.entity import check_name
 from featurestore.errors import DefinitionError
@@ -111,7 +111,7 @@ class FeatureClient:
         """Close all connections."""
         self._store.close()
 
-    def __enter__(self) -> FeatureClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

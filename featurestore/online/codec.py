@@ -135,7 +135,13 @@ class ViewReader:
             width = len(layout.measures[feature.measure].slots)
             full = layout.slot_offsets[feature.measure]
             groups.setdefault((feature.ladder, feature.window), []).append(
-                (position, feature.aggregate, feature.measure, slice(begin, begin + width), slice(3 + full, 3 + full + width))
+                (
+                    position,
+                    feature.aggregate,
+                    feature.measure,
+                    slice(begin, begin + width),
+                    slice(3 + full, 3 + full + width),
+                )
             )
         self._windows = [(ladder, window, members) for (ladder, window), members in groups.items()]
         self.empty_values = tuple(feature.aggregate.finalize(feature.aggregate.empty()) for feature in layout.features)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from featurestore.datatypes import DataType
 from featurestore.definitions.keys import encode_key, key_values
 from featurestore.definitions.layout import ViewLayout, service_fingerprint
 from featurestore.errors import CodecError, DefinitionError
@@ -24,6 +23,7 @@ from featurestore.online.vector import FeatureTable, FeatureVector
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from featurestore.datatypes import DataType
     from featurestore.timeline import Instant
 
 PLAN_FORMAT = 1

@@ -52,7 +52,7 @@ def mapped_errors(url: str) -> Iterator[None]:
         for foreign, ours, what in ERRORS:
             if isinstance(error, foreign):
                 hint = "is the server running? check the online url." if ours is OnlineStoreUnavailableError else None
-                raise ours(f"online store {safe_url(url)} {what}: {error}.", hint=hint) from error
+                raise ours(f"online store {safe_url(url)} {what}: {str(error).rstrip('.')}.", hint=hint) from error
         raise
 
 

@@ -158,8 +158,8 @@ class FencedWriter:
             fresh = (events.sequence & _OFFSET_MASK) >= fence[of_key[events.key]]
             counts["fenced"] += int(np.count_nonzero(~fresh))
             counts["applied"] += int(np.count_nonzero(fresh))
-            events = events.take(np.flatnonzero(fresh))
-            rows = drop_unreachable(view.layout, events, tiles(view, events))
+            kept = events.take(np.flatnonzero(fresh))
+            rows = drop_unreachable(view.layout, kept, tiles(view, kept))
             counts["records"] += len(rows)
             self._distribute(index, view, events.keys, of_key, rows, buckets)
         touched = self._send(fields, fences, until, buckets)

@@ -7,7 +7,6 @@ stays an Arrow scalar until it meets a column. ``engines.scalar`` is the specifi
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_UP, Context, Decimal
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.datatypes import DataType
-from featurestore.definitions.expression_nodes import Call, Case, Column, Literal, Node, Op, like_parts
+from featurestore.definitions.expression_nodes import Call, Case, Column, Literal, Node, Op
+from featurestore.engines import arrow_numbers as numbers
+from featurestore.engines.arrow_text import change_case, float_text, from_text, like, substring
 from featurestore.events.decode import ARROW_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from featurestore.definitions.expression import Expression
-
-_LOWEST, _HIGHEST = -(2**63), 2**63 - 1
-_TWO_63 = float(2**63)
-_EXACT = Context(prec=2000)
-_SPACES = " \t\n\r\f\v"
 
 
 def evaluate(expression: Expression, columns: Mapping[str, pa.Array | pa.ChunkedArray], rows: int) -> pa.Array:
@@ -136,136 +132,6 @@ def _numeric(kernel: Callable[..., Any]) -> Callable[[Call, list[Any]], pa.Array
     return run
 
 
-def _is_whole(values: np.ndarray) -> bool:
-    return values.dtype == np.int64
-
-
-def _add(left: np.ndarray, right: np.ndarray) -> Any:
-    result = left + right
-    if not _is_whole(result):
-        return result
-    return result, ((left ^ result) & (right ^ result)) >= 0  # overflow flips the sign of both
-
-
-def _subtract(left: np.ndarray, right: np.ndarray) -> Any:
-    result = left - right
-    if not _is_whole(result):
-        return result
-    return result, ((left ^ right) & (left ^ result)) >= 0
-
-
-def _multiply(left: np.ndarray, right: np.ndarray) -> Any:
-    result = left * right
-    if not _is_whole(result):
-        return result
-    near = np.abs(left.astype(np.float64) * right.astype(np.float64))
-    if not (near >= 2.0**62).any():
-        return result
-    # Beyond the float's doubt the float decides; within it (a product next to 2**63) Python's integers do.
-    fits = near < 2.0**62
-    left, right = np.broadcast_arrays(left, right)
-    fits = np.array(np.broadcast_to(fits, result.shape))
-    for index in np.argwhere((near >= 2.0**62) & (near <= 2.0**64)):
-        place = tuple(index)
-        fits[place] = _LOWEST <= int(left[place]) * int(right[place]) <= _HIGHEST
-    return result, fits
-
-
-def _divide(left: np.ndarray, right: np.ndarray) -> Any:
-    return left / right, right != 0
-
-
-def _modulo(left: np.ndarray, right: np.ndarray) -> Any:
-    defined = right != 0
-    if left.dtype == np.int64 and right.dtype == np.int64:
-        # The remainder by 1 and by -1 is 0; asking the processor for LOWEST % -1 traps.
-        return np.fmod(left, np.where(defined & (right != -1), right, 1)), defined
-    return np.fmod(left, right), defined
-
-
-def _negate(values: np.ndarray) -> Any:
-    return (-values, values != _LOWEST) if _is_whole(values) else -values
-
-
-def _abs(values: np.ndarray) -> Any:
-    return (np.abs(values), values != _LOWEST) if _is_whole(values) else np.abs(values)
-
-
-def _whole(rounding: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], Any]:
-    def convert(values: np.ndarray) -> Any:
-        if values.dtype != np.float64:
-            return values.astype(np.int64)
-        rounded = rounding(values)
-        fits = (rounded >= -_TWO_63) & (rounded < _TWO_63)
-        return np.where(fits, rounded, 0).astype(np.int64), fits
-
-    return convert
-
-
-def _round(values: np.ndarray, digits: np.ndarray) -> Any:
-    places = int(digits)
-    if _is_whole(values):
-        if places >= 0:
-            return values
-        step = 10**-places
-        rest = np.fmod(values, step)
-        base, up = values - rest, np.sign(rest) * step
-        rounded = np.where(np.abs(rest) >= step // 2, base + up, base)
-        return rounded, (rounded >= 0) == (values >= 0) if np.any(np.abs(base) > _HIGHEST - step) else True
-    scale = 10.0 ** abs(places)
-    scaled = values * scale if places >= 0 else values / scale
-    whole = np.trunc(scaled)
-    rest = np.abs(scaled - whole)
-    whole = np.where(rest >= 0.5, whole + np.sign(scaled), whole)
-    rounded = np.array(whole / scale if places >= 0 else whole * scale)
-    rounded = np.where(rounded == 0, np.copysign(0.0, values), rounded)
-    rounded = np.where(np.isfinite(values), rounded, values)
-    # Where scaling lost bits that decide (next to a tie, or beyond 2**50), the decimal text of the number decides.
-    if places:
-        doubtful = np.isfinite(values) & ((np.abs(rest - 0.5) < 1e-3) | (np.abs(scaled) > 2.0**40))
-        for index in np.argwhere(doubtful):
-            place = tuple(index)
-            rounded[place] = _round_decimal(float(values[place]), places)
-    return rounded
-
-
-def _round_decimal(value: float, places: int) -> float:
-    written = Decimal(repr(value))
-    if -int(written.as_tuple().exponent) <= places:
-        return value
-    return float(written.quantize(Decimal((0, (1,), -places)), ROUND_HALF_UP, _EXACT))
-
-
-def _less(left: Any, right: Any) -> Any:
-    result = left < right
-    if left.dtype == np.float64:
-        result = result | (~np.isnan(left) & np.isnan(right))
-    return result
-
-
-def _same_number(left: Any, right: Any) -> Any:
-    result = left == right
-    if left.dtype == np.float64:
-        result = result | (np.isnan(left) & np.isnan(right))
-    return result
-
-
-def _less_or_same(left: Any, right: Any) -> Any:
-    result = left <= right
-    if left.dtype == np.float64:
-        result = result | np.isnan(right)
-    return result
-
-
-def _months(instants: np.ndarray) -> np.ndarray:
-    return np.asarray(instants, "M8[us]").astype("M8[M]")
-
-
-def _day(instants: np.ndarray) -> np.ndarray:
-    moments = np.asarray(instants, "M8[us]")
-    return (moments.astype("M8[D]") - moments.astype("M8[M]").astype("M8[D]")).astype(np.int64) + 1
-
-
 # -- Arrow kernels
 
 
@@ -283,9 +149,9 @@ def _compare(numbers: Callable[..., Any], texts: Callable[..., Any]) -> Callable
 
 
 _TO_BOOL = Call(Op.EQUAL, (), DataType.BOOL)
-_equal = _compare(_same_number, pc.equal)
-_below = _compare(_less, pc.less)
-_not_above = _compare(_less_or_same, pc.less_equal)
+_equal = _compare(numbers.same_number, pc.equal)
+_below = _compare(numbers.less, pc.less)
+_not_above = _compare(numbers.less_or_same, pc.less_equal)
 
 
 def _same(args: list[Any]) -> pa.Array:
@@ -316,46 +182,6 @@ def _extreme(better: Callable[[list[Any]], pa.Array]) -> Callable[[Call, list[An
     return run
 
 
-def _folded(
-    ascii_kernel: Callable[..., pa.Array], method: Callable[[str], str]
-) -> Callable[[Call, list[Any]], pa.Array]:
-    """Change case: by Arrow where a text is ASCII, else by Python, whose mappings are the full ones of Unicode."""
-
-    def run(_: Call, args: list[Any]) -> pa.Array:
-        (text,) = args
-        if pc.all(pc.string_is_ascii(text), min_count=0).as_py() is not False:
-            return ascii_kernel(text)
-        return pa.array([None if one is None else method(one) for one in text.to_pylist()], pa.string())
-
-    return run
-
-
-def _substring(node: Call, args: list[Any]) -> pa.Array:
-    start, *length = (arg.value for arg in node.args[1:] if isinstance(arg, Literal))
-    first = int(start or 0)
-    first = first - 1 if first > 0 else first
-    if not length:
-        return pc.utf8_slice_codeunits(args[0], first)
-    count = min(int(length[0] or 0), _HIGHEST // 2)
-    end = first + count
-    if count <= 0:
-        return pc.utf8_slice_codeunits(args[0], 0, 0)
-    if first < 0 <= end:
-        return pc.utf8_slice_codeunits(args[0], first)
-    return pc.utf8_slice_codeunits(args[0], first, end)
-
-
-def _like(node: Call, args: list[Any]) -> pa.Array:
-    turned = {
-        "text": lambda text: "".join(f"\\x{{{ord(one):x}}}" for one in text),
-        "one": lambda _: ".",
-        "run": lambda _: ".*",
-    }
-    pattern = node.args[1].value if isinstance(node.args[1], Literal) else ""
-    wanted = "".join(turned[kind](content) for kind, content in like_parts(str(pattern)))
-    return pc.match_substring_regex(args[0], rf"(?s)\A{wanted}\z")
-
-
 # -- casts
 
 
@@ -363,10 +189,10 @@ def _cast(node: Call, args: list[Any]) -> pa.Array:
     (value,) = args
     old, new = node.args[0].type, node.type
     if old == DataType.STRING:
-        return _from_text(pc.utf8_trim(value, _SPACES), new)
+        return from_text(value, new)
     if new == DataType.STRING:
         if old == DataType.FLOAT64:
-            return pa.array([None if one is None else _float_text(one) for one in value.to_pylist()], pa.string())
+            return pa.array([None if one is None else float_text(one) for one in value.to_pylist()], pa.string())
         return value.cast(pa.string())
     return _NUMBER_CASTS[new](node, args)
 
@@ -374,43 +200,8 @@ def _cast(node: Call, args: list[Any]) -> pa.Array:
 _NUMBER_CASTS = {
     DataType.BOOL: _numeric(lambda values: values != 0),
     DataType.FLOAT64: _numeric(lambda values: values.astype(np.float64)),
-    DataType.INT64: _numeric(_whole(np.trunc)),
+    DataType.INT64: _numeric(numbers.to_whole(np.trunc)),
 }
-_WORDS = {"t": True, "true": True, "y": True, "yes": True, "1": True}
-_WORDS |= {"f": False, "false": False, "n": False, "no": False, "0": False}
-_WHOLE = r"\A[+-]?[0-9]+(\.[0-9]*)?\z"
-_NUMBER = r"(?i)\A[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf|infinity)\z"
-
-
-def _from_text(text: pa.Array, new: DataType) -> pa.Array:
-    convert: Callable[[str], Any]
-    if new == DataType.BOOL:
-        convert = lambda one: _WORDS.get(one.lower()) if one.isascii() else None  # noqa: E731
-    elif new == DataType.INT64:
-        text = pc.if_else(pc.match_substring_regex(text, _WHOLE), text, pa.scalar(None, pa.string()))
-        convert = _whole_of
-    else:
-        text = pc.if_else(pc.match_substring_regex(text, _NUMBER), text, pa.scalar(None, pa.string()))
-        convert = float
-    return pa.array([None if one is None else convert(one) for one in text.to_pylist()], ARROW_TYPES[new])
-
-
-def _whole_of(text: str) -> int | None:
-    digits = text.partition(".")[0]
-    if len(digits) > 4000:
-        return None
-    number = int(digits)
-    return number if _LOWEST <= number <= _HIGHEST else None
-
-
-def _float_text(value: float) -> str:
-    """Return the number as Java writes it, from Python's shortest digits in scientific form."""
-    if value != value or value in (np.inf, -np.inf):  # noqa: PLR0124 - NaN
-        return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
-    if value == 0 or 1e-3 <= abs(value) < 1e7:
-        return np.format_float_positional(value, unique=True, trim="0")
-    mantissa, _, exponent = np.format_float_scientific(value, unique=True, trim="0").partition("e")
-    return f"{mantissa}E{int(exponent)}"
 
 
 def _plain(kernel: Callable[..., pa.Array]) -> Callable[[Call, list[Any]], pa.Array]:
@@ -442,16 +233,16 @@ def _nullif(args: list[Any]) -> pa.Array:
 
 
 _KERNELS: dict[Op, Callable[[Call, list[Any]], pa.Array]] = {
-    Op.ADD: _numeric(_add),
-    Op.SUBTRACT: _numeric(_subtract),
-    Op.MULTIPLY: _numeric(_multiply),
-    Op.DIVIDE: _numeric(_divide),
-    Op.MODULO: _numeric(_modulo),
-    Op.NEGATE: _numeric(_negate),
-    Op.ABS: _numeric(_abs),
-    Op.FLOOR: _numeric(_whole(np.floor)),
-    Op.CEIL: _numeric(_whole(np.ceil)),
-    Op.ROUND: _numeric(_round),
+    Op.ADD: _numeric(numbers.add),
+    Op.SUBTRACT: _numeric(numbers.subtract),
+    Op.MULTIPLY: _numeric(numbers.multiply),
+    Op.DIVIDE: _numeric(numbers.divide),
+    Op.MODULO: _numeric(numbers.modulo),
+    Op.NEGATE: _numeric(numbers.negate),
+    Op.ABS: _numeric(numbers.magnitude),
+    Op.FLOOR: _numeric(numbers.to_whole(np.floor)),
+    Op.CEIL: _numeric(numbers.to_whole(np.ceil)),
+    Op.ROUND: _numeric(numbers.round_half_up),
     Op.SQRT: _numeric(np.sqrt),
     Op.LN: _listed(_ln),
     Op.EXP: _plain(pc.exp),
@@ -471,17 +262,17 @@ _KERNELS: dict[Op, Callable[[Call, list[Any]], pa.Array]] = {
     Op.NULLIF: _listed(_nullif),
     Op.LEAST: _extreme(lambda pair: _below(pair[::-1])),
     Op.GREATEST: _extreme(_below),
-    Op.UPPER: _folded(pc.ascii_upper, str.upper),
-    Op.LOWER: _folded(pc.ascii_lower, str.lower),
+    Op.UPPER: change_case(pc.ascii_upper, str.upper),
+    Op.LOWER: change_case(pc.ascii_lower, str.lower),
     Op.LENGTH: lambda _, args: pc.utf8_length(args[0]).cast(pa.int64()),
     Op.CONCAT: lambda _, args: pc.binary_join_element_wise(*args, ""),
-    Op.SUBSTRING: _substring,
+    Op.SUBSTRING: substring,
     Op.TRIM: lambda _, args: pc.utf8_trim(args[0], " "),
-    Op.LIKE: _like,
+    Op.LIKE: like,
     Op.CAST: _cast,
-    Op.YEAR: _numeric(lambda instants: _months(instants).astype("M8[Y]").astype(np.int64) + 1970),
-    Op.MONTH: _numeric(lambda instants: _months(instants).astype(np.int64) % 12 + 1),
-    Op.DAY: _numeric(_day),
+    Op.YEAR: _numeric(numbers.year),
+    Op.MONTH: _numeric(numbers.month),
+    Op.DAY: _numeric(numbers.day_of_month),
     Op.HOUR: _numeric(lambda instants: instants // 3_600_000_000 % 24),
     Op.MINUTE: _numeric(lambda instants: instants // 60_000_000 % 60),
     Op.DAYOFWEEK: _numeric(lambda instants: (instants // 86_400_000_000 + 4) % 7 + 1),

@@ -175,12 +175,9 @@ def _round(value: float, digits: int) -> float | int:
     if isinstance(value, float) and not math.isfinite(value):
         return value
     written = Decimal(repr(value))
-    rounded = (
-        written
-        if -written.as_tuple().exponent <= digits
-        # type: ignore[operator]
-        else (written.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP, _EXACT))
-    )
+    if -int(written.as_tuple().exponent) <= digits:
+        return value
+    rounded = written.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP, _EXACT)
     return int(rounded) if isinstance(value, int) else float(rounded)
 
 
@@ -221,8 +218,8 @@ def _substring(text: str, start: int, length: int | None = None) -> str:
 
 
 def _like(text: str, pattern: str) -> bool:
-    turned = {"text": re.escape, "one": lambda _: ".", "run": lambda _: ".*"}
-    wanted = "".join(turned[kind](content) for kind, content in like_parts(pattern))
+    turned = {"one": ".", "run": ".*"}
+    wanted = "".join(turned.get(kind) or re.escape(content) for kind, content in like_parts(pattern))
     return re.fullmatch(wanted, text, re.DOTALL) is not None
 
 

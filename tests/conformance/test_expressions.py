@@ -146,7 +146,7 @@ VALUES = {
     DataType.TIMESTAMP: TIMES,
 }
 ROWS = st.fixed_dictionaries({name: st.none() | VALUES[kind] for name, kind in COLUMNS.items()})
-I, F, S, B, T = (DataType(name) for name in ("int64", "float64", "string", "bool", "timestamp"))
+I, F, S, B, T = (DataType(name) for name in ("int64", "float64", "string", "bool", "timestamp"))  # noqa: E741 - short names keep the table below readable
 SHAPES = {
     I: [
         ("({} + {})", I, I), ("({} - {})", I, I), ("({} * {})", I, I), ("({} % {})", I, I), ("(- {})", I), ("ABS({})", I),

@@ -336,7 +336,8 @@ def _explain(error: ValidationError, layers: list[tuple[str, dict[str, Any]]], f
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
     key = ".".join(path)
-    where = next((name for name, layer in layers if _holds(layer, path)), "the settings")
+    holders = (name for end in range(len(path), 0, -1) for name, layer in layers if _holds(layer, path[:end]))
+    where = next(holders, "the settings")
     if where == str(file):
         line = next((n for n, each in enumerate(text.splitlines(), 1) if _mentions(each, path[-1])), None)
         where = f"config {file}" + (f", line {line}" if line else "")

@@ -117,7 +117,7 @@ def training_set(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a point-in-time training set: Parquet files and manifest.json."""
+    """Write a point-in-time training set: Parquet files, and _manifest.json, which Parquet readers skip."""
     if not spine.exists():
         raise SpineError(f"spine {spine} does not exist.", hint="pass a Parquet file or a folder of them.")
     if out.exists():
@@ -134,9 +134,9 @@ def training_set(
         made.frame.write.parquet(str(target))
     manifest = {**made.manifest, "out": str(target)}
     try:
-        (target / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str) + "\n", encoding="utf-8")
+        (target / "_manifest.json").write_text(json.dumps(manifest, indent=1, default=str) + "\n", encoding="utf-8")
     except OSError as error:
-        raise OfflineError(f"{target}/manifest.json cannot be written: {error.strerror}.") from error
+        raise OfflineError(f"{target}/_manifest.json cannot be written: {error.strerror}.") from error
     if as_json:
         print_json(manifest)
     else:

@@ -19,11 +19,14 @@ import subprocess
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import JobError, UnknownNameError, did_you_mean
 from featurestore.stack import guard
 from featurestore.timeline import parse_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ALIVE = frozenset({"starting", "warming", "running"})
 ENDED = frozenset({"stopped", "failed"})
@@ -160,13 +163,15 @@ class Job:
         record = self.record
         pid, born = record["pid"], record["born"]
         if self.is_alive:
+            driver = self._driver_pid(pid)
+            driver_born = guard.birth(driver)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._driver_pid(pid), signal.SIGTERM)
-            if not self._wait_gone(_seconds(timeout)) and guard.birth(pid) == born:
+                os.kill(driver, signal.SIGTERM)
+            if not _wait(lambda: not self.is_alive, _seconds(timeout)) and guard.birth(pid) == born:
                 self._note_killed(record)
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
-                self._wait_gone(10.0)
+                _wait(lambda: not self.is_alive and guard.birth(driver) != driver_born, 10.0)
             elif self._reported().get("state") not in ENDED:
                 self._note_killed(record)
         return self.status()
@@ -186,14 +191,6 @@ class Job:
         """
         config = str(self.folder / "config.json")
         return next((child for child, command in _children_of(pid) if config in command), pid)
-
-    def _wait_gone(self, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while self.is_alive:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(_POLL_S)
-        return True
 
     def _note_killed(self, record: dict[str, Any]) -> None:
         write_json(self.folder / "job.json", {**record, "killed": True})
@@ -241,6 +238,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def _wait(is_done: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not is_done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
 
 
 def _children_of(pid: int) -> list[tuple[int, str]]:

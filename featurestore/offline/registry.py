@@ -12,6 +12,7 @@ fails, and changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,21 +120,30 @@ class DeltaRegistry:
     def _append(self, table: DeltaTable | None, rows: pa.Table, version: int) -> None:
         """Commit on top of exactly what was read: without retries, a commit in between makes this one fail."""
         try:
-            if table is None:
-                if "://" not in self.path:
-                    Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-                write_deltalake(self.path, rows, mode="error", storage_options=self._storage_options)
-            else:
-                write_deltalake(table, rows, mode="append", commit_properties=CommitProperties(max_commit_retries=0))
-        except (CommitFailedError, DeltaError) as error:
-            if table is None and "already exists" not in str(error) and not isinstance(error, CommitFailedError):
-                raise self._unavailable("written", error) from error
+            write_deltalake(
+                table or self._create(),
+                rows,
+                mode="append",
+                commit_properties=CommitProperties(max_commit_retries=0),
+            )
+        except CommitFailedError as error:
             raise OfflineError(
                 f"registry {self.path}: somebody else applied version {version} just now; nothing was changed.",
                 hint="run plan to see what they changed, then apply again.",
             ) from error
-        except OSError as error:
+        except (DeltaError, OSError) as error:
             raise self._unavailable("written", error) from error
+
+    def _create(self) -> DeltaTable:
+        """Return the empty table as it was created, by this or by somebody else: whatever came after it is a conflict.
+
+        Creating and writing in one step would not do: of two that do so at once, the second is appended to the first.
+        """
+        if "://" not in self.path:
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(DeltaError):  # somebody else may be creating it too; if not, opening it says so
+            DeltaTable.create(self.path, _SCHEMA, mode="ignore", storage_options=self._storage_options)
+        return DeltaTable(self.path, version=0, storage_options=self._storage_options)
 
     def _open(self) -> DeltaTable | None:
         try:

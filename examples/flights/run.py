@@ -13,6 +13,7 @@ import pandas as pd
 from examples.flights import data, equality, freshness, model
 from examples.flights.features import flight_delay
 from examples.flights.live import KEYS, HttpScorer, LiveResult, ScoringServer, latency, run_live
+from examples.flights.model import LABEL
 from examples.flights.replay import PARTITIONS, SOURCES, Replay, archived, quarantine_rows, wait_archived
 from examples.flights.stream import build_stream
 from featurestore import FeatureClient, FeatureStore
@@ -105,7 +106,8 @@ def run(options: Options, folder: Path, out: Console) -> dict[str, Any]:
         wait_archived(store.settings.offline, expected, job, 1_800)
         out.done(", ".join(f"{source} {rows:,}" for source, rows in expected.items()))
 
-        spine = flights.spine(options.tick, start=_time(start), end=_time(end))
+        # What the timetable knows. Whether a flight was late comes from the arrivals, once they have arrived.
+        spine = flights.spine(options.tick, start=_time(start), end=_time(end)).drop(columns=[LABEL, "label_time"])
         spine["visible_us"] = spine["t_us"] - 1
         figures["model"] = _train(store, spine, live_from, out)
 
@@ -126,10 +128,12 @@ def run(options: Options, folder: Path, out: Console) -> dict[str, Any]:
         out.done(f"{live.events:,} events, {len(live.scored):,} flights scored in {live.took_s:.0f} s")
 
         figures["latency"] = _latencies(stack.online, scorer, live, end, out)
-        figures["quality"] = _quality(store, live)
+        out.stage("Waiting for the last arrivals in Delta, joining the labels")
+        wait_archived(store.settings.offline, _expected(replay), job)
+        figures["quality"] = _quality(store, live, end)
+        out.done(f"{figures['quality']['with_windows']['rows']:,.0f} of {len(live.scored):,} flights have landed")
 
         out.stage("Comparing what was served with Delta")
-        wait_archived(store.settings.offline, _expected(replay), job)
         figures["equality"] = _equality(store, live)
         figures["conservation"] = _conservation(store, stream, start, end, replay, job)
         out.done(f"{figures['equality']['as_served']['vectors']:,} vectors")
@@ -187,7 +191,8 @@ def _manifest(store: FeatureStore) -> dict[str, Any]:
 def _train(store: FeatureStore, spine: pd.DataFrame, live_from: int, out: Console) -> dict[str, Any]:
     out.stage("Building the training set from Delta")
     began = time.perf_counter()
-    past = spine[(spine["t_us"] < live_from) & spine["late"].notna()].reset_index(drop=True)
+    past = _with_labels(store, spine[spine["t_us"] < live_from], live_from)
+    past = past[past[LABEL].notna()].reset_index(drop=True)
     made = store.training_set(flight_delay.name, past, event_time="t_us", as_served="visible_us")
     frame = made.to_pandas()
     took = time.perf_counter() - began
@@ -196,23 +201,22 @@ def _train(store: FeatureStore, spine: pd.DataFrame, live_from: int, out: Consol
     out.stage("Training, with and without the streaming features")
     codes = model.Codes.of(frame)
     frame = codes.add_to(frame)
-    known = frame[frame["label_time"] < _time(live_from)]
-    cut = int(known["t_us"].quantile(0.8))
-    earlier, later = known[known["t_us"] < cut], known[known["t_us"] >= cut]
+    cut = int(frame["t_us"].quantile(0.8))
+    earlier, later = frame[frame["t_us"] < cut], frame[frame["t_us"] >= cut]
     metrics = {}
     for name, inputs in (
         (MODEL, (*model.STATIC_FEATURES, *flight_delay.feature_ids)),
         (STATIC_MODEL, model.STATIC_FEATURES),
     ):
         held_out = model.train(earlier, inputs)
-        metrics[name] = model.evaluate(later[model.LABEL], held_out.predict(later))
+        metrics[name] = model.evaluate(later[LABEL], held_out.predict(later))
         model.store(
             store.settings.models,
             name,
-            model.train(known, inputs),
+            model.train(frame, inputs),
             service=flight_delay,
             codes=codes,
-            sample=known,
+            sample=frame,
             metrics=metrics[name],
             training_set=made.manifest,
         )
@@ -247,16 +251,28 @@ def _latencies(url: str, scorer: HttpScorer, live: LiveResult, now: int, out: Co
     return {"lookup": lookup, "lookup_100": many, "score": score, "features": len(flight_delay.feature_ids)}
 
 
-def _quality(store: FeatureStore, live: LiveResult) -> dict[str, Any]:
-    """Join the labels, which came with the arrivals, and judge both models on the same flights."""
+def _with_labels(store: FeatureStore, flights: pd.DataFrame, known_at: int) -> pd.DataFrame:
+    """Return the flights with their label, null for those whose arrival had not arrived by ``known_at``."""
+    from deltalake import DeltaTable
+
+    log = DeltaTable(f"{store.settings.offline}/events/arrivals").to_pandas(
+        columns=["flight_id", "arr_delay", "_arrival"]
+    )
+    log = log[log["_arrival"] < known_at]
+    late = (log["arr_delay"] > data.LATE_AFTER_MINUTES).astype("float64")
+    return flights.merge(pd.DataFrame({"flight_id": log["flight_id"], LABEL: late}), on="flight_id", how="left")
+
+
+def _quality(store: FeatureStore, live: LiveResult, known_at: int) -> dict[str, Any]:
+    """Join the labels that came with the arrivals, and judge both models on the same flights."""
     from featurestore.scoring.manifest import load_model
 
     static = load_model(store.settings.models, STATIC_MODEL).model
-    scored = live.scored
+    scored = _with_labels(store, live.scored, known_at)
     without = static.predict(model.matrix(scored, model.STATIC_FEATURES))
     return {
-        "with_windows": model.evaluate(scored[model.LABEL], scored["score"]),
-        "without_windows": model.evaluate(scored[model.LABEL], without),
+        "with_windows": model.evaluate(scored[LABEL], scored["score"]),
+        "without_windows": model.evaluate(scored[LABEL], without),
     }
 
 

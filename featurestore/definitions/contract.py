@@ -14,6 +14,7 @@ refused, because a rule that is silently ignored is worse than none. Fields a co
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -88,9 +89,10 @@ class Contract:
         """
         try:
             schema = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ContractError(f"schema {name}: not JSON: {error}.") from None
-        if not isinstance(schema, dict) or schema.get("type") != "object" or not schema.get("properties"):
+        properties = schema.get("properties") if isinstance(schema, dict) else None
+        if not isinstance(properties, dict) or not properties or schema.get("type") != "object":
             raise ContractError(f'schema {name}: must be {{"type": "object", "properties": {{...}}}}.')
         _refuse_unknown(schema, {"type", "properties", "required", "additionalProperties"}, f"schema {name}")
         if schema.get("additionalProperties") is False:
@@ -99,6 +101,8 @@ class Contract:
                 hint="leave it out.",
             )
         required = schema.get("required", [])
+        if not isinstance(required, list) or not all(isinstance(one, str) for one in required):
+            raise ContractError(f"schema {name}: required must be a list of names, not {required!r}.")
         unknown = sorted(set(required) - set(schema["properties"]))
         if unknown:
             raise ContractError(f"schema {name}: required names {unknown[0]!r}, which is no property.")
@@ -160,7 +164,7 @@ def _field(column: str, node: Any, required: bool, where: str) -> ContractField:
         raise ContractError(f"{where}: has no type.", hint=f"allowed are {', '.join(_TYPES)}.")
     kinds = node["type"] if isinstance(node["type"], list) else [node["type"]]
     named = [kind for kind in kinds if kind != "null"]
-    if len(named) != 1 or named[0] not in _TYPES:
+    if len(named) != 1 or not isinstance(named[0], str) or named[0] not in _TYPES:
         raise ContractError(
             f"{where}: type {node['type']!r} is not supported.",
             hint=f'use one of {", ".join(_TYPES)}, alone or in a list with "null".',
@@ -172,7 +176,30 @@ def _field(column: str, node: Any, required: bool, where: str) -> ContractField:
         kind = DataType.TIMESTAMP
     _refuse_unknown(node, {"type", "format"} | _BOUNDS[kind], where)
     bounds = {name: node[name] for name in sorted(_BOUNDS[kind]) if name in node}
+    for name, value in bounds.items():
+        _check_bound(name, value, where)
+    if "enum" in bounds and len(bounds) > 1:
+        raise ContractError(f"{where}: enum and {' and '.join(sorted(set(bounds) - {'enum'}))} say the same twice.")
     return ContractField(column, kind, "null" in kinds or not required, bounds)
+
+
+def _check_bound(name: str, value: Any, where: str) -> None:
+    """Refuse a bound that no value could be held to."""
+    if name == "enum":
+        fine = isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+        wanted = "a list of texts; a null is allowed by the type"
+    elif name == "pattern":
+        wanted = "a regular expression"
+        try:
+            fine = isinstance(value, str) and bool(re.compile(value))
+        except (re.error, RecursionError):
+            fine = False
+    elif name in ("minLength", "maxLength"):
+        fine, wanted = type(value) is int and 0 <= value < 2**31, "a count of characters"
+    else:
+        fine, wanted = type(value) in (int, float) and -(2.0**63) <= value <= 2.0**63, "a number within 64 bits"
+    if not fine:
+        raise ContractError(f"{where}: {name} is {value!r}.", hint=f"write {wanted}.")
 
 
 def _refuse_unknown(node: Mapping[str, Any], known: set[str] | frozenset[str], where: str) -> None:

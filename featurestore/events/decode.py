@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
+from math import ceil, floor
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -21,11 +23,12 @@ from featurestore.datatypes import DataType
 from featurestore.timeline import format_duration, format_instant
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from featurestore.definitions.contract import Contract, ContractField
 
 MAX_BYTES = 1 << 20
+_YEAR_1, _YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000
 ARROW_TYPES = {
     DataType.INT64: pa.int64(),
     DataType.FLOAT64: pa.float64(),
@@ -145,9 +148,12 @@ class Decoder:
                 rejected.append(Rejected(row, Reason.NOT_JSON, "nested too deeply"))
         batch, kept = self._columns(events, rows, rejected)
         position = np.array(rows, np.int64)[kept]
-        column = batch.column(self.event_time)
-        event_time = column.cast(pa.int64()).to_numpy(zero_copy_only=False)
-        return self._refuse_future(batch, position, event_time, np.asarray(arrival_us, np.int64), rejected)
+        fine = self._refuse_times(batch, position, np.asarray(arrival_us, np.int64), rejected)
+        if not fine.all():
+            keep = np.flatnonzero(fine)
+            batch, position = batch.take(pa.array(keep)), position[keep]
+        rejected.sort(key=lambda one: one.row)
+        return Decoded(batch, position, _instants(batch.column(self.event_time)), tuple(rejected))
 
     def _columns(
         self, events: list[Any], rows: list[int], rejected: list[Rejected]
@@ -156,8 +162,7 @@ class Decoder:
 
         def build(chosen: list[Any]) -> pa.RecordBatch:
             columns = [
-                pa.array([getattr(event, f"f{index}") for event in chosen], one.type)
-                for index, one in enumerate(self._schema)
+                pa.array(list(map(attrgetter(f"f{index}"), chosen)), one.type) for index, one in enumerate(self._schema)
             ]
             return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
@@ -173,34 +178,36 @@ class Decoder:
                     rejected.append(Rejected(rows[index], Reason.CONTRACT, f"a value is not storable: {error}"))
             return build([events[index] for index in kept]), np.array(kept, np.int64)
 
-    def _refuse_future(
-        self,
-        batch: pa.RecordBatch,
-        rows: np.ndarray,
-        event_time: np.ndarray,
-        arrival: np.ndarray,
-        rejected: list[Rejected],
-    ) -> Decoded:
-        nothing = batch.column(self.event_time).null_count
-        valid = batch.column(self.event_time).is_valid().to_numpy(zero_copy_only=False) if nothing else None
-        ahead = event_time > arrival[rows] + self.allowed_skew_us
-        if valid is not None:
-            detail = f"event time {self.event_time!r} is null"
-            rejected.extend(Rejected(row, Reason.CONTRACT, detail) for row in rows[~valid].tolist())
-            ahead &= valid
-        for index in np.flatnonzero(ahead).tolist():
-            row = int(rows[index])
-            detail = (
-                f"{self.event_time} is more than {format_duration(self.allowed_skew_us)} ahead of arrival "
-                f"at {format_instant(int(arrival[row]))}"
-            )
-            rejected.append(Rejected(row, Reason.FUTURE, detail))
-        fine = ~ahead if valid is None else valid & ~ahead
-        if not fine.all():
-            keep = np.flatnonzero(fine)
-            batch, rows, event_time = batch.take(pa.array(keep)), rows[keep], event_time[keep]
-        rejected.sort(key=lambda one: one.row)
-        return Decoded(batch, rows, event_time.astype(np.int64), tuple(rejected))
+    def _refuse_times(
+        self, batch: pa.RecordBatch, rows: np.ndarray, arrival: np.ndarray, rejected: list[Rejected]
+    ) -> np.ndarray:
+        """Return which events have possible times, and reject the others: one reason each."""
+        fine = np.ones(len(rows), bool)
+
+        def refuse(wrong: np.ndarray, reason: Reason, detail: Callable[[int], str]) -> None:
+            found = np.flatnonzero(wrong & fine).tolist()
+            rejected.extend(Rejected(int(rows[index]), reason, detail(index)) for index in found)
+            fine[wrong] = False
+
+        for one in self.contract.fields:
+            if one.type == DataType.TIMESTAMP:
+                instants = _instants(batch.column(one.name))
+                outside = (instants < _YEAR_1) | (instants >= _YEAR_10000)  # an offset can carry a date there
+                words = f"field {one.name!r}: not in the years 1 to 9999 UTC"
+                refuse(outside, Reason.CONTRACT, lambda _, words=words: words)  # type: ignore[misc]
+        column = batch.column(self.event_time)
+        if column.null_count:
+            missing = column.is_null().to_numpy(zero_copy_only=False)
+            refuse(missing, Reason.CONTRACT, lambda _: f"field {self.event_time!r}: the event time is null")
+        skew = format_duration(self.allowed_skew_us)
+        refuse(
+            _instants(column) > arrival[rows] + self.allowed_skew_us,
+            Reason.FUTURE,
+            lambda index: (
+                f"{self.event_time} is more than {skew} ahead of arrival at {format_instant(int(arrival[rows[index]]))}"
+            ),
+        )
+        return fine
 
     def _in_words(self, message: str) -> str:
         """Return msgspec's message with the path written as a field name."""
@@ -209,13 +216,18 @@ class Decoder:
         return f"field {field!r}: {text}" if field else text
 
 
+def _instants(column: pa.Array) -> np.ndarray:
+    """Return a column of times as int64 microseconds; null as 0."""
+    return np.asarray(column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False), np.int64)
+
+
 def _annotation(one: ContractField) -> Any:
     bounds = one.bounds
     kind: Any
     if one.type == DataType.INT64:
         low, high = -(2**63), 2**63 - 1
-        low = max(low, int(bounds.get("minimum", low)), int(bounds.get("exclusiveMinimum", low - 1)) + 1)
-        high = min(high, int(bounds.get("maximum", high)), int(bounds.get("exclusiveMaximum", high + 1)) - 1)
+        low = max(low, ceil(bounds.get("minimum", low)), floor(bounds.get("exclusiveMinimum", low - 1)) + 1)
+        high = min(high, floor(bounds.get("maximum", high)), ceil(bounds.get("exclusiveMaximum", high + 1)) - 1)
         kind = Annotated[int, msgspec.Meta(ge=low, le=high)]
     elif one.type == DataType.FLOAT64:
         names = {"minimum": "ge", "maximum": "le", "exclusiveMinimum": "gt", "exclusiveMaximum": "lt"}

@@ -139,7 +139,7 @@ class SourceText:
             str(known.get("description") or "it is no SQL expression"),
             known.get("highlight") or "",
         )
-        lines = self.text.splitlines(keepends=True)
+        lines = [f"{one}\n" for one in self.text.split("\n")]
         line, column = int(known.get("line") or 1), int(known.get("col") or 1)
         start = sum(len(one) for one in lines[: line - 1]) + column - len(highlight)
         if "missing" in description:

@@ -130,6 +130,8 @@ def training_set(
         as_served=visible_at if visible_at is not None else as_served,
     )
     target = out.resolve()
+    # Spark's default is a format that other readers take for times without a zone.
+    made.frame.sparkSession.conf.set("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS")
     with _working(f"computing {service}"):
         made.frame.write.parquet(str(target))
     manifest = {**made.manifest, "out": str(target)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> int:
     )
     folder = Path(arguments.dir).resolve() if arguments.dir else Path(tempfile.mkdtemp(prefix="featurestore-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, _stop)
     keep = arguments.keep or bool(arguments.dir)
     try:
         figures = run(options, folder, Console(quiet=arguments.quiet))
@@ -57,6 +59,11 @@ def main(argv: list[str]) -> int:
     if keep:
         sys.stderr.write(f"Everything is kept in {folder}.\n")
     return 1 if broken else 0
+
+
+def _stop(*_: object) -> None:
+    """Unwind as Ctrl-C does, so that everything that was started is stopped."""
+    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import struct
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from featurestore.datatypes import DataType
 from featurestore.errors import DefinitionError, UnknownNameError, did_you_mean
+from featurestore.timeline import to_instant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+_PLAIN = frozenset({str, int, bool, type(None)})
 _INT = struct.Struct("<cq")
 _LENGTH = struct.Struct("<cI")
 
@@ -21,11 +24,14 @@ def encode_key(values: Sequence[Any], types: Sequence[DataType]) -> bytes:
     Every part is a type tag and its value: text is length-prefixed UTF-8, integers and instants are 8 bytes, null is a tag
     of its own. So ('1', '23') is not ('12', '3'), integer 1 is not text "1", and null is not "".
 
+    numpy's scalars count as Python's; a timestamp may be an aware datetime.
+
     Raises:
         DefinitionError: A value is not of its column's type.
     """
     parts = []
-    for value, kind in zip(values, types, strict=True):
+    for given, kind in zip(values, types, strict=True):
+        value = given if type(given) in _PLAIN else _plain(given, kind)
         if value is None:
             parts.append(b"n")
         elif kind == DataType.STRING and isinstance(value, str):
@@ -46,6 +52,13 @@ def encode_key(values: Sequence[Any], types: Sequence[DataType]) -> bytes:
         else:
             raise DefinitionError(f"key value {value!r} is {type(value).__name__}, expected {kind}.")
     return b"".join(parts)
+
+
+def _plain(value: Any, kind: DataType) -> Any:
+    """Return a numpy scalar as Python's, and an aware datetime of a timestamp key as its microseconds."""
+    if kind == DataType.TIMESTAMP and isinstance(value, datetime):
+        return to_instant(value, name="key value")
+    return value.item() if hasattr(value, "item") else value
 
 
 def key_values(keys: Mapping[str, Any], columns: Sequence[tuple[str, DataType]], *, where: str) -> list[Any]:

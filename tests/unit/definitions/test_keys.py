@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,3 +105,17 @@ def test_a_missing_key_column_is_named():
         key_values({"card_ids": 1}, [("card_id", S)], where="service s")
     with pytest.raises(UnknownNameError, match="given: none"):
         key_values({}, [("card_id", S)], where="service s")
+
+
+def test_numpy_scalars_and_aware_datetimes_are_the_keys_they_stand_for():
+    import numpy as np
+
+    assert encode_key([np.int64(7)], [DataType.INT64]) == encode_key([7], [DataType.INT64])
+    assert encode_key([np.str_("a")], [DataType.STRING]) == encode_key(["a"], [DataType.STRING])
+    assert encode_key([np.bool_(True)], [DataType.BOOL]) == encode_key([True], [DataType.BOOL])
+    moment = datetime(2013, 1, 1, tzinfo=UTC)
+    assert encode_key([moment], [DataType.TIMESTAMP]) == encode_key([1356998400000000], [DataType.TIMESTAMP])
+    with pytest.raises(DefinitionError, match="has no time zone"):
+        encode_key([datetime(2013, 1, 1)], [DataType.TIMESTAMP])
+    with pytest.raises(DefinitionError, match="expected int64"):
+        encode_key([np.float64(7)], [DataType.INT64])

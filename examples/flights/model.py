@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from featurestore.errors import ModelError
+from featurestore.errors import ModelError, StackError
 from featurestore.scoring.manifest import save_model
 
 if TYPE_CHECKING:
@@ -114,6 +114,24 @@ def matrix(frame: pd.DataFrame, inputs: Sequence[str]) -> np.ndarray:
     return np.column_stack(columns)
 
 
+def _lightgbm() -> Any:
+    """Return the library.
+
+    Raises:
+        StackError: It is not installed, or the system lacks the OpenMP runtime it is linked with.
+    """
+    try:
+        import lightgbm
+    except ImportError:
+        raise StackError("the package lightgbm is not installed.", hint="pip install 'featurestore[demo]'.") from None
+    except OSError as error:
+        raise StackError(
+            f"lightgbm cannot be loaded: {error}.",
+            hint="install the OpenMP runtime: apt-get install libgomp1, or brew install libomp.",
+        ) from error
+    return lightgbm
+
+
 def train(frame: pd.DataFrame, inputs: Sequence[str], *, label: str = LABEL, rounds: int = ROUNDS) -> TrainedModel:
     """Return a model trained on the rows whose label is known.
 
@@ -126,7 +144,7 @@ def train(frame: pd.DataFrame, inputs: Sequence[str], *, label: str = LABEL, rou
     Raises:
         ModelError: An input is missing, or the known labels are all the same.
     """
-    import lightgbm
+    lightgbm = _lightgbm()
 
     known = frame[frame[label].notna()]
     labels = known[label].to_numpy(dtype="float32")
@@ -252,7 +270,7 @@ def _as_float32(booster: lightgbm.Booster) -> lightgbm.Booster:
     values are neighbours among the float32 numbers, rounding to the nearest may reach the upper one and send it the
     other way. Rounded down, it stays at or above the lower value and below the upper one.
     """
-    import lightgbm
+    lightgbm = _lightgbm()
 
     def rounded_down(line: re.Match[str]) -> str:
         exact = np.array(line[1].split(), dtype="float64")

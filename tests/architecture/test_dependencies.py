@@ -33,8 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs": STORES | {"config", "online", "offline", "scoring"},
     "store": STORES | {"config", "online", "offline", "scoring", "jobs"},
     "testing": STORES | {"config", "online", "offline", "scoring", "jobs", "store"},
-    "checks": STORES | {"config", "online", "offline", "scoring", "jobs", "store", "testing"},
-    "cli": STORES | {"config", "online", "offline", "scoring", "jobs", "store", "testing", "checks"},
+    "cli": STORES | {"config", "online", "offline", "scoring", "jobs", "store", "testing"},
 }
 """Part of the package -> parts it may import, besides itself. ``featurestore/__init__.py`` may import any of them."""
 
@@ -47,8 +46,8 @@ ONLY_IN: dict[str, list[str]] = {
     "redis": ["online.redis*", "online.client"],
     "hiredis": ["online.redis*"],
     "kafka": ["events.broker", "jobs.*", "scoring.*"],
-    "pyarrow": ["events.decode", "engines.*", "offline.*", "online.vector", "jobs.*", "testing.*", "checks.*"],
-    "pandas": ["offline.*", "online.vector", "checks.*"],
+    "pyarrow": ["events.decode", "engines.*", "offline.*", "online.vector", "jobs.*", "testing.*"],
+    "pandas": ["offline.*", "online.vector"],
     "polars": ["offline.*"],
     "sqlglot": ["definitions.expression*", "engines.arrow", "engines.scalar"],
     "onnxruntime": ["scoring.*"],
@@ -71,7 +70,6 @@ ONLY_IN: dict[str, list[str]] = {
         "scoring.*",
         "jobs.*",
         "testing.*",
-        "checks.*",
     ],
 }
 """Third party -> the modules that may import it, at module level or in a function."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -94,9 +94,15 @@ def status(name: NameArgument, config: ConfigOption = None, as_json: JsonOption 
     else:
         rows = [(key, value) for key, value in found.to_dict().items() if key not in {"queries", "totals"}]
         rows += [(f"total {key}", value) for key, value in found.totals.items()]
-        rows += [(f"query {key}", value) for key, value in found.queries.items()]
+        rows += [(f"query {name}", _progress(last)) for name, last in found.queries.items()]
         print_lines(f"{key:<18}{'-' if value is None else value}" for key, value in rows)
     return 1 if found.state == "failed" else 0
+
+
+def _progress(last: dict[str, Any]) -> str:
+    """Return the last micro-batch of a query in one line."""
+    took = last["duration_ms"].get("triggerExecution", 0)
+    return f"batch {last['batch']}: {last['rows']} rows in {took} ms, at {last['at']}"
 
 
 @jobs_app.command(epilog=example("featurestore jobs logs materialize-fraud_v1 --tail 50"))

@@ -107,16 +107,23 @@ class OffsetReader:
             self._consumer = KafkaConsumer(
                 **client_options(settings), enable_auto_commit=False, bootstrap_timeout_ms=_WAIT_MS
             )
-            self._partitions = []
-            known = self._consumer.topics()
-            for topic in topics:
-                if topic not in known:
-                    raise UnknownNameError(
-                        f"Kafka at {settings['bootstrap.servers']}: no topic {topic!r}.",
-                        hint=did_you_mean(topic, known, what="topics"),
-                    )
-                found = self._consumer.partitions_for_topic(topic)
-                self._partitions += [TopicPartition(topic, partition) for partition in sorted(found)]
+            self._partitions: list[TopicPartition] = []
+            try:
+                self._find(topics)
+            except BaseException:
+                self._consumer.close()
+                raise
+
+    def _find(self, topics: Iterable[str]) -> None:
+        known = self._consumer.topics()
+        for topic in topics:
+            if topic not in known:
+                raise UnknownNameError(
+                    f"Kafka at {self._settings['bootstrap.servers']}: no topic {topic!r}.",
+                    hint=did_you_mean(topic, known, what="topics"),
+                )
+            found = self._consumer.partitions_for_topic(topic)
+            self._partitions += [TopicPartition(topic, partition) for partition in sorted(found)]
 
     def end_offsets(self) -> dict[str, dict[int, int]]:
         """Return, per topic and partition, the offset the next record will get."""

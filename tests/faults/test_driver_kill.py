@@ -1,0 +1,148 @@
+"""SIGKILL of the whole driver in the middle of a micro-batch: restarted, every event counts exactly once, here and in Delta."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import redis
+
+from featurestore.errors import JobError
+from featurestore.timeline import HOUR
+from tests.streaming.support import (
+    Shop,
+    applied_offsets,
+    by_card,
+    differences,
+    ends_of,
+    kill_driver,
+    oracle,
+    places_of,
+    produce_events,
+    reached,
+    simple_events,
+    table,
+    wait_applied,
+    wait_archived,
+    wait_for,
+)
+
+pytestmark = pytest.mark.jvm
+
+KEYS = 60
+EVENTS = 8_000
+OPTIONS = {
+    "archive_every": "1 second",
+    # Many small writes in one micro-batch, so that a kill finds some of them done.
+    "conf": {"spark.sql.execution.arrow.maxRecordsPerBatch": "100"},
+}
+
+
+def online_differences(store, shop, events):
+    """Return where the online store differs from the oracle, over all keys."""
+    t = max(event.event_time for event in events) + HOUR
+    groups = by_card(events)
+    keys = [{"card_id": card, "shop": mine[0].row["shop"]} for card, mine in sorted(groups.items())]
+    wrong = []
+    with store.client(timeout="5s") as client:
+        for key, vector in zip(keys, client.get_many("shop", keys, now=t), strict=True):
+            wrong += differences(shop.views, oracle(shop.views, groups[key["card_id"]], key, t), dict(vector), f"{key}")
+    return wrong
+
+
+def tile_count(offline):
+    """Return how many events the tiles of the first view hold: the first slot of its first measure counts them."""
+    rows = table(offline, "tiles").to_pylist()
+    return sum(row["words"][0] for row in rows if row["view"] == "visit")
+
+
+def kill_in_the_middle(job, url, shop, before, ends):
+    """Kill the driver as soon as part of a backlog is applied; return what was."""
+
+    def begun():
+        offsets = applied_offsets(url, shop.name)
+        return offsets if any(offsets.get(part, 0) > before.get(part, 0) for part in ends) else None
+
+    wait_for("the first write", begun, job=job)
+    kill_driver(job)
+    offsets = applied_offsets(url, shop.name)
+    assert offsets != before, "nothing was applied before the kill"
+    assert not reached(offsets, ends), "everything was applied before the kill: the backlog is too small"
+    assert job.status().state == "failed"
+    return offsets
+
+
+def test_a_killed_driver_neither_loses_nor_doubles_events(kafka_server, online_server, tmp_path):
+    shop = Shop("killed")
+    broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
+    store = shop.open(tmp_path, broker, url)
+    offline, checkpoints = store.settings.offline, store.settings.home / "jobs" / "materialize-shop" / "checkpoints"
+    events = simple_events(EVENTS, keys=KEYS)
+    produce_events(broker, topic, events)
+
+    def start(**options):
+        return store.submit("materialize", service="shop", **{**OPTIONS, **options})
+
+    def assert_exact(job):
+        wait_applied(url, shop.name, ends_of(events), job)
+        wait_archived(offline, len(events), job)
+        assert online_differences(store, shop, events) == []
+        assert places_of(offline, "events/payments") == {(event.partition, event.offset): 1 for event in events}
+        wait_for("the tiles", lambda: table(offline, "tiles") is not None and tile_count(offline) >= len(events), 30.0)
+        assert tile_count(offline) == len(events)
+
+    job = start()
+    try:
+        kill_in_the_middle(job, url, shop, {}, ends_of(events))
+        job = start()
+        assert_exact(job)
+        assert job.stop().state == "stopped"
+
+        # Killed again, and then without the hot query's checkpoint: the fences alone have to hold.
+        before = applied_offsets(url, shop.name)
+        events += simple_events(EVENTS, keys=KEYS, begin=EVENTS)
+        produce_events(broker, topic, events[EVENTS:])
+        job = start()
+        kill_in_the_middle(job, url, shop, before, ends_of(events))
+        shutil.rmtree(checkpoints / "hot")
+        job = start()
+        assert_exact(job)
+        status = wait_for(
+            "totals", lambda: (s := job.status()).totals.get("consumed", 0) >= len(events) and s, 30.0, job=job
+        )
+        assert status.totals["fenced"] > 0
+        assert job.stop().state == "stopped"
+
+        # The state a crash between the archive's write and its commit leaves: the batch is run again and changes nothing.
+        # At the same time the negative control: without fences and checkpoint the online store doubles every event.
+        commits = sorted(int(file.name) for file in (checkpoints / "archive" / "commits").glob("[0-9]*"))
+        for name in (f"{commits[-1]}", f".{commits[-1]}.crc"):
+            (checkpoints / "archive" / "commits" / name).unlink()
+        with redis.Redis.from_url(url) as raw:
+            fences = list(raw.scan_iter(f"fs:{{{shop.name}.*}}:fence"))
+            assert fences
+            raw.delete(*fences, f"fs:{{{shop.name}}}:progress:payments")
+        shutil.rmtree(checkpoints / "hot")
+        job = start()
+        wait_applied(url, shop.name, ends_of(events), job)
+        wrong = online_differences(store, shop, events)
+        assert len(wrong) >= KEYS, "without its guard the test finds nothing"
+        assert any("visit.n_lifetime" in each for each in wrong)
+        replayed = checkpoints / "archive" / "commits" / str(commits[-1])
+        wait_for("the batch that is run again", replayed.exists, job=job)
+        assert places_of(offline, "events/payments") == {(event.partition, event.offset): 1 for event in events}
+        assert tile_count(offline) == len(events)
+        assert job.stop().state == "stopped"
+
+        # Without the archive's checkpoint the job refuses; nothing is doubled.
+        (checkpoints / "archive").rename(tmp_path / "kept")
+        job = start(queries="archive")
+        with pytest.raises(JobError, match="is failed, not stopped"):
+            job.wait_until("stopped")
+        assert "archive is gone" in job.status().error
+        assert "Hint: restore the checkpoint" in job.status().error
+        assert places_of(offline, "events/payments") == {(event.partition, event.offset): 1 for event in events}
+        assert not Path(checkpoints, "archive", "offsets").exists()
+    finally:
+        job.stop()

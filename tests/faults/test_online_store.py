@@ -1,0 +1,170 @@
+"""The online store goes away, and two drivers meet: nothing is lost, nothing doubled, and the status says what happened."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+
+import pytest
+
+from featurestore.jobs.driver import MaterializeSpec, materialize
+from featurestore.stack.valkey import OnlineServer
+from featurestore.timeline import HOUR
+from tests.streaming.support import (
+    Shop,
+    applied_offsets,
+    by_card,
+    differences,
+    ends_of,
+    oracle,
+    places_of,
+    produce_events,
+    reached,
+    simple_events,
+    wait_archived,
+    wait_for,
+)
+
+pytestmark = pytest.mark.jvm
+
+
+class InProcess:
+    """A materialize job on a thread of this process, in a Spark session of its own."""
+
+    def __init__(self, spark, store, shop, folder, **options):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.status_file = folder / "status.json"
+        self.spec = MaterializeSpec(
+            project=shop.name,
+            views=shop.views,
+            online_url=store.settings.online.url,
+            offline=store.settings.offline,
+            kafka=store.settings.kafka,
+            checkpoints=str(folder / "checkpoints"),
+            status_file=self.status_file,
+            archive_every="500 milliseconds",
+            **options,
+        )
+        self.stop_now = threading.Event()
+        self.exit_code = None
+        self.thread = threading.Thread(target=self._run, args=(spark.newSession(),))
+        self.thread.start()
+
+    def _run(self, session):
+        self.exit_code = materialize(session, self.spec, stop=self.stop_now)
+
+    @property
+    def status(self):
+        with contextlib.suppress(FileNotFoundError):
+            return json.loads(self.status_file.read_text())
+        return {"state": "starting", "error": None}
+
+    @property
+    def has_ended(self):
+        return not self.thread.is_alive()
+
+    def wait_end(self):
+        wait_for("the job's end", lambda: self.has_ended, 60.0)
+        return self.exit_code
+
+    def stop(self):
+        self.stop_now.set()
+        return self.wait_end()
+
+
+def assert_online(store, shop, events):
+    t = max(event.event_time for event in events) + HOUR
+    groups = by_card(events)
+    keys = [{"card_id": card, "shop": mine[0].row["shop"]} for card, mine in sorted(groups.items())]
+    with store.client(timeout="5s") as client:
+        for key, vector in zip(keys, client.get_many("shop", keys, now=t), strict=True):
+            expected = oracle(shop.views, groups[key["card_id"]], key, t)
+            assert differences(shop.views, expected, dict(vector), f"{key}") == []
+
+
+def test_an_outage_of_the_store_ends_the_job_with_its_cause_and_loses_nothing(spark, kafka_server, tmp_path):
+    shop = Shop("outage")
+    with OnlineServer(tmp_path / "valkey", appendonly=True) as server:
+        store = shop.open(tmp_path, kafka_server.bootstrap_servers, server.url)
+        events = simple_events(600, keys=20)
+        produce_events(kafka_server.bootstrap_servers, shop.source.topic, events[:200])
+        folder = tmp_path / "job"
+
+        job = InProcess(spark, store, shop, folder)
+        wait_for("online", lambda: reached(applied_offsets(server.url, shop.name), ends_of(events[:200])))
+        wait_archived(store.settings.offline, 200)
+        server.stop()
+        assert server.pid is None
+        produce_events(kafka_server.bootstrap_servers, shop.source.topic, events[200:400])
+        assert job.wait_end() == 1
+        assert job.status["state"] == "failed"
+        assert "OnlineStoreUnavailableError" in job.status["error"]
+        assert "cannot be reached" in job.status["error"]
+
+        # Still away: the next run says so before it starts anything.
+        produce_events(kafka_server.bootstrap_servers, shop.source.topic, events[400:])
+        job = InProcess(spark, store, shop, folder)
+        assert job.wait_end() == 1
+        assert "cannot be reached" in job.status["error"]
+        assert "is the server running?" in job.status["error"]
+
+        server.start()
+        assert applied_offsets(server.url, shop.name) == ends_of(events[:200])
+        job = InProcess(spark, store, shop, folder)
+        wait_for("online", lambda: reached(applied_offsets(server.url, shop.name), ends_of(events)))
+        wait_archived(store.settings.offline, len(events))
+        assert job.stop() == 0
+        assert job.status["state"] == "stopped"
+        assert_online(store, shop, events)
+        places = places_of(store.settings.offline, "events/payments")
+        assert places == {(event.partition, event.offset): 1 for event in events}
+
+
+def test_of_two_drivers_one_reports_the_other_and_nothing_is_doubled(spark, kafka_server, online_server, tmp_path):
+    shop = Shop("twins")
+    broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
+    store = shop.open(tmp_path, broker, url)
+    twins = [InProcess(spark, store, shop, tmp_path / name, queries=("hot",)) for name in ("one", "two")]
+    events = []
+    try:
+        wait_for("both", lambda: all(twin.status["state"] == "running" for twin in twins), 60.0)
+
+        def conflict():
+            more = simple_events(400, keys=20, begin=len(events))
+            produce_events(broker, topic, more)
+            events.extend(more)
+            assert len(events) < 80_000, "two drivers never met"
+            return any(twin.has_ended for twin in twins)
+
+        wait_for("a conflict", conflict, 90.0)
+    finally:
+        codes = [twin.stop() for twin in twins]
+    failed = [twin.status for twin, code in zip(twins, codes, strict=True) if code == 1]
+    assert failed
+    for status in failed:
+        assert "FenceError" in status["error"]
+        assert "another writer is active" in status["error"]
+
+    # Alone, one goes on from its own checkpoint and brings everything in, once.
+    job = InProcess(spark, store, shop, tmp_path / "one", queries=("hot",))
+    wait_for("online", lambda: reached(applied_offsets(url, shop.name), ends_of(events)))
+    assert job.stop() == 0
+    assert_online(store, shop, events)
+
+
+def test_a_second_job_on_a_project_does_not_write_the_event_log_again(spark, kafka_server, online_server, tmp_path):
+    shop = Shop("second")
+    broker, url = kafka_server.bootstrap_servers, online_server.url
+    store = shop.open(tmp_path, broker, url)
+    events = simple_events(100, keys=5)
+    produce_events(broker, shop.source.topic, events)
+    first = InProcess(spark, store, shop, tmp_path / "one", queries=("archive",))
+    try:
+        wait_archived(store.settings.offline, len(events))
+        other = InProcess(spark, store, shop, tmp_path / "two", queries=("archive",))
+        assert other.wait_end() == 1
+        assert "holds events it has written" in other.status["error"]
+        assert sum(places_of(store.settings.offline, "events/payments").values()) == len(events)
+    finally:
+        assert first.stop() == 0

@@ -85,9 +85,7 @@ def test_its_lookup_reads_what_the_streams_worker_wrote(project, online_url, mon
     names = run(DEFINE, {})
     names["store"] = names["FeatureStore"].open()
     names["store"].apply(names["fraud"])
-    worker = HotWorker(
-        online_url, "default", {"transactions": (names["transactions"], (names["card_spend"],))}
-    )
+    worker = HotWorker(online_url, "default", {"transactions": (names["transactions"], (names["card_spend"],))})
     now = datetime.now(UTC)
     values = [
         record("c1", 5.0, now - timedelta(minutes=3)),

@@ -238,14 +238,17 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
 
 
 def _refuse_lost_checkpoint(session: SparkSession, spec: MaterializeSpec) -> None:
-    """Raise when tables exist but the checkpoint that fed them does not: going on would double or skip events."""
-    from delta.tables import DeltaTable
+    """Raise when tables exist but the checkpoint that fed them does not: going on would double or skip events.
 
+    The commits themselves are looked for: Delta's own answer is cached and can be older than a commit just made.
+    """
     if Path(spec.checkpoints, "archive", "offsets").exists():
         return
+    jvm, hadoop = session._jvm, session._jsc.hadoopConfiguration()  # noqa: SLF001 - pyspark has no other file system
     for source in {view.source.name for view in spec.views}:
         table = f"{spec.offline}/events/{source}"
-        if DeltaTable.isDeltaTable(session, table):
+        commits = jvm.org.apache.hadoop.fs.Path(f"{table}/_delta_log/*.json")
+        if commits.getFileSystem(hadoop).globStatus(commits):
             raise CheckpointMismatchError(
                 f"checkpoint {spec.checkpoints}/archive is gone, but {table} holds events it has written.",
                 hint="restore the checkpoint, or move the offline tables away to read the topics again from the start.",

@@ -11,6 +11,7 @@ import pytest
 from featurestore.jobs.driver import MaterializeSpec, materialize
 from featurestore.stack.valkey import OnlineServer
 from featurestore.timeline import HOUR
+from tests.faults.proxy import HoldingProxy
 from tests.streaming.support import (
     Shop,
     applied_offsets,
@@ -22,6 +23,7 @@ from tests.streaming.support import (
     produce_events,
     reached,
     simple_events,
+    wait_applied,
     wait_archived,
     wait_for,
 )
@@ -121,35 +123,42 @@ def test_an_outage_of_the_store_ends_the_job_with_its_cause_and_loses_nothing(sp
         assert places == {(event.partition, event.offset): 1 for event in events}
 
 
-def test_of_two_drivers_one_reports_the_other_and_nothing_is_doubled(spark, kafka_server, online_server, tmp_path):
+def test_of_two_drivers_one_reports_the_other_and_nothing_is_doubled(kafka_server, online_server, tmp_path):
+    """Two processes on one project; the appends of one are held up on their way, so that the other overtakes it."""
     shop = Shop("twins")
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
-    store = shop.open(tmp_path, broker, url)
-    twins = [InProcess(spark, store, shop, tmp_path / name, queries=("hot",)) for name in ("one", "two")]
     events = []
-    try:
-        wait_for("both", lambda: all(twin.status["state"] == "running" for twin in twins), 60.0)
+    with HoldingProxy(online_server.port, word=b"EVALSHA", seconds=0.7) as proxy:
+        stores = [
+            shop.open(tmp_path / "one", broker, url),
+            shop.open(tmp_path / "two", broker, f"redis://127.0.0.1:{proxy.port}"),
+        ]
+        twins = [store.submit("materialize", service="shop", queries="hot") for store in stores]
+        try:
+            for twin in twins:
+                twin.wait_until("running", timeout="90s")
 
-        def conflict():
-            more = simple_events(400, keys=20, begin=len(events))
-            produce_events(broker, topic, more)
-            events.extend(more)
-            assert len(events) < 80_000, "two drivers never met"
-            return any(twin.has_ended for twin in twins)
+            def overtaken():
+                more = simple_events(100, keys=20, begin=len(events))
+                produce_events(broker, topic, more)
+                events.extend(more)
+                return not twins[1].is_alive
 
-        wait_for("a conflict", conflict, 90.0)
-    finally:
-        codes = [twin.stop() for twin in twins]
-    failed = [twin.status for twin, code in zip(twins, codes, strict=True) if code == 1]
-    assert failed
-    for status in failed:
-        assert "FenceError" in status["error"]
-        assert "another writer is active" in status["error"]
+            wait_for("a conflict", overtaken, 90.0, job=twins[0])
+            assert proxy.held
+        finally:
+            states = [twin.stop() for twin in twins]
+    assert [state.state for state in states] == ["stopped", "failed"]
+    assert "FenceError" in states[1].error
+    assert "another writer is active" in states[1].error
 
-    # Alone, one goes on from its own checkpoint and brings everything in, once.
-    job = InProcess(spark, store, shop, tmp_path / "one", queries=("hot",))
-    wait_for("online", lambda: reached(applied_offsets(url, shop.name), ends_of(events)))
-    assert job.stop() == 0
+    # Alone, it goes on from its own checkpoint and brings everything in, once.
+    produce_events(broker, topic, more := simple_events(100, keys=20, begin=len(events)))
+    events += more
+    store = shop.open(tmp_path / "two", broker, url)
+    job = store.submit("materialize", service="shop", queries="hot")
+    wait_applied(url, shop.name, ends_of(events), job)
+    assert job.stop().state == "stopped"
     assert_online(store, shop, events)
 
 

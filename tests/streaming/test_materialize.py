@@ -87,6 +87,16 @@ def compare(views, events, asked, rows, *, as_served):
     assert not wrong, "\n".join(wrong[:10])
 
 
+def wait_complete(client, newest, job):
+    """Return once a lookup says that everything up to the arrival of the newest event has been applied."""
+    key = {name: newest.row[name] for name in ("card_id", "shop")}
+
+    def complete():
+        return client.get("shop", key, now=newest.arrival + 1_000 * HOUR).complete_through == newest.arrival
+
+    wait_for(f"completeness through {newest.arrival}", complete, 30.0, job=job)
+
+
 def test_every_path_gives_the_oracle_and_no_event_disappears(spark, kafka_server, online_server, tmp_path):
     shop = Shop("materialized")
     broker, url, topic, views = kafka_server.bootstrap_servers, online_server.url, shop.source.topic, shop.views
@@ -112,6 +122,7 @@ def test_every_path_gives_the_oracle_and_no_event_disappears(spark, kafka_server
             produce_events(broker, topic, events[done:cut])
             done = cut
             wait_applied(url, shop.name, ends_of(events[:cut]), job)
+            wait_complete(client, events[cut - 1], job)
             seen, newest = events[cut - 1].arrival, max(event.event_time for event in events[:cut])
             times = [newest + 1, newest + 10 * MINUTE, newest + 3 * HOUR, *(t for _, t in stream.probes[:6])]
             for key in keys_of(events[:cut]):
@@ -161,13 +172,7 @@ def test_every_path_gives_the_oracle_and_no_event_disappears(spark, kafka_server
             store.submit("materialize", service="shop")
 
         # Everything that arrived is complete, and a lookup says so.
-        newest_arrival = max(event.arrival for event in events)
-        wait_for(
-            "completeness",
-            lambda: client.get("shop", keys_of(events)[0], now=last.arrival + HOUR).complete_through == newest_arrival,
-            30.0,
-            job=job,
-        )
+        wait_complete(client, last, job)
 
         # A clean stop: state, exit code, no process left.
         tree = process_tree(job.record["pid"])

@@ -110,7 +110,7 @@ def test_its_lookup_reads_what_the_streams_worker_wrote(project, online_url, mon
 
 
 @pytest.mark.jvm
-def test_all_of_it_runs_on_a_real_stack(project, kafka_server, online_url, monkeypatch):
+def test_all_of_it_runs_on_a_real_stack(spark, project, kafka_server, online_url, monkeypatch):
     from featurestore.events.broker import producer
 
     monkeypatch.setenv("FEATURESTORE_ONLINE__URL", online_url)
@@ -119,6 +119,7 @@ def test_all_of_it_runs_on_a_real_stack(project, kafka_server, online_url, monke
     names = run(DEFINE, {})
     run(SUBMIT, names)
     store, job = names["store"], names["job"]
+    store._session = spark  # one JVM for all tests; a user's store starts its own
     try:
         now = datetime.now(UTC)
         sender = producer(store.settings.kafka)
@@ -140,5 +141,5 @@ def test_all_of_it_runs_on_a_real_stack(project, kafka_server, online_url, monke
         assert frame["card_spend.transactions_1h"].tolist() == [2, 0]
     finally:
         job.stop()
-        names["client"].close()
-        store.session().stop()
+        if "client" in names:
+            names["client"].close()

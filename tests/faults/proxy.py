@@ -1,0 +1,61 @@
+"""A TCP proxy before a real store that holds back some commands: a network that is slow at the wrong moment."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+
+class HoldingProxy:
+    """Passes everything on; a request that contains ``word`` is held back for ``seconds`` first."""
+
+    def __init__(self, port, *, word, seconds):
+        self._target, self._word, self._seconds = ("127.0.0.1", port), word, seconds
+        self._closing = threading.Event()
+        self._sockets = []
+        self.held = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._threads = [self._start(self._accept)]
+
+    def _start(self, work, *args):
+        thread = threading.Thread(target=work, args=args, daemon=True)
+        thread.start()
+        return thread
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._target)
+                self._sockets += [client, server]
+                self._threads += [self._start(self._pass, client, server, True)]
+                self._threads += [self._start(self._pass, server, client, False)]
+
+    def _pass(self, source, sink, requests):
+        with contextlib.suppress(OSError):
+            while received := source.recv(1 << 16):
+                if requests and self._word in received:
+                    self.held += 1
+                    self._closing.wait(self._seconds)
+                sink.sendall(received)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._closing.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(10)
+        for each in self._sockets:
+            each.close()

@@ -3,7 +3,7 @@
     Kafka rows  --(Arrow batches of one topic partition)-->  HotWorker  --(one row of counts per batch)-->  noop sink
 
 The query has no shuffle, no Spark state and no watermark. What makes it exactly-once is the writer's fence, not the
-checkpoint: see ``online.redis_writer``.
+checkpoint: see ``online.writer``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from featurestore.algebra import sequence_of
 from featurestore.engines.shape import shape
 from featurestore.events.decode import Decoder
 from featurestore.online.redis_store import RedisOnlineStore
-from featurestore.online.redis_writer import FencedWriter
+from featurestore.online.writer import FencedWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -186,7 +186,7 @@ def _value(field: ContractField, pool: Sequence[Any], dice: random.Random, time:
     return dice.choice(pool)
 
 
-def _probes(  # noqa: PLR0917
+def _probes(
     view: FeatureView,
     events: Sequence[Event],
     keys: Sequence[tuple[Any, ...]],

@@ -20,8 +20,8 @@ import pyarrow as pa
 from featurestore.algebra import sequence_of
 from featurestore.datatypes import DataType
 from featurestore.engines.shape import shape, tiles
-from featurestore.events.decode import Decoder
 from featurestore.jobs.hot import kafka_stream
+from featurestore.jobs.worker import decoder_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -65,8 +65,7 @@ class DecodeWorker:
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield the decoded rows of every batch."""
-        source = self.source
-        decoder = Decoder(source.contract, event_time=source.event_time, allowed_skew_us=source.allowed_skew_us)
+        source, decoder = self.source, decoder_of(self.source)
         for batch in batches:
             if not batch.num_rows:
                 continue

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from featurestore.errors import BrokerUnavailableError, CheckpointMismatchError, FeatureStoreError, OnlineError
 from featurestore.events.broker import OffsetReader, ensure_topics, stamps_on_append
 from featurestore.jobs.archive import ArchiveBatch, start_archive
-from featurestore.jobs.hot import COUNTS, HotWorker, start_hot, warm_up
+from featurestore.jobs.hot import HotWorker, start_hot, warm_up
+from featurestore.jobs.worker import COUNTS, by_topic, complete_through
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.timeline import SystemClock, format_instant
 
@@ -70,11 +71,7 @@ class MaterializeSpec:
 
     def by_topic(self) -> dict[str, tuple[EventSource, tuple[FeatureView, ...]]]:
         """Return topic to source and its views."""
-        topics: dict[str, tuple[EventSource, tuple[FeatureView, ...]]] = {}
-        for view in self.views:
-            source, views = topics.get(view.source.topic, (view.source, ()))
-            topics[view.source.topic] = (source, (*views, view))
-        return topics
+        return by_topic(self.views)
 
 
 @dataclass
@@ -123,12 +120,7 @@ class Reporter:
 
 
 class CompletionPublisher(threading.Thread):
-    """Publishes ``complete_through`` of every source: up to which arrival everything has been applied.
-
-    While some partition lags, that is the smallest newest arrival among the lagging ones. Once all have reached the end
-    offsets, it is the time those offsets were read where the broker stamps records itself, else (a replay, whose records
-    carry their own arrival times) the newest arrival applied.
-    """
+    """Publishes ``complete_through`` of every source: up to which arrival everything has been applied."""
 
     def __init__(self, spec: MaterializeSpec, stop: threading.Event) -> None:
         super().__init__(name="completion", daemon=True)
@@ -157,23 +149,10 @@ class CompletionPublisher(threading.Thread):
         began = SystemClock().now()
         ends = reader.end_offsets()
         for topic, source in self._topics.items():
-            progress = store.progress(source)
-            lagging = [
-                progress.get(partition, (0, None))[1]
-                for partition, end in ends[topic].items()
-                if progress.get(partition, (0, None))[0] < end
-            ]
-            if None in lagging:
-                continue
-            if lagging:
-                complete = min(arrival for arrival in lagging if arrival is not None)
-            elif stamped[topic]:
-                complete = began
-            elif progress:
-                complete = max(arrival for _, arrival in progress.values())
-            else:
-                continue
-            store.publish_complete(source, complete)
+            read_at = began if stamped[topic] else None
+            complete = complete_through(store.progress(source), ends[topic], read_at=read_at)
+            if complete is not None:
+                store.publish_complete(source, complete)
 
 
 def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading.Event | None = None) -> int:

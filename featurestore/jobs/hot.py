@@ -3,24 +3,21 @@
     Kafka rows  --(Arrow batches of one topic partition)-->  HotWorker  --(one row of counts per batch)-->  noop sink
 
 The query has no shuffle, no Spark state and no watermark. What makes it exactly-once is the writer's fence, not the
-checkpoint: see ``online.redis_writer``.
+checkpoint: see ``online.writer``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from featurestore.algebra import sequence_of
-from featurestore.engines.shape import shape
-from featurestore.events.decode import Decoder
+from featurestore.jobs.worker import COUNTS, SourceWorker, decoder_of
 from featurestore.online.redis_store import RedisOnlineStore
-from featurestore.online.redis_writer import FencedWriter
+from featurestore.online.writer import FencedWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -31,10 +28,9 @@ if TYPE_CHECKING:
     from featurestore.definitions.source import EventSource
     from featurestore.definitions.view import FeatureView
 
-COUNTS = ("consumed", "applied", "fenced", "quarantined", "late", "records", "folded", "took_us")
 SCHEMA = "topic string, partition int, " + ", ".join(f"{name} bigint" for name in COUNTS)
 
-_WRITERS: dict[tuple[str, str, str], tuple[Decoder, FencedWriter]] = {}
+_WORKERS: dict[tuple[str, str, str], SourceWorker] = {}
 """One per worker process: decoders and connections outlive a micro-batch."""
 
 
@@ -69,33 +65,17 @@ class HotWorker:
 
     def apply(self, topic: str, partition: int, rows: pa.RecordBatch) -> dict[str, int]:
         """Apply the records of one partition, in offset order."""
-        began = perf_counter_ns()
-        source, views = self.sources[topic]
-        decoder, writer = self._tools(source, views)
-        offsets = rows.column("offset").to_numpy()
         arrival = rows.column("timestamp").cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
-        decoded = decoder.decode(rows.column("value"), arrival)
-        accepted = decoded.rows
-        sequence = sequence_of(partition, 0) | offsets[accepted]
-        shaped = [shape(view, decoded.batch, decoded.event_time_us, sequence, arrival[accepted]) for view in views]
-        counts = writer.apply(partition, int(offsets[-1]) + 1, int(arrival.max()), shaped)
-        late = np.count_nonzero(arrival[accepted] - decoded.event_time_us > source.late_after_us)
-        return {
-            **counts,
-            "consumed": len(offsets),
-            "quarantined": len(decoded.rejected),
-            "late": int(late),
-            "took_us": (perf_counter_ns() - began) // 1_000,
-        }
+        worker = self._worker(*self.sources[topic])
+        return worker.apply(partition, rows.column("offset").to_numpy(), arrival, rows.column("value"))
 
-    def _tools(self, source: EventSource, views: tuple[FeatureView, ...]) -> tuple[Decoder, FencedWriter]:
+    def _worker(self, source: EventSource, views: tuple[FeatureView, ...]) -> SourceWorker:
         identity = (self.url, self.project, source.name + "".join(view.fingerprint for view in views))
-        tools = _WRITERS.get(identity)
-        if tools is None:
-            decoder = Decoder(source.contract, event_time=source.event_time, allowed_skew_us=source.allowed_skew_us)
-            tools = decoder, FencedWriter(RedisOnlineStore(self.url, self.project), source.name, views)
-            _WRITERS[identity] = tools
-        return tools
+        worker = _WORKERS.get(identity)
+        if worker is None:
+            writer = FencedWriter(RedisOnlineStore(self.url, self.project), source.name, views)
+            worker = _WORKERS[identity] = SourceWorker(source, decoder_of(source), writer)
+        return worker
 
 
 def _runs(batch: pa.RecordBatch) -> Iterator[tuple[str, int, pa.RecordBatch]]:
@@ -166,7 +146,7 @@ def warm_up(session: SparkSession, worker: HotWorker) -> None:
     def touch(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for source, views in worker.sources.values():
-                worker._tools(source, views)  # noqa: SLF001 - its own module
+                worker._worker(source, views)  # noqa: SLF001 - its own module
             yield from worker(iter([batch.slice(0, 0)]))
 
     empty.mapInArrow(touch, SCHEMA).write.format("noop").mode("overwrite").save()

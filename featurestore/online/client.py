@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from featurestore.online.store import OnlineStore
     from featurestore.online.vector import FeatureTable, FeatureVector
     from featurestore.timeline import Instant
 
@@ -39,10 +40,24 @@ class FeatureClient:
     def __init__(
         self, url: str, *, project: str = "default", timeout: str = "50ms", clock: Clock | None = None
     ) -> None:
-        self._store = RedisOnlineStore(
-            url, check_name(project, "project"), timeout_s=parse_duration(timeout) / 1_000_000
-        )
-        self._clock = clock or SystemClock()
+        store = RedisOnlineStore(url, check_name(project, "project"), timeout_s=parse_duration(timeout) / 1_000_000)
+        self._open(store, clock or SystemClock())
+
+    @classmethod
+    def over(cls, store: OnlineStore, *, clock: Clock | None = None) -> Self:
+        """Return a client of a store that is already open, such as ``MemoryOnlineStore``.
+
+        Args:
+            store: The store; ``close`` closes it.
+            clock: Tells what "now" is.
+        """
+        client = cls.__new__(cls)
+        client._open(store, clock or SystemClock())  # noqa: SLF001 - its own
+        return client
+
+    def _open(self, store: OnlineStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
         self._services: dict[str, ServiceLookup] = {}
         self._lock = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""The online store on Redis >= 7.0 or Valkey: plans, reads and progress. One of two modules that import redis.
+"""The online store on Redis >= 7.0 or Valkey. The one module that imports redis.
 
 Redis errors become ours here, in ``mapped_errors``, and nowhere else.
 """
@@ -6,6 +6,7 @@ Redis errors become ours here, in ``mapped_errors``, and nowhere else.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from hashlib import sha1
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -21,12 +22,16 @@ from featurestore.errors import (
     UnknownNameError,
     did_you_mean,
 )
-from featurestore.online.keys import KeySpace
+from featurestore.online.codec import HEADER
+from featurestore.online.keys import BUCKETS, KeySpace
 from featurestore.online.lookup import LookupPlan
+from featurestore.online.redis_scripts import APPEND, PROGRESS, REPLACE
+from featurestore.online.store import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from featurestore.online.store import Append, Replacement
     from featurestore.timeline import Instant
 
 ERRORS: tuple[tuple[type[Exception], type[OnlineError], str], ...] = (
@@ -86,8 +91,11 @@ def connect(url: str, *, timeout_s: float) -> redis.Redis:
         ) from error
 
 
+_SHA = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in (APPEND, REPLACE, PROGRESS)}
+
+
 class RedisOnlineStore:
-    """Plans, values and progress of one project. Thread-safe: every call takes a pooled connection.
+    """Plans, values, fences and progress of one project. Thread-safe: every call takes a pooled connection.
 
     Args:
         url: redis://, rediss:// or unix:// URL.
@@ -105,6 +113,72 @@ class RedisOnlineStore:
         """Return the values of the keys in one round trip, None where there is none."""
         with mapped_errors(self.url):
             return list(self.redis.mget(keys))
+
+    def prepare(self) -> None:
+        """Load the scripts that writing needs."""
+        with mapped_errors(self.url):
+            for script in _SHA:
+                self.redis.script_load(script)
+
+    def fences(self, names: Sequence[bytes]) -> list[list[bytes | None]]:
+        """Return, per bucket, the values of the named fences in one round trip; None where there is none."""
+        with mapped_errors(self.url):
+            pipe = self.redis.pipeline(transaction=False)
+            for bucket in range(BUCKETS):
+                pipe.hmget(self.space.fence(bucket), names)
+            return list(pipe.execute())
+
+    def append(self, appends: Sequence[Append]) -> list[list[int] | Refusal]:
+        """Make the appends, one script call each, in one round trip; return per append the new lengths of its blobs.
+
+        Raises:
+            OnlineError: The store failed, or restarted and lost its scripts; any of the appends may have been made.
+        """
+        if not appends:
+            return []
+        with mapped_errors(self.url):
+            pipe = self.redis.pipeline(transaction=False)
+            for append in appends:
+                keys = [self.space.fence(append.bucket)]
+                args: list[Any] = [len(append.fences)]
+                for fence in append.fences:
+                    args += [fence.name, fence.expected or b"", fence.until]
+                args.append(len(append.blobs))
+                for blobs in append.blobs:
+                    args += [len(blobs.names), blobs.base]
+                for blobs in append.blobs:
+                    keys += blobs.names
+                    args += blobs.records
+                pipe.evalsha(_SHA[APPEND], len(keys), *keys, *args)
+            replies = pipe.execute(raise_on_error=False)
+            if any(isinstance(reply, redis.exceptions.NoScriptError) for reply in replies):
+                self.prepare()
+                raise OnlineError(
+                    "the online store lost its scripts during a write.", hint="it restarted; the task is retried."
+                )
+            return [_lengths_or_refusal(reply) for reply in replies]
+
+    def replace(self, replacements: Sequence[Replacement]) -> int:
+        """Make the replacements whose comparison holds, one script call per bucket; return how many were made."""
+        if not replacements:
+            return 0
+        by_slot: dict[bytes, list[Replacement]] = {}
+        for each in replacements:
+            by_slot.setdefault(each.name[: each.name.index(b"}")], []).append(each)
+        done = 0
+        with mapped_errors(self.url):
+            pipe = self.redis.pipeline(transaction=False)
+            for group in by_slot.values():
+                args = [part for each in group for part in (len(each.old), each.old[: HEADER.size], each.new)]
+                pipe.evalsha(_SHA[REPLACE], len(group), *[each.name for each in group], *args)
+            for reply in pipe.execute(raise_on_error=False):
+                if isinstance(reply, redis.exceptions.NoScriptError):
+                    self.prepare()  # nothing was replaced; the next write finds these tails again
+                elif isinstance(reply, Exception):
+                    raise reply
+                else:
+                    done += reply
+        return done
 
     def ping(self) -> None:
         """Raise unless the store answers."""
@@ -147,6 +221,16 @@ class RedisOnlineStore:
             parsed[int(partition)] = (int(offset), int(arrival))
         return parsed
 
+    def record_progress(self, source: str, partition: int, until: int, arrival: Instant) -> None:
+        """Move the progress of a partition forward; neither number ever goes back."""
+        call = (_SHA[PROGRESS], 1, self.space.progress(source), partition, until, arrival)
+        with mapped_errors(self.url):
+            try:
+                self.redis.evalsha(*call)
+            except redis.exceptions.NoScriptError:
+                self.prepare()
+                self.redis.evalsha(*call)
+
     def publish_complete(self, source: str, instant: Instant) -> None:
         """Say that everything of a source that arrived up to ``instant`` has been applied."""
         with mapped_errors(self.url):
@@ -155,3 +239,12 @@ class RedisOnlineStore:
     def close(self) -> None:
         """Close all connections."""
         self.redis.close()
+
+
+def _lengths_or_refusal(reply: Any) -> list[int] | Refusal:
+    if isinstance(reply, redis.exceptions.ResponseError) and "FENCE" in str(reply):
+        fence, _, current = str(reply).partition("FENCE ")[2].partition(" is at ")
+        return Refusal(fence.encode(), current.encode())
+    if isinstance(reply, Exception):
+        raise reply
+    return list(reply)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featurestore.definitions.layout import FeatureLayout
 
 
 def values_agree(a: Any, b: Any, *, tolerance: float = 0.0, slack: float = 0.0) -> bool:
@@ -29,3 +32,19 @@ def values_agree(a: Any, b: Any, *, tolerance: float = 0.0, slack: float = 0.0) 
     if a == b:
         return True
     return math.isfinite(a) and math.isfinite(b) and abs(a - b) <= tolerance * max(abs(a), abs(b)) + slack
+
+
+SLACK = 1e-9
+"""Absolute difference allowed between doubles that have a tolerance: sums of large values that cancel."""
+
+
+def values_match(feature: FeatureLayout, a: Any, b: Any) -> bool:
+    """Return whether two values of a feature agree, as its aggregate states it: every check decides by this.
+
+    Args:
+        feature: The feature.
+        a: One value; None is null.
+        b: The other.
+    """
+    tolerance = feature.aggregate.tolerance
+    return values_agree(a, b, tolerance=tolerance, slack=SLACK if tolerance else 0.0)

@@ -1,9 +1,10 @@
 """Hostile streams: events on which windowed features go wrong, drawn for given views from a seed.
 
 What is forced, besides random times: events at t, just before and after it, on ``t - w`` and ``lo(t)`` of every window
-and one hop further, just around hop edges; ties; times before 1970; nulls, NaN, signed zeros and sums that cancel; one
-hot key among several, and a key without events; late events, some later than every window; events ahead of their
-arrival; arrivals out of order, several partitions. The same seed always gives the same stream.
+and one hop further, just around hop edges; ties, and whole events that come twice; times before 1970, leap days, leap
+seconds and the hours in which clocks change; nulls, NaN, infinities, signed zeros and sums that cancel; one hot key among
+several, and a key without events; late events, some later than every window; events ahead of their arrival, up to the
+allowed skew; arrivals out of order, several partitions. The same seed always gives the same stream.
 """
 
 from __future__ import annotations
@@ -31,7 +32,15 @@ if TYPE_CHECKING:
     from featurestore.definitions.source import EventSource
     from featurestore.definitions.view import FeatureView
 
-_ANCHORS: tuple[Instant, ...] = (0, -1, 1_357_016_400_000_000, 1_357_017_300_000_001, -86_400_000_000, 3_599_999_999)
+_ANCHORS: tuple[Instant, ...] = (
+    0, -1, 1_357_016_400_000_000, 1_357_017_300_000_001, -86_400_000_000, 3_599_999_999,
+    1_362_898_800_000_000,  # 2013-03-10T07:00Z: New York's clocks go forward
+    1_383_458_400_000_000,  # 2013-11-03T06:00Z: and back
+    1_711_846_800_000_000,  # 2024-03-31T01:00Z: Europe's go forward
+    1_709_164_800_000_000,  # 2024-02-29, a leap day
+    951_868_799_999_999,  # the last microsecond of 2000-02-29
+    1_483_228_800_000_000,  # 2017-01-01, after a leap second
+)  # fmt: skip
 _FLOATS = (0.0, -0.0, 0.1, 0.2, 0.3, 1.0, -1.0, 1e16, -1e16, 2.5, -7.25, 1e-9, 99.99)
 _INTS = (0, 1, -1, 2, 3, -7, 1_000, 2**53 + 1, -(2**53) - 1, 2**31)
 _TEXTS = ("", "a", "b", "ü", "A")
@@ -61,7 +70,7 @@ def hostile_stream(
         events: How many events.
         probes: How many (key, t) pairs.
         partitions: Number of source partitions.
-        nan: Share of doubles that are NaN.
+        nan: Share of doubles that are NaN; a quarter as many are infinite.
     """
     dice = random.Random(seed)  # noqa: S311 - not for secrets
     source = view.source
@@ -73,6 +82,10 @@ def hostile_stream(
     keys = [tuple(dice.choice(pools[column]) for column in view.entity.keys) for _ in range(3)]
     drawn: list[tuple[Instant, Instant, dict[str, Any]]] = []
     for _ in range(events):
+        if drawn and dice.random() < 0.03:
+            _, time, row = dice.choice(drawn)
+            drawn.append((time + _delay(dice, longest, source.allowed_skew_us), time, row))
+            continue
         time = _event_time(dice, edges, drawn, anchor, longest)
         row = {field.name: _value(field, pools[field.name], dice, time, nan) for field in source.contract.fields}
         if dice.random() < 0.85:
@@ -144,7 +157,7 @@ def _delay(dice: random.Random, longest: int, skew: int) -> int:
     if kind < 0.65:
         return 0
     if kind < 0.75:
-        return -dice.randrange(1, skew)
+        return -dice.choice((skew, dice.randrange(1, skew + 1)))
     return dice.randrange(longest if kind < 0.95 else 3 * longest)
 
 
@@ -177,8 +190,12 @@ def _pool(field: ContractField, view: FeatureView, dice: random.Random) -> list[
 
 
 def _value(field: ContractField, pool: Sequence[Any], dice: random.Random, time: Instant, nan: float) -> Any:
-    if field.type == DataType.FLOAT64 and not field.bounds and dice.random() < nan:
-        return math.nan
+    if field.type == DataType.FLOAT64 and not field.bounds and nan:
+        kind = dice.random()
+        if kind < nan:
+            return math.nan
+        if kind < 1.25 * nan:
+            return dice.choice((math.inf, -math.inf))
     if field.nullable and dice.random() < 0.15:
         return None
     if field.type == DataType.TIMESTAMP and dice.random() < 0.7:
@@ -186,7 +203,7 @@ def _value(field: ContractField, pool: Sequence[Any], dice: random.Random, time:
     return dice.choice(pool)
 
 
-def _probes(  # noqa: PLR0917
+def _probes(
     view: FeatureView,
     events: Sequence[Event],
     keys: Sequence[tuple[Any, ...]],

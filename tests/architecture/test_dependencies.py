@@ -43,7 +43,7 @@ ONLY_IN: dict[str, list[str]] = {
     "delta": SPARK,
     "deltalake": ["offline.*", "jobs.*"],
     "py4j": SPARK,
-    "redis": ["online.redis*", "online.client"],
+    "redis": ["online.redis*"],
     "hiredis": ["online.redis*"],
     "kafka": ["events.broker", "jobs.*", "scoring.*"],
     "pyarrow": ["events.decode", "engines.*", "offline.*", "online.vector", "jobs.*", "testing.*"],
@@ -82,6 +82,7 @@ NO_IO = {
     "online.fold",
     "online.lookup",
     "online.vector",
+    "online.writer",
     "timeline",
 }
 IO_MODULES = {

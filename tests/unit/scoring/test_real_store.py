@@ -22,7 +22,7 @@ from featurestore.errors import ModelError, UnknownNameError
 from featurestore.online.client import FeatureClient
 from featurestore.online.lookup import LookupPlan
 from featurestore.online.redis_store import RedisOnlineStore
-from featurestore.online.redis_writer import FencedWriter
+from featurestore.online.writer import FencedWriter
 from featurestore.scoring.manifest import save_model
 from featurestore.scoring.service import build_app
 from featurestore.stack.valkey import OnlineServer

@@ -1,0 +1,103 @@
+"""What becomes of the records of one source, wherever they come from: decoded, shaped, applied to an online store.
+
+The hot query runs this inside Spark's workers, a replay inside a test. Neither Spark nor Kafka appears here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featurestore.algebra import sequence_of
+from featurestore.engines.shape import shape
+from featurestore.events.decode import Decoder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pyarrow as pa
+
+    from featurestore.definitions.source import EventSource
+    from featurestore.definitions.view import FeatureView
+    from featurestore.online.writer import FencedWriter
+    from featurestore.timeline import Instant
+
+COUNTS = ("consumed", "applied", "fenced", "quarantined", "late", "records", "folded", "took_us")
+
+
+def decoder_of(source: EventSource) -> Decoder:
+    """Return the decoder of a source's records."""
+    return Decoder(source.contract, event_time=source.event_time, allowed_skew_us=source.allowed_skew_us)
+
+
+@dataclass(frozen=True)
+class SourceWorker:
+    """Applies the records of one source to the views on it.
+
+    Attributes:
+        source: The source.
+        decoder: Turns its records into events.
+        writer: Applies the events, to all views on the source.
+    """
+
+    source: EventSource
+    decoder: Decoder
+    writer: FencedWriter
+
+    def apply(
+        self, partition: int, offsets: np.ndarray, arrival: np.ndarray, values: pa.Array | Sequence[bytes | None]
+    ) -> dict[str, int]:
+        """Apply consecutive records of one partition, at least one; return how many met which fate (``COUNTS``)."""
+        began = perf_counter_ns()
+        decoded = self.decoder.decode(values, arrival)
+        arrived = arrival[decoded.rows]
+        sequence = sequence_of(partition, 0) | offsets[decoded.rows]
+        shaped = [shape(view, decoded.batch, decoded.event_time_us, sequence, arrived) for view in self.writer.views]
+        counts = self.writer.apply(partition, int(offsets[-1]) + 1, int(arrival.max()), shaped)
+        return {
+            **counts,
+            "consumed": len(offsets),
+            "quarantined": len(decoded.rejected),
+            "late": int(np.count_nonzero(arrived - decoded.event_time_us > self.source.late_after_us)),
+            "took_us": (perf_counter_ns() - began) // 1_000,
+        }
+
+
+def by_topic(views: Sequence[FeatureView]) -> dict[str, tuple[EventSource, tuple[FeatureView, ...]]]:
+    """Return topic to source and the views on it."""
+    topics: dict[str, tuple[EventSource, tuple[FeatureView, ...]]] = {}
+    for view in views:
+        source, others = topics.get(view.source.topic, (view.source, ()))
+        topics[view.source.topic] = (source, (*others, view))
+    return topics
+
+
+def complete_through(
+    progress: Mapping[int, tuple[int, Instant]], ends: Mapping[int, int], *, read_at: Instant | None
+) -> Instant | None:
+    """Return the arrival up to which everything of a source has been applied; None when nothing can be said.
+
+    While some partition lags, that is the smallest newest arrival among the lagging ones. Once all have reached the end
+    offsets, it is the time those offsets were read.
+
+    Args:
+        progress: Per partition, the next offset to apply and the newest arrival applied (``OnlineStore.progress``).
+        ends: Per partition, the offset after its newest record.
+        read_at: When ``ends`` was read; None where arrivals are not stamped by that clock (a replay through a real
+            broker, whose records carry their own times): the newest arrival applied then stands for it.
+    """
+    lagging = [
+        progress[partition][1] if partition in progress else None
+        for partition, end in ends.items()
+        if progress.get(partition, (0, 0))[0] < end
+    ]
+    if None in lagging:
+        return None
+    if lagging:
+        return min(arrival for arrival in lagging if arrival is not None)
+    if read_at is not None:
+        return read_at
+    return max((arrival for _, arrival in progress.values()), default=None)

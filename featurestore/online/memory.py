@@ -1,0 +1,142 @@
+"""The online store in this process's memory: what Redis does, without a server. For tests, replays and small tools."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from featurestore.errors import UnknownNameError, did_you_mean
+from featurestore.online.codec import HEADER
+from featurestore.online.keys import BUCKETS, KeySpace
+from featurestore.online.lookup import LookupPlan
+from featurestore.online.store import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from featurestore.online.store import Append, Replacement
+    from featurestore.timeline import Instant
+
+
+class MemoryOnlineStore:
+    """Plans, values, fences and progress of one project, in dicts under one lock. Thread-safe; forgets with the process.
+
+    Args:
+        project: Namespace of all keys.
+
+    Attributes:
+        values: Name to bytes; names and bytes are those that Redis would hold.
+        bucket_fences: Per bucket, its fences: field to offset.
+    """
+
+    def __init__(self, project: str = "default") -> None:
+        self.project = project
+        self.space = KeySpace(project)
+        self.values: dict[bytes, bytes] = {}
+        self.bucket_fences: list[dict[bytes, bytes]] = [{} for _ in range(BUCKETS)]
+        self._progress: dict[str, dict[int, tuple[int, Instant]]] = {}
+        self._plans: dict[str, bytes] = {}
+        self._lock = threading.RLock()
+
+    def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the values of the keys, all of one moment; None where there is none."""
+        with self._lock:
+            return [self.values.get(key) for key in keys]
+
+    def prepare(self) -> None:
+        """Nothing needs to be made ready."""
+
+    def fences(self, names: Sequence[bytes]) -> list[list[bytes | None]]:
+        """Return, per bucket, the values of the named fences; None where there is none."""
+        with self._lock:
+            return [[fences.get(name) for name in names] for fences in self.bucket_fences]
+
+    def append(self, appends: Sequence[Append]) -> list[list[int] | Refusal]:
+        """Make the appends, each atomically; return per append the new lengths of its blobs."""
+        return [self.append_one(append) for append in appends]
+
+    def append_one(self, append: Append) -> list[int] | Refusal:
+        """Make the append of one bucket: all of it, or nothing when a fence is not where it was read."""
+        with self._lock:
+            fences = self.bucket_fences[append.bucket]
+            for fence in append.fences:
+                current = fences.get(fence.name)
+                if (current or b"") != (fence.expected or b""):
+                    return Refusal(fence.name, current or b"")
+            for fence in append.fences:
+                fences[fence.name] = str(fence.until).encode()
+            lengths = []
+            for blobs in append.blobs:
+                for name, records in zip(blobs.names, blobs.records, strict=True):
+                    value = self.values.get(name, blobs.base) + records
+                    self.values[name] = value
+                    lengths.append(len(value))
+            return lengths
+
+    def replace(self, replacements: Sequence[Replacement]) -> int:
+        """Make the replacements whose blob still has the length and header of ``old``; return how many were made."""
+        done = 0
+        with self._lock:
+            for each in replacements:
+                current = self.values.get(each.name, b"")
+                if len(current) == len(each.old) and current[: HEADER.size] == each.old[: HEADER.size]:
+                    self.values[each.name] = each.new
+                    done += 1
+        return done
+
+    def progress(self, source: str) -> dict[int, tuple[int, Instant]]:
+        """Return per source partition: the next offset to apply, and the newest arrival applied (microseconds)."""
+        with self._lock:
+            return dict(self._progress.get(source, {}))
+
+    def record_progress(self, source: str, partition: int, until: int, arrival: Instant) -> None:
+        """Move the progress of a partition forward; neither number ever goes back."""
+        with self._lock:
+            progress = self._progress.setdefault(source, {})
+            offset, newest = progress.get(partition, (until, arrival))
+            progress[partition] = max(offset, until), max(newest, arrival)
+
+    def publish_complete(self, source: str, instant: Instant) -> None:
+        """Say that everything of a source that arrived up to ``instant`` has been applied."""
+        with self._lock:
+            self.values[self.space.complete(source)] = str(instant).encode()
+
+    def publish_plan(self, plan: LookupPlan) -> None:
+        """Store the lookup plan of a service, replacing an older one."""
+        with self._lock:
+            self._plans[plan.service] = plan.to_json()
+
+    def remove_plan(self, service: str) -> None:
+        """Forget the plan of a service that is no longer defined; harmless when there is none."""
+        with self._lock:
+            self._plans.pop(service, None)
+
+    def load_plan(self, service: str) -> LookupPlan:
+        """Return the published plan of a service.
+
+        Raises:
+            UnknownNameError: No such service has been applied to this store.
+        """
+        with self._lock:
+            data = self._plans.get(service)
+            known = list(self._plans)
+        if data is None:
+            raise UnknownNameError(
+                f"no service {service!r} in project {self.project!r} in memory.",
+                hint=did_you_mean(service, known, what="services") if known else "run featurestore apply first.",
+            )
+        return LookupPlan.from_json(data)
+
+    def clear(self) -> None:
+        """Forget everything but the plans, as a restarted cache would: values, fences and progress."""
+        with self._lock:
+            self.values.clear()
+            self._progress.clear()
+            for fences in self.bucket_fences:
+                fences.clear()
+
+    def ping(self) -> None:
+        """Memory always answers."""
+
+    def close(self) -> None:
+        """Nothing is held on this side."""

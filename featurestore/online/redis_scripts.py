@@ -1,0 +1,62 @@
+"""The scripts that make a bucket's append, a fold and a step of progress atomic in Redis or Valkey (Lua)."""
+
+from __future__ import annotations
+
+# KEYS: fence hash, blobs. ARGV: number of fences F, F x (field, expected or "", until), number of groups G,
+# G x (number of blobs, empty base), then one string of records per blob. Returns the new length of every blob.
+APPEND = """
+local fences, at = tonumber(ARGV[1]), 2
+for i = 1, fences do
+  local current = redis.call('HGET', KEYS[1], ARGV[at]) or ''
+  if current ~= ARGV[at + 1] then return redis.error_reply('FENCE ' .. ARGV[at] .. ' is at ' .. current) end
+  at = at + 3
+end
+at = 2
+for i = 1, fences do
+  redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 2])
+  at = at + 3
+end
+local groups = tonumber(ARGV[at])
+local record, key, lengths = at + 1 + 2 * groups, 2, {}
+for g = 1, groups do
+  local base = ARGV[at + 2 * g]
+  for i = 1, tonumber(ARGV[at + 2 * g - 1]) do
+    local added = ARGV[record]
+    local length = redis.call('APPEND', KEYS[key], added)
+    if length == #added then
+      redis.call('SET', KEYS[key], base .. added)
+      length = #base + length
+    end
+    lengths[key - 1] = length
+    record, key = record + 1, key + 1
+  end
+end
+return lengths
+"""
+
+# KEYS: blobs. ARGV per blob: expected length, expected header, new blob. Returns how many were replaced.
+REPLACE = """
+local done = 0
+for i = 1, #KEYS do
+  local a = 3 * i
+  if redis.call('STRLEN', KEYS[i]) == tonumber(ARGV[a - 2])
+     and redis.call('GETRANGE', KEYS[i], 0, 31) == ARGV[a - 1] then
+    redis.call('SET', KEYS[i], ARGV[a])
+    done = done + 1
+  end
+end
+return done
+"""
+
+# KEYS: progress hash. ARGV: partition, next offset, newest arrival. Never goes back.
+PROGRESS = """
+local current = redis.call('HGET', KEYS[1], ARGV[1])
+local offset, arrival = ARGV[2], ARGV[3]
+if current then
+  local o, a = string.match(current, '(%-?%d+),(%-?%d+)')
+  if tonumber(o) > tonumber(offset) then offset = o end
+  if tonumber(a) > tonumber(arrival) then arrival = a end
+end
+redis.call('HSET', KEYS[1], ARGV[1], offset .. ',' .. arrival)
+return offset
+"""

@@ -1,0 +1,188 @@
+"""The fenced writer: applies shaped events to an online store exactly once. Runs inside Spark's workers.
+
+For every (view, source partition, bucket of keys) the store holds a fence: the next Kafka offset to apply. To apply the
+events [first, until) of one partition, a writer
+
+    1. reads the partition's fences and drops the events below them
+    2. merges what is left per (view, key, tile) into tail records
+    3. sends one append per bucket: if the fences are still what step 1 read, add the records and move the fences to
+       ``until``, all at once; otherwise change nothing and report it
+    4. records the partition's progress, once every bucket is done
+    5. folds the tails that have grown too long (compare-and-set, so a fold that lost a race is simply not made)
+
+A crash anywhere leaves buckets either wholly applied or untouched, and the next run, with any batch boundaries and with or
+without the checkpoint, skips exactly what was applied.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featurestore.engines.shape import tiles
+from featurestore.errors import FenceError
+from featurestore.online.codec import base_length, empty_base, record_size
+from featurestore.online.fold import drop_unreachable, fold
+from featurestore.online.keys import BUCKETS, bucket_of
+from featurestore.online.store import Append, Blobs, Fence, Refusal, Replacement
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from featurestore.algebra.tiles import TileRows
+    from featurestore.definitions.view import FeatureView
+    from featurestore.engines.shape import Shaped
+    from featurestore.online.store import OnlineStore
+    from featurestore.timeline import Instant
+
+TAIL_CAP = 8
+"""Records in a tail before it is folded."""
+_KNOWN_BASES = 200_000
+_OFFSET_MASK = (1 << 47) - 1
+
+
+class FencedWriter:
+    """Applies the events of one source to the online store.
+
+    Args:
+        store: Where to.
+        source: Name of the source.
+        views: The feature views on that source.
+        tail_cap: Records in a key's tail before it is folded into the base.
+    """
+
+    def __init__(
+        self, store: OnlineStore, source: str, views: Sequence[FeatureView], *, tail_cap: int = TAIL_CAP
+    ) -> None:
+        self.store = store
+        self.source = source
+        self.views = tuple(views)
+        self.tail_cap = tail_cap
+        self._bases: dict[bytes, int] = {}
+        store.prepare()
+
+    def apply(self, partition: int, until: int, arrival: Instant, shaped: Sequence[Shaped]) -> dict[str, int]:
+        """Apply the events of one partition up to, not including, offset ``until``; what the fences cover is skipped.
+
+        Args:
+            partition: Kafka partition all events come from.
+            until: The offset after the newest consumed record, whether it entered a view or not.
+            arrival: Newest arrival instant among the consumed records.
+            shaped: Per view, its shaped events.
+
+        Returns:
+            Counts: "applied" and "fenced" events (per view and event), "records" appended, "folded" blobs.
+
+        Raises:
+            FenceError: Another writer moved a fence meanwhile; nothing of that bucket was changed.
+        """
+        counts = {"applied": 0, "fenced": 0, "records": 0, "folded": 0}
+        fields = [
+            self.store.space.fence_field(view.name, view.fingerprint, self.source, partition) for view in self.views
+        ]
+        fences = self.store.fences(fields)
+        buckets: list[list[tuple[int, Blobs]]] = [[] for _ in range(BUCKETS)]
+        for index, (view, events) in enumerate(zip(self.views, shaped, strict=True)):
+            if not len(events):
+                continue
+            of_key = np.array([bucket_of(key) for key in events.keys], dtype=np.int64)
+            fence = np.array([int(row[index] or 0) for row in fences], dtype=np.int64)
+            fresh = (events.sequence & _OFFSET_MASK) >= fence[of_key[events.key]]
+            counts["fenced"] += int(np.count_nonzero(~fresh))
+            counts["applied"] += int(np.count_nonzero(fresh))
+            kept = events.take(np.flatnonzero(fresh))
+            rows = drop_unreachable(view.layout, kept, tiles(view, kept))
+            counts["records"] += len(rows)
+            self._distribute(index, view, events.keys, of_key, rows, buckets)
+        touched = self._send(fields, fences, until, buckets)
+        counts["folded"] = self.fold(touched, clock=arrival)
+        self.store.record_progress(self.source, partition, until, arrival)
+        return counts
+
+    def _distribute(
+        self,
+        index: int,
+        view: FeatureView,
+        keys: Sequence[bytes],
+        of_key: np.ndarray,
+        rows: TileRows,
+        buckets: list[list[tuple[int, Blobs]]],
+    ) -> None:
+        """Cut the records into one string per key and hand them to the keys' buckets."""
+        codes, first = np.unique(rows.key, return_index=True)
+        size = record_size(view.layout)
+        data = rows.table().astype("<i8", copy=False).tobytes()
+        edges = [*(first * size).tolist(), len(data)]
+        base = empty_base(view.layout)
+        parts: dict[int, Blobs] = {}
+        for position, code in enumerate(codes.tolist()):
+            bucket = int(of_key[code])
+            blobs = parts.get(bucket)
+            if blobs is None:
+                blobs = parts[bucket] = Blobs(base)
+            blobs.names.append(self.store.space.blob(view.name, view.fingerprint, keys[code]))
+            blobs.records.append(data[edges[position] : edges[position + 1]])
+        for bucket, blobs in parts.items():
+            buckets[bucket].append((index, blobs))
+
+    def _send(
+        self,
+        fields: Sequence[bytes],
+        fences: Sequence[Sequence[bytes | None]],
+        until: int,
+        buckets: Sequence[Sequence[tuple[int, Blobs]]],
+    ) -> dict[int, list[tuple[bytes, int]]]:
+        """Append bucket by bucket; return, per view, the blobs that may need folding with their lengths."""
+        appends = [
+            Append(
+                bucket,
+                [Fence(fields[index], fences[bucket][index], until) for index, _ in parts],
+                [blobs for _, blobs in parts],
+            )
+            for bucket, parts in enumerate(buckets)
+            if parts
+        ]
+        grown: dict[int, list[tuple[bytes, int]]] = {}
+        for append, reply in zip(appends, self.store.append(appends), strict=True):
+            if isinstance(reply, Refusal):
+                raise FenceError(
+                    f"source {self.source}: FENCE {reply.fence.decode()} is at {reply.current.decode()}; "
+                    "another writer is active.",
+                    hint="stop the other driver of this job; this one changed nothing in that bucket.",
+                )
+            lengths = iter(reply)
+            for index, blobs in buckets[append.bucket]:
+                size, fixed = record_size(self.views[index].layout), len(blobs.base)
+                for name, length in zip(blobs.names, lengths, strict=False):
+                    if length - self._bases.get(name, fixed) > self.tail_cap * size:
+                        grown.setdefault(index, []).append((name, length))
+        return grown
+
+    def fold(self, grown: dict[int, list[tuple[bytes, int]]], *, clock: Instant) -> int:
+        """Fold the tails of the given blobs; return how many were folded."""
+        done = 0
+        for index, entries in grown.items():
+            layout = self.views[index].layout
+            size = record_size(layout)
+            blobs = self.store.read([name for name, _ in entries])
+            due = []
+            for (name, _), blob in zip(entries, blobs, strict=True):
+                if blob is None:
+                    continue
+                base = base_length(blob)
+                self._remember(name, base)
+                if len(blob) - base > self.tail_cap * size:
+                    due.append((name, blob))
+            folded = fold(layout, [blob for _, blob in due], clock=clock)
+            done += self.store.replace(
+                [Replacement(name, old, new) for (name, old), new in zip(due, folded, strict=True)]
+            )
+            for (name, _), new in zip(due, folded, strict=True):
+                self._remember(name, base_length(new))
+        return done
+
+    def _remember(self, name: bytes, base: int) -> None:
+        if len(self._bases) >= _KNOWN_BASES:
+            self._bases.clear()
+        self._bases[name] = base

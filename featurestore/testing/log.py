@@ -1,0 +1,199 @@
+"""A replay's event log: what the archive query would have written, in memory, and training sets from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from featurestore.algebra import sequence_of
+from featurestore.definitions.keys import encode_key
+from featurestore.engines.oracle import Event
+from featurestore.engines.points import values_at_points
+from featurestore.engines.shape import encode_columns, shape
+from featurestore.events.decode import ARROW_TYPES
+from featurestore.offline.spine import as_arrow, check_spine
+from featurestore.timeline import Instant, to_instant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from featurestore.definitions.service import FeatureService
+    from featurestore.definitions.source import EventSource
+    from featurestore.definitions.view import FeatureView
+    from featurestore.engines.shape import Shaped
+    from featurestore.events.decode import Decoder
+    from featurestore.testing.records import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A record that is no event: where it is, why, and its bytes."""
+
+    source: str
+    partition: int
+    offset: int
+    arrival: Instant
+    reason: str
+    detail: str
+    raw: bytes | None
+
+
+@dataclass
+class EventLog:
+    """The decoded records of one source, in the order in which they arrived.
+
+    Attributes:
+        source: The source.
+        decoder: Turns its records into events.
+    """
+
+    source: EventSource
+    decoder: Decoder
+    _records: list[Record] = field(default_factory=list)
+    _batches: list[pa.RecordBatch] = field(default_factory=list)
+    _accepted: list[Record] = field(default_factory=list)
+    _times: list[int] = field(default_factory=list)
+    _rejected: list[Quarantined] = field(default_factory=list)
+
+    def append(self, record: Record) -> None:
+        """Add a record; it is decoded when somebody looks."""
+        self._records.append(record)
+
+    def _decode(self) -> None:
+        if not self._records:
+            return
+        records, self._records = self._records, []
+        arrival = np.array([record.arrival for record in records], dtype=np.int64)
+        decoded = self.decoder.decode([record.value for record in records], arrival)
+        self._batches.append(decoded.batch)
+        self._accepted += [records[row] for row in decoded.rows.tolist()]
+        self._times += decoded.event_time_us.tolist()
+        for one in decoded.rejected:
+            record = records[one.row]
+            self._rejected.append(
+                Quarantined(
+                    self.source.name, record.partition, record.offset, record.arrival, str(one.reason), one.detail,
+                    record.value,
+                )
+            )  # fmt: skip
+
+    @property
+    def quarantine(self) -> list[Quarantined]:
+        """The records that are no events."""
+        self._decode()
+        return self._rejected
+
+    def table(self) -> pa.Table:
+        """Return the contract's columns of all events."""
+        self._decode()
+        schema = pa.schema([(one.name, ARROW_TYPES[one.type]) for one in self.source.contract.fields])
+        return pa.Table.from_batches(self._batches, schema=schema).combine_chunks()
+
+    def shaped(self, view: FeatureView) -> Shaped:
+        """Return all events as a view sees them."""
+        table = self.table()
+        place = [sequence_of(record.partition, record.offset) for record in self._accepted]
+        return shape(
+            view,
+            table,
+            np.array(self._times, dtype=np.int64),
+            np.array(place, dtype=np.int64),
+            np.array([record.arrival for record in self._accepted], dtype=np.int64),
+        )
+
+    def events(self) -> list[Event]:
+        """Return all events as the specification takes them: the rows as they were sent, where they were sent as rows."""
+        self._decode()
+        rows: list[Mapping[str, Any] | None] = [record.row for record in self._accepted]
+        if None in rows:
+            decoded = _plain_rows(self.table())
+            rows = [given if row is None else row for row, given in zip(rows, decoded, strict=True)]
+        return [
+            Event(row or {}, row[self.source.event_time] if row else 0, record.arrival, record.partition, record.offset)
+            for row, record in zip(rows, self._accepted, strict=True)
+        ]
+
+
+def _plain_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Return the rows of a table with instants as microseconds."""
+    columns = [
+        table.column(name).cast(pa.int64()) if pa.types.is_timestamp(table.schema.field(name).type) else column
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    ]
+    return list(pa.table(columns, names=table.column_names).to_pylist())
+
+
+def values_of(
+    view: FeatureView, shaped: Shaped, points: Sequence[tuple[Sequence[Any], Instant, Instant | None]]
+) -> list[list[Any]]:
+    """Return the features of a view at (key values, time, visible_at or None for all) points, by the batch kernel.
+
+    Either all points have a ``visible_at`` or none has.
+    """
+    codes = {key: code for code, key in enumerate(shaped.keys)}
+    types = [kind for _, kind in view.layout.keys]
+    key = np.array([codes.get(encode_key(values, types), -1) for values, _, _ in points], dtype=np.int64)
+    at = np.array([t for _, t, _ in points], dtype=np.int64)
+    visible = None if not points or points[0][2] is None else np.array([seen for _, _, seen in points], dtype=np.int64)
+    return _rows(view, shaped, key, at, visible)
+
+
+def _rows(
+    view: FeatureView, shaped: Shaped, key: np.ndarray, at: np.ndarray, visible: np.ndarray | None
+) -> list[list[Any]]:
+    columns = [
+        [value if fine else None for value, fine in zip(values.tolist(), valid.tolist(), strict=True)]
+        for values, valid in values_at_points(view.layout, shaped, key, at, visible)
+    ]
+    kinds = [feature.aggregate.result_type for feature in view.layout.features]
+    typed = [
+        [bool(value) if kind == "bool" and value is not None else value for value in column]
+        for column, kind in zip(columns, kinds, strict=True)
+    ]
+    return [list(row) for row in zip(*typed, strict=True)]
+
+
+def training_set(
+    service: FeatureService,
+    logs: Mapping[str, EventLog],
+    spine: Any,
+    *,
+    event_time: str,
+    as_served: bool | str,
+) -> pa.Table:
+    """Return the spine with a service's features, as ``FeatureStore.training_set`` does it without Spark."""
+    visible_at = event_time if as_served is True else as_served or None
+    table = _spine_table(service, spine, [name for name in (event_time, visible_at) if name])
+    check_spine(table, service, event_time, visible_at)
+    at = _micros(table, event_time)
+    seen = None if visible_at is None else _micros(table, visible_at)
+    for view in service.views:
+        shaped = logs[view.source.name].shaped(view)
+        kinds = [kind for _, kind in view.layout.keys]
+        names, code = encode_columns([table.column(name) for name, _ in view.layout.keys], kinds)
+        known = {key: position for position, key in enumerate(shaped.keys)}
+        key = np.array([known.get(name, -1) for name in names], dtype=np.int64)[code]
+        rows = _rows(view, shaped, key, at, seen)
+        for position, (name, feature) in enumerate(zip(view.layout.feature_ids, view.layout.features, strict=True)):
+            column = pa.array([row[position] for row in rows], ARROW_TYPES[feature.aggregate.result_type])
+            table = table.append_column(name, column)
+    return table
+
+
+def _spine_table(service: FeatureService, spine: Any, times: Sequence[str]) -> pa.Table:
+    if not isinstance(spine, list):
+        return as_arrow(spine)
+    rows = [{**row, **{name: to_instant(row[name], name=name) for name in times if name in row}} for row in spine]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    types = {**dict.fromkeys(times, pa.timestamp("us", "UTC")), **{n: ARROW_TYPES[k] for n, k in service.keys.items()}}
+    return pa.table({name: pa.array([row.get(name) for row in rows], types.get(name)) for name in names})
+
+
+def _micros(table: pa.Table, name: str) -> np.ndarray:
+    column = table.column(name)
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("us", "UTC")).cast(pa.int64())
+    return np.asarray(column.to_numpy(), dtype=np.int64)

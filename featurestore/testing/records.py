@@ -1,0 +1,114 @@
+"""Records as a topic holds them: rows to bytes, and the decoder that a replay puts between topic and job.
+
+JSON has no NaN and no infinity, but doubles have, and other formats carry them. A row with such a value is written with a
+number in its place, and ``ReplayDecoder`` puts the value back once the bytes have been decoded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from featurestore.datatypes import DataType
+from featurestore.errors import DefinitionError
+from featurestore.events.decode import Decoded, Decoder
+from featurestore.timeline import to_datetime, to_instant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+
+    from featurestore.definitions.source import EventSource
+    from featurestore.timeline import Instant
+
+_MARK = "_not_json"
+"""Name of the extra member that makes the bytes of a row with such values unique; contracts ignore it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a topic.
+
+    Attributes:
+        source: The source whose topic it is on.
+        partition: Its partition.
+        offset: Its offset.
+        arrival: When the broker received it.
+        value: Its bytes; None is a tombstone.
+        row: The row it was made of, typed as the contract says; None when only bytes were given.
+    """
+
+    source: EventSource
+    partition: int
+    offset: int
+    arrival: Instant
+    value: bytes | None
+    row: Mapping[str, Any] | None
+
+
+def typed_row(source: EventSource, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the contract's columns of a row as the engines see them: instants as microseconds, absent as None.
+
+    None where a time cannot be understood; such a row is the decoder's business.
+    """
+    try:
+        return {name: _typed(row.get(name), kind) for name, kind in source.contract.columns.items()}
+    except DefinitionError:
+        return None
+
+
+def _typed(value: Any, kind: DataType) -> Any:
+    if kind == DataType.TIMESTAMP and value is not None:
+        return to_instant(value)
+    if kind == DataType.FLOAT64 and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+def row_bytes(source: EventSource, row: Mapping[str, Any], unusual: dict[bytes, dict[str, float]]) -> bytes:
+    """Return a row as JSON; doubles that JSON cannot write are noted in ``unusual``, by the bytes returned."""
+    noted = {name: value for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+    written = {name: 0.0 if name in noted else _plain(source, name, value) for name, value in row.items()}
+    if not noted:
+        return json.dumps(written).encode()
+    value = json.dumps({**written, _MARK: len(unusual)}).encode()
+    unusual[value] = noted
+    return value
+
+
+def _plain(source: EventSource, name: str, value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if source.contract.columns.get(name) == DataType.TIMESTAMP and isinstance(value, int):
+        try:
+            return to_datetime(value).isoformat()
+        except OverflowError:
+            return value
+    return value
+
+
+@dataclass(frozen=True)
+class ReplayDecoder(Decoder):
+    """The decoder of production, and ``unusual`` doubles put back into what it decoded."""
+
+    unusual: dict[bytes, dict[str, float]] = field(default_factory=dict)
+
+    def decode(self, values: pa.Array | Sequence[bytes | None], arrival_us: np.ndarray) -> Decoded:
+        """Return what ``Decoder.decode`` does."""
+        decoded = super().decode(values, arrival_us)
+        if not self.unusual:
+            return decoded
+        records = values.to_pylist() if isinstance(values, pa.Array | pa.ChunkedArray) else values
+        noted = [self.unusual.get(records[row] or b"", {}) for row in decoded.rows.tolist()]
+        batch = decoded.batch
+        for name in sorted({name for each in noted for name in each} & set(batch.schema.names)):
+            column = [each.get(name, value) for each, value in zip(noted, batch.column(name).to_pylist(), strict=True)]
+            position = batch.schema.names.index(name)
+            batch = batch.set_column(position, batch.schema.field(position), pa.array(column, pa.float64()))
+        return replace(decoded, batch=batch)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from featurestore.algebra.aggregate import NUMBERS, Aggregate
-from featurestore.datatypes import DataType
+from featurestore.datatypes import SCALARS, DataType
 
 if TYPE_CHECKING:
     from featurestore.algebra.aggregate import Columns, EventOrder, Partial
@@ -35,7 +35,7 @@ class Count(Aggregate):
     1
     """
 
-    accepts: ClassVar[frozenset[DataType]] = frozenset(DataType)
+    accepts: ClassVar[frozenset[DataType]] = SCALARS
     partial_kind: ClassVar[str] = "count"
 
     @property

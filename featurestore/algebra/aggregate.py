@@ -13,14 +13,16 @@ Laws, for all partials a, b, c (tests/laws proves them for every class, ``featur
     1. merge(a, merge(b, c)) == merge(merge(a, b), c)
     2. merge(a, b) == merge(b, a)
     3. merge(empty(), a) == a
-    4. merge changes neither argument (partials are tuples of numbers)
+    4. merge changes neither argument (partials are tuples of numbers and bytes)
     5. finalize of any split of the events, merged in any order, equals finalize of the whole
     6. the column functions give what the scalar ones give, row by row
 
 Equality is exact for integers, counts, extremes and ordered aggregates; floating sums agree within relative 1e-9.
 
-A partial is a fixed number of 8-byte little-endian *slots*, each a signed integer ("i8") or a double ("f8"). The tuple of
-numbers in memory, the columns in numpy and the bytes in the store are the same slots in the same order.
+A partial is a fixed number of *slots*: a signed 8-byte integer ("i8"), a double ("f8") or bytes of any length ("b"). The
+tuple in memory (int, float, bytes), the columns in numpy (int64, float64, objects that are bytes) and the row in the store
+(``algebra.rows``) are the same slots in the same order. An aggregate that keeps a "b" slot raises ``CodecError`` for bytes
+that it cannot have written.
 
 The scalar functions serve the lookup and the oracle; the column functions do the same for arrays of slots, and carry the
 Spark jobs.
@@ -40,9 +42,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from featurestore.algebra.windows import Window
+    from featurestore.timeline import Instant
 
 Partial: TypeAlias = tuple[Any, ...]
-"""One number per slot."""
+"""One int, float or bytes per slot."""
 Columns: TypeAlias = "tuple[np.ndarray, ...]"
 """One array per slot, all of one length."""
 
@@ -82,6 +85,8 @@ class Aggregate(ABC):
     """Aggregates of one kind, input and condition share their partials."""
     tolerance: ClassVar[float] = 0.0
     """Relative error allowed between two ways of computing one float64 value; 0 means exactly equal."""
+    finalize_only: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change how a partial is finalized, not the partial: aggregates that differ in them alone share one."""
 
     def over(self, *windows: str | Window) -> Windowed:
         """Return one feature per window: ``"5m"``, ``"24h"`` (sawtooth), ``"lifetime"`` or a window object."""
@@ -115,9 +120,20 @@ class Aggregate(ABC):
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
 
     @property
+    def partial_identity(self) -> tuple[Any, ...]:
+        """What two aggregates must agree in to share a partial."""
+        kept = tuple((name, value) for name, value in self.parameters.items() if name not in self.finalize_only)
+        return (self.partial_kind, self.input, self.where, self.value_type, kept)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether every partial has the same size: no "b" slot."""
+        return "b" not in self.slots
+
+    @property
     @abstractmethod
     def slots(self) -> tuple[str, ...]:
-        """The slots of a partial: "i8" or "f8" each."""
+        """The slots of a partial: "i8", "f8" or "b" each."""
 
     @property
     @abstractmethod
@@ -140,11 +156,22 @@ class Aggregate(ABC):
     def finalize(self, partial: Partial) -> Any:
         """Return the feature value, or None when no event counted."""
 
+    def value(self, partial: Partial, t: Instant, window: Window) -> Any:
+        """Return the feature value of a window at ``t``; ``finalize`` unless it depends on the time or the window."""
+        return self.finalize(partial)
+
     @abstractmethod
     def prepare_columns(
         self, values: np.ndarray, valid: np.ndarray, event_time: np.ndarray, sequence: np.ndarray
     ) -> Columns:
-        """Return ``prepare`` of every row; rows that are not ``valid`` give the empty partial."""
+        """Return ``prepare`` of every row; rows that are not ``valid`` give the empty partial.
+
+        Args:
+            values: Strings as objects, doubles as float64, everything else as int64; what stands at a null means nothing.
+            valid: Which rows have a value that counts.
+            event_time: Event times, int64 microseconds.
+            sequence: Places among events of one time (``sequence_of``).
+        """
 
     @abstractmethod
     def merge_columns(self, a: Columns, b: Columns) -> Columns:
@@ -152,7 +179,11 @@ class Aggregate(ABC):
 
     @abstractmethod
     def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:
-        """Return the values and a mask of those that are not null."""
+        """Return the values and a mask of those that are not null; strings and lists as an array of objects."""
+
+    def value_columns(self, partial: Columns, t: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Return ``value`` of every row; ``t`` is one instant per row, int64."""
+        return self.finalize_columns(partial)
 
     def __repr__(self) -> str:
         given = [repr(self.input)] if self.input is not None else []

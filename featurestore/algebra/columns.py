@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from featurestore.algebra.aggregate import Aggregate, Columns
+    from collections.abc import Sequence
+
+    from featurestore.algebra.aggregate import Aggregate, Columns, Partial
+
+SLOT_TYPES: dict[str, type] = {"i8": np.int64, "f8": np.float64, "b": object}
+"""Slot -> the type of its column; the objects are bytes."""
 
 
 def take(columns: Columns, rows: np.ndarray | slice) -> Columns:
@@ -23,8 +28,20 @@ def take(columns: Columns, rows: np.ndarray | slice) -> Columns:
 def empty_columns(aggregate: Aggregate, rows: int) -> Columns:
     """Return ``rows`` empty partials."""
     return tuple(
-        np.full(rows, value, dtype=slot) for value, slot in zip(aggregate.empty(), aggregate.slots, strict=True)
+        np.full(rows, value, dtype=SLOT_TYPES[slot])
+        for value, slot in zip(aggregate.empty(), aggregate.slots, strict=True)
     )
+
+
+def to_columns(slots: Sequence[str], partials: Sequence[Partial]) -> Columns:
+    """Return partials as columns, one array per slot."""
+    columns = list(zip(*partials, strict=True)) or [()] * len(slots)
+    return tuple(np.array(column, dtype=SLOT_TYPES[slot]) for column, slot in zip(columns, slots, strict=True))
+
+
+def partial_at(columns: Columns, row: int) -> Partial:
+    """Return one row of columns as a partial: Python ints, floats and bytes."""
+    return tuple(column.item(row) for column in columns)
 
 
 def ends_of(starts: np.ndarray, rows: int) -> np.ndarray:

@@ -1,23 +1,26 @@
-"""Tiles: the events of one key in one grid step, merged early. Rows of tiles are kept as 8-byte words, slot by slot.
+"""Tiles: the events of one key in one grid step, merged early.
 
 Shapes: n events with parallel arrays of key codes, event times and one ``Columns`` per measure become m <= n rows, sorted
-by (key, tile). Words are int64; a double's slot holds its bits, not its value.
+by (key, tile), whose columns are the slots of all measures side by side.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurestore.algebra.columns import reduce_groups, starts_of_runs, take
+from featurestore.algebra.columns import SLOT_TYPES, reduce_groups, starts_of_runs, take
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from featurestore.algebra.aggregate import Aggregate, Columns
     from featurestore.timeline import Duration
+
+RECORD_SLOTS = ("i8", "i8", "i8")
+"""What stands before a tile's own slots where tiles are stored as rows: tile, oldest, newest."""
 
 
 def columns_at(words: np.ndarray, aggregate: Aggregate, begin: int) -> Columns:
@@ -42,25 +45,39 @@ class TileRows:
         tile: Start of the tile, an instant.
         oldest: Oldest event time merged into the row.
         newest: Newest event time merged into the row.
-        words: Shape (n, slots of all measures).
+        columns: The slots of all measures, in order.
     """
 
     key: np.ndarray
     tile: np.ndarray
     oldest: np.ndarray
     newest: np.ndarray
-    words: np.ndarray
+    columns: Columns
 
     def __len__(self) -> int:
         return len(self.key)
 
     def take(self, rows: np.ndarray | slice) -> TileRows:
         """Return the chosen rows."""
-        return TileRows(self.key[rows], self.tile[rows], self.oldest[rows], self.newest[rows], self.words[rows])
+        return TileRows(self.key[rows], self.tile[rows], self.oldest[rows], self.newest[rows], take(self.columns, rows))
+
+    def with_oldest(self, oldest: np.ndarray) -> TileRows:
+        """Return the rows reaching back to other instants."""
+        return replace(self, oldest=oldest)
+
+    @property
+    def words(self) -> np.ndarray:
+        """The slots as 8-byte words, shape (n, slots)."""
+        return np.column_stack(words_of(self.columns))
 
     def table(self) -> np.ndarray:
         """Return tile, oldest, newest and words side by side, shape (n, 3 + slots): a store's tail records."""
-        return np.column_stack([self.tile, self.oldest, self.newest, self.words])
+        return np.column_stack([self.tile, self.oldest, self.newest, *words_of(self.columns)])
+
+    @property
+    def records(self) -> Columns:
+        """Tile, oldest, newest and all slots: a store's tail records (``RECORD_SLOTS`` before the measures' slots)."""
+        return (self.tile, self.oldest, self.newest, *self.columns)
 
 
 def tile_events(
@@ -87,14 +104,17 @@ def tile_events(
     order = np.lexsort((event_time, alone, start, key))
     runs = starts_of_runs(key[order], start[order], alone[order])
     ends = np.append(runs[1:], len(order)) - 1
-    words: list[np.ndarray] = []
+    merged: list[np.ndarray] = []
     for aggregate, prepared in zip(measures, columns, strict=True):
-        words += words_of(reduce_groups(aggregate, take(prepared, order), runs))
+        if len(runs):
+            merged += reduce_groups(aggregate, take(prepared, order), runs)
+        else:
+            merged += [np.zeros(0, SLOT_TYPES[slot]) for slot in aggregate.slots]
     first, last = order[runs], order[ends] if len(order) else order
     return TileRows(
         key=key[first],
         tile=start[first],
         oldest=event_time[first],
         newest=event_time[last],
-        words=np.column_stack(words) if len(runs) else np.zeros((0, sum(len(m.slots) for m in measures)), np.int64),
+        columns=tuple(merged),
     )

@@ -191,11 +191,7 @@ def compile_layout(
     used: dict[Duration | None, tuple[Duration | None, set[int]]] = {}
     placed: list[tuple[str, Aggregate, int, Window]] = []
     for name, aggregate, window in features:
-        identity = (
-            aggregate.partial_kind, aggregate.input, aggregate.where, aggregate.value_type,
-            tuple(aggregate.parameters.items()),
-        )  # fmt: skip
-        measure = measure_ids.setdefault(identity, len(measures))
+        measure = measure_ids.setdefault(aggregate.partial_identity, len(measures))
         if measure == len(measures):
             measures.append(aggregate)
         reach, members = used.get(window.hop, (window.length, set()))

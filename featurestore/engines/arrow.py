@@ -18,7 +18,7 @@ from featurestore.datatypes import DataType
 from featurestore.definitions.expression_nodes import Call, Case, Column, Literal, Node, Op
 from featurestore.engines import arrow_numbers as numbers
 from featurestore.engines.arrow_text import change_case, float_text, from_text, like, substring
-from featurestore.events.decode import ARROW_TYPES
+from featurestore.events.arrow_types import ARROW_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

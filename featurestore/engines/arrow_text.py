@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from featurestore.datatypes import DataType
 from featurestore.definitions.expression_nodes import Call, Literal, like_parts
-from featurestore.events.decode import ARROW_TYPES
+from featurestore.events.arrow_types import ARROW_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -133,12 +133,12 @@ def _key_parts(column: Any, kind: DataType, rows: pa.Array) -> list[Any]:
 
 
 def to_numpy(array: pa.Array, kind: DataType) -> tuple[np.ndarray, np.ndarray]:
-    """Return values and validity of an Arrow array; what stands at a null means nothing."""
+    """Return values and validity of an Arrow array; strings are objects, and what stands at a null means nothing."""
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     valid = pc.is_valid(array).to_numpy(zero_copy_only=False)
     if kind == DataType.STRING:
-        return np.zeros(len(array), np.int64), valid
+        return array.to_numpy(zero_copy_only=False), valid
     if kind == DataType.FLOAT64:
         return array.cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False), valid
     return array.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False), valid

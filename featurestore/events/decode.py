@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.datatypes import DataType
+from featurestore.events.arrow_types import ARROW_TYPES
 from featurestore.timeline import format_duration, format_instant
 
 if TYPE_CHECKING:
@@ -29,13 +30,6 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 20
 _YEAR_1, _YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000
-ARROW_TYPES = {
-    DataType.INT64: pa.int64(),
-    DataType.FLOAT64: pa.float64(),
-    DataType.BOOL: pa.bool_(),
-    DataType.STRING: pa.string(),
-    DataType.TIMESTAMP: pa.timestamp("us", "UTC"),
-}
 
 
 class Reason(StrEnum):

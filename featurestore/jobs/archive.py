@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.algebra import sequence_of
-from featurestore.datatypes import DataType
 from featurestore.engines.shape import shape, tiles
 from featurestore.jobs.hot import kafka_stream
 from featurestore.jobs.worker import decoder_of
@@ -32,13 +31,6 @@ if TYPE_CHECKING:
     from featurestore.definitions.source import EventSource
     from featurestore.definitions.view import FeatureView
 
-SPARK_TYPES = {
-    DataType.INT64: "bigint",
-    DataType.FLOAT64: "double",
-    DataType.BOOL: "boolean",
-    DataType.STRING: "string",
-    DataType.TIMESTAMP: "timestamp",
-}
 PLACE = "_topic string, _partition int, _offset bigint, _arrival bigint"
 QUARANTINE_SCHEMA = f"source string, {PLACE}, reason string, detail string, raw binary"
 TILES_SCHEMA = (
@@ -48,7 +40,7 @@ TILES_SCHEMA = (
 
 def events_schema(source: EventSource) -> str:
     """Return the Spark schema of a source's event log."""
-    columns = [f"`{name}` {SPARK_TYPES[kind]}" for name, kind in source.contract.columns.items()]
+    columns = [f"`{name}` {kind.spark_name}" for name, kind in source.contract.columns.items()]
     return ", ".join([*columns, PLACE, "_event_time bigint"])
 
 

@@ -9,7 +9,6 @@ Records from ahead of the clock stay in the tail as they are, until their time h
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,7 +51,7 @@ def fold(layout: ViewLayout, blobs: Sequence[bytes], *, clock: Instant = MAX_INS
     raw = [np.frombuffer(blob, "<i8", offset=frame.base_length) for blob, frame in zip(blobs, frames, strict=True)]
     sizes = np.array([len(words) // width for words in raw], dtype=np.int64)
     table = np.concatenate(raw).reshape(-1, width) if count else np.zeros((0, width), np.int64)
-    tail = TileRows(np.repeat(np.arange(count), sizes), table[:, 0], table[:, 1], table[:, 2], table[:, 3:])
+    tail = TileRows(np.repeat(np.arange(count), sizes), table[:, 0], table[:, 1], table[:, 2], tuple(table[:, 3:].T))
     due = tail.newest <= clock
     folded, kept = tail.take(np.flatnonzero(due)), tail.take(np.flatnonzero(~due))
     newest = np.array([frame.newest for frame in frames], dtype=np.int64)
@@ -105,7 +104,7 @@ def drop_unreachable(layout: ViewLayout, events: Shaped, rows: TileRows) -> Tile
     back = np.full(len(events.keys), MAX_INSTANT, dtype=np.int64)
     np.minimum.at(back, dropped.key, dropped.oldest)
     oldest = np.where(kept.newest == newest[kept.key], np.minimum(kept.oldest, back[kept.key]), kept.oldest)
-    return replace(kept, oldest=oldest)
+    return kept.with_oldest(oldest)
 
 
 def _fold_ladder(  # noqa: PLR0917

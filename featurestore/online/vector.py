@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.datatypes import DataType
 from featurestore.errors import UnknownNameError, did_you_mean
 from featurestore.timeline import Instant, format_instant
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+
+    from featurestore.datatypes import DataType
 
 PRESENT, NULL, MISSING = "present", "null", "missing"
 
@@ -125,17 +126,12 @@ class FeatureTable:
         """Return an Arrow table with the features' own types and real nulls."""
         import pyarrow as pa
 
-        kinds = {
-            DataType.INT64: pa.int64(),
-            DataType.FLOAT64: pa.float64(),
-            DataType.BOOL: pa.bool_(),
-            DataType.STRING: pa.string(),
-            DataType.TIMESTAMP: pa.timestamp("us", "UTC"),
-        }
+        from featurestore.events.arrow_types import ARROW_TYPES
+
         columns = list(zip(*(vector.row for vector in self._vectors), strict=True)) or [()] * len(self.names)
         return pa.table(
             {
-                name: pa.array(column, kinds[kind])
+                name: pa.array(column, ARROW_TYPES[kind])
                 for name, kind, column in zip(self.names, self.types, columns, strict=True)
             }
         )

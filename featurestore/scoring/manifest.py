@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from featurestore.datatypes import DataType
+from featurestore.datatypes import SCALARS, DataType
 from featurestore.errors import ModelError, did_you_mean
 from featurestore.scoring.model import OnnxModel
 from featurestore.scoring.onnxfile import MAX_MODEL_BYTES
@@ -296,12 +296,10 @@ def load_model(
 
 
 def _key_type(kind: str | DataType, key: str, name: str) -> DataType:
-    try:
-        return DataType(kind)
-    except ValueError:
-        raise ModelError(
-            f"model {name}: key {key!r} has type {kind!r}.", hint=f"allowed: {', '.join(DataType)}."
-        ) from None
+    if kind not in SCALARS:
+        allowed = ", ".join(one for one in DataType if one in SCALARS)
+        raise ModelError(f"model {name}: key {key!r} has type {kind!r}.", hint=f"allowed: {allowed}.")
+    return DataType(kind)
 
 
 def _version_numbers(home: Path) -> list[int]:

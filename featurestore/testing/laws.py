@@ -5,7 +5,8 @@
 
 Every law of ``algebra.aggregate`` is tried, on the scalar functions and on the column functions that Spark and the
 store use. Two partials count as equal when their integer slots are equal and nothing that may follow tells them apart:
-they finalize alike, alone and merged with each of the other events. A value of type float64 may differ by the relative
+they finalize alike, alone and merged with each of the other events; bytes in a partial may differ. A value of type float64
+may differ by the relative
 ``tolerance`` that its class states, and by 1e-16 of that tolerance times the sum of all absolute inputs (sums that
 cancel); everything else is compared exactly. NaN equals NaN, and -0.0 equals 0.0.
 
@@ -23,8 +24,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.algebra.aggregate import EventOrder
-from featurestore.algebra.columns import empty_columns, merge_ranges, merge_suffixes, reduce_groups, take
-from featurestore.algebra.tiles import columns_at, tile_events, words_of
+from featurestore.algebra.columns import (
+    SLOT_TYPES,
+    empty_columns,
+    merge_ranges,
+    merge_suffixes,
+    partial_at,
+    reduce_groups,
+    take,
+    to_columns,
+)
+from featurestore.algebra.rows import row_format
+from featurestore.algebra.tiles import tile_events
 from featurestore.datatypes import DataType
 from featurestore.testing.compare import values_agree
 from featurestore.timeline import floor_to
@@ -35,6 +46,7 @@ if TYPE_CHECKING:
     from featurestore.algebra.aggregate import Aggregate, Columns, Partial
 
 _TILE = 10
+_SCALARS = {"i8": int, "f8": float, "b": bytes}
 _TIMES = (-25, -11, -10, -1, 0, 0, 9, 10, 24)
 
 HOSTILE_VALUES: dict[DataType, tuple[Any, ...]] = {
@@ -139,17 +151,17 @@ class _Laws:
         if len(columns) != len(self.aggregate.slots) or any(len(column) != len(partials) for column in columns):
             self.fail(law, f"shape {[len(c) for c in columns]} is not {len(partials)} rows of {self.aggregate.slots}")
         for column, slot in zip(columns, self.aggregate.slots, strict=True):
-            if column.dtype != np.dtype(slot):
+            if column.dtype != np.dtype(SLOT_TYPES[slot]):
                 self.fail(law, f"a slot of {column.dtype}, stated is {slot}")
         for row, partial in enumerate(partials):
-            got = tuple(column[row].item() for column in columns)
+            got = partial_at(columns, row)
             if not exact:
                 self.expect_equal(law, got, partial)
             elif not all(x == y or (x != x and y != y) for x, y in zip(got, partial, strict=True)):  # noqa: PLR0124
                 self.fail(law, f"row {row} is {got}, not {partial}")
         results, valid = self.aggregate.finalize_columns(columns)
         for row, partial in enumerate(partials):
-            got_value = results[row].item() if valid[row] else None
+            got_value = results.item(row) if valid[row] else None
             if not self.same_value(got_value, self.aggregate.finalize(partial)):
                 self.fail(f"{law} (finalize)", f"{got_value!r} is not {self.aggregate.finalize(partial)!r}")
 
@@ -162,14 +174,14 @@ class _Laws:
     # ------------------------------------------------------------------------------------------------- the laws
 
     def check_partials(self) -> None:
-        """Partials are tuples of one number per slot, and a null is no event."""
+        """Partials are tuples of one number or bytes per slot, and a null is no event."""
         slots = self.aggregate.slots
         for partial in [self.aggregate.empty(), *self.partials, self.merge_all(self.partials)]:
-            numbers = [int if slot == "i8" else float for slot in slots]
-            if not isinstance(partial, tuple) or [type(x) for x in partial] != numbers:
+            kinds = [_SCALARS[slot] for slot in slots]
+            if not isinstance(partial, tuple) or [type(x) for x in partial] != kinds:
                 self.fail("partials", f"{partial!r} is not a tuple of {slots}")
             try:
-                struct.pack("<" + "".join("q" if slot == "i8" else "d" for slot in slots), *partial)
+                row_format(slots).pack(partial)
             except struct.error:
                 self.fail("partials", f"{partial!r} does not fit its slots {slots}")
         if self.aggregate.input is not None:
@@ -212,10 +224,9 @@ class _Laws:
         valid = np.array([value is not None for value in self.values], dtype=bool)
         if self.aggregate.input is None:
             valid = np.ones(len(self.values), dtype=bool)
-        dtype = np.float64 if kind == DataType.FLOAT64 else np.int64
-        garbage: Any = math.nan if kind == DataType.FLOAT64 else -77
-        known = kind not in (None, DataType.STRING)
-        inputs = np.array([garbage if v is None or not known else v for v in self.values], dtype=dtype)
+        dtype: Any = np.float64 if kind == DataType.FLOAT64 else object if kind == DataType.STRING else np.int64
+        garbage: Any = math.nan if kind == DataType.FLOAT64 else "" if kind == DataType.STRING else -77
+        inputs = np.array([garbage if v is None or kind is None else v for v in self.values], dtype=dtype)
         times = np.array([at.event_time for at in self.orders], dtype=np.int64)
         sequences = np.array([at.sequence for at in self.orders], dtype=np.int64)
         return self.aggregate.prepare_columns(inputs, valid, times, sequences)
@@ -228,16 +239,23 @@ class _Laws:
         order = list(range(len(self.partials)))
         self.dice.shuffle(order)
         rows = np.array(order, dtype=np.int64)
-        before = [column.tobytes() for column in columns]
+        before = [column.copy() for column in columns]
         merged = self.aggregate.merge_columns(columns, take(columns, rows))
-        if before != [column.tobytes() for column in columns]:
+        if any(a.tobytes() != b.tobytes() for a, b in zip(before, columns, strict=True)):
             self.fail("immutability", "merge_columns changed its arguments")
         pairs = [self.aggregate.merge(a, self.partials[i]) for a, i in zip(self.partials, order, strict=True)]
         self.expect_rows("columns: merge", merged, pairs, exact=True)
         nothing = self.aggregate.merge_columns(columns, empty_columns(self.aggregate, len(order)))
         self.expect_rows("columns: identity", nothing, self.partials)
-        words = np.column_stack(words_of(columns)) if order else np.zeros((0, len(columns)), np.int64)
-        self.expect_rows("columns: words", columns_at(words, self.aggregate, 0), self.partials, exact=True)
+        form = row_format(self.aggregate.slots)
+        data, offsets = form.encode(columns)
+        self.expect_rows("rows", form.decode([data[:0], data]), self.partials, exact=True)
+        each = [form.unpack(data, begin, len(data)) for begin in offsets[:-1].tolist()]
+        self.expect_rows(
+            "rows: one by one", to_columns(form.slots, [row for row, _ in each]), self.partials, exact=True
+        )
+        if [end for _, end in each] != offsets[1:].tolist():
+            self.fail("rows", f"offsets are {offsets.tolist()}")
 
     def check_groups(self) -> None:
         """Groups, suffixes and ranges merge what they cover and nothing else."""
@@ -279,4 +297,4 @@ class _Laws:
         if told != [(key, tile, min(t), max(t)) for (key, tile, _), t in zip(expected, times, strict=True)]:
             self.fail("tiles", f"(key, tile, oldest, newest) are {told}")
         merged = [self.merge_all([self.partials[i] for i in members]) for _, _, members in expected]
-        self.expect_rows("tiles", columns_at(rows.words, self.aggregate, 0), merged)
+        self.expect_rows("tiles", rows.columns, merged)

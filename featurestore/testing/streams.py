@@ -21,7 +21,7 @@ import pyarrow as pa
 from featurestore.datatypes import DataType
 from featurestore.engines.oracle import Event
 from featurestore.engines.shape import Shaped, shape
-from featurestore.events.decode import ARROW_TYPES
+from featurestore.events.arrow_types import ARROW_TYPES
 from featurestore.timeline import HOUR, SECOND, Instant, floor_to
 
 if TYPE_CHECKING:

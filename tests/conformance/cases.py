@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from featurestore.algebra import Count, Last, Max, Mean, Min, Sawtooth, Sum
-from featurestore.definitions.contract import Contract
 from featurestore.datatypes import DataType
+from featurestore.definitions.contract import Contract
 from featurestore.definitions.entity import Entity
 from featurestore.definitions.keys import encode_key
 from featurestore.definitions.source import EventSource

@@ -17,7 +17,7 @@ from featurestore.definitions.expression import Expression
 from featurestore.definitions.expression_nodes import FUNCTIONS, Op
 from featurestore.engines.arrow import evaluate
 from featurestore.engines.scalar import evaluate_row
-from featurestore.events.decode import ARROW_TYPES
+from featurestore.events.arrow_types import ARROW_TYPES
 from featurestore.timeline import to_instant
 
 TABLE = json.loads((Path(__file__).parents[1] / "cases" / "expressions.json").read_text(encoding="utf-8"))

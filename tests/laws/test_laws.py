@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore.algebra import AGGREGATES, Count, EventOrder, Last, Max, Mean, Min, Sum
-from featurestore.datatypes import DataType
+from featurestore.datatypes import SCALARS, DataType
 from featurestore.testing.laws import HOSTILE_VALUES, LawViolationError, check_laws
+from tests.laws.wide import Longest, Texts
 
 INT64 = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([0, -1, 1, 2**63 - 1, -(2**63), 2**32, -(2**32) - 1])
 VALUES = {
@@ -26,6 +28,10 @@ VALUES = {
 CASES = [
     pytest.param(kind("x").bind(value_type), id=f"{name}-{value_type}")
     for name, kind in sorted(AGGREGATES.items())
+    for value_type in sorted(kind.accepts)
+] + [
+    pytest.param(kind("x").bind(value_type), id=f"{kind.__name__}-{value_type}")
+    for kind in (Texts, Longest)
     for value_type in sorted(kind.accepts)
 ]
 
@@ -59,7 +65,7 @@ def test_laws_hold_without_events_and_with_nulls_only(aggregate):
 
 
 def test_hostile_values_cover_every_type():
-    assert set(HOSTILE_VALUES) == set(DataType)
+    assert set(HOSTILE_VALUES) == SCALARS
 
 
 def whole(aggregate, values):
@@ -210,6 +216,27 @@ class CountOfNulls(Count):
 
 
 @dataclass(frozen=True, repr=False)
+class TextsInOrderOfMerging(Texts):
+    @staticmethod
+    def pack(values):
+        return json.dumps(list(dict.fromkeys(values))).encode() if values else b""
+
+
+@dataclass(frozen=True, repr=False)
+class TextsAsBytearray(Texts):
+    def prepare(self, value, at):
+        return self.empty() if value is None else (1, bytearray(self.pack([value])))
+
+
+@dataclass(frozen=True, repr=False)
+class TextsInPlace(Texts):
+    def merge_columns(self, a, b):
+        merged = super().merge_columns(a, b)
+        a[1][:] = merged[1]
+        return merged
+
+
+@dataclass(frozen=True, repr=False)
 class ListSum(Sum):
     def merge(self, a, b):
         return list(super().merge(a, b))
@@ -228,6 +255,9 @@ class ListSum(Sum):
         (WrappingSum, DataType.INT64, "finalize"),
         (CountOfNulls, DataType.INT64, "null inputs"),
         (ListSum, DataType.INT64, "partials"),
+        (TextsInOrderOfMerging, DataType.STRING, "commutativity|associativity|split"),
+        (TextsAsBytearray, DataType.STRING, "partials"),
+        (TextsInPlace, DataType.STRING, "immutability"),
     ],
 )
 def test_a_broken_aggregate_is_caught(aggregate, value_type, law):

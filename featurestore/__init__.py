@@ -40,7 +40,20 @@ from featurestore.errors import (
 )
 
 if TYPE_CHECKING:
-    from featurestore.algebra import Count, Last, Lifetime, Max, Mean, Min, Sawtooth, Sum
+    from featurestore.algebra import (
+        Count,
+        Exact,
+        Hopping,
+        Last,
+        Lifetime,
+        Max,
+        Mean,
+        Min,
+        Sawtooth,
+        Series,
+        Sum,
+        Tumbling,
+    )
     from featurestore.config import Settings
     from featurestore.definitions.entity import Entity
     from featurestore.definitions.service import FeatureService
@@ -64,6 +77,7 @@ __all__ = [
     "DuplicateNameError",
     "Entity",
     "EventSource",
+    "Exact",
     "ExpressionError",
     "FeatureClient",
     "FeatureService",
@@ -73,6 +87,7 @@ __all__ = [
     "FeatureVector",
     "FeatureView",
     "FenceError",
+    "Hopping",
     "JobError",
     "Last",
     "Lifetime",
@@ -89,12 +104,14 @@ __all__ = [
     "PastLookupError",
     "Sawtooth",
     "ScoringError",
+    "Series",
     "Settings",
     "SpineError",
     "StackError",
     "StaleFeatureError",
     "SubmitError",
     "Sum",
+    "Tumbling",
     "UnknownNameError",
     "WindowError",
 ]
@@ -103,20 +120,24 @@ _MODULES = {
     "Count": "algebra",
     "Entity": "definitions.entity",
     "EventSource": "definitions.source",
+    "Exact": "algebra",
     "FeatureClient": "online.client",
     "FeatureService": "definitions.service",
     "FeatureStore": "store",
     "FeatureTable": "online.vector",
     "FeatureVector": "online.vector",
     "FeatureView": "definitions.view",
+    "Hopping": "algebra",
     "Last": "algebra",
     "Lifetime": "algebra",
     "Max": "algebra",
     "Mean": "algebra",
     "Min": "algebra",
     "Sawtooth": "algebra",
+    "Series": "algebra",
     "Settings": "config",
     "Sum": "algebra",
+    "Tumbling": "algebra",
 }
 """Public name -> the module it lives in."""
 

@@ -6,7 +6,17 @@ from featurestore.algebra.additive import Count, Mean, Sum
 from featurestore.algebra.aggregate import Aggregate, EventOrder, sequence_of
 from featurestore.algebra.extremal import Max, Min
 from featurestore.algebra.ordered import Last
-from featurestore.algebra.windows import Lifetime, Sawtooth, Window, Windowed, as_window
+from featurestore.algebra.windows import (
+    Exact,
+    Hopping,
+    Lifetime,
+    Sawtooth,
+    Series,
+    Tumbling,
+    Window,
+    Windowed,
+    as_window,
+)
 
 AGGREGATES: dict[str, type[Aggregate]] = {kind.__name__: kind for kind in (Count, Last, Max, Mean, Min, Sum)}
 """Every aggregate by name: how definitions, which are data, refer to them."""
@@ -16,13 +26,17 @@ __all__ = [
     "Aggregate",
     "Count",
     "EventOrder",
+    "Exact",
+    "Hopping",
     "Last",
     "Lifetime",
     "Max",
     "Mean",
     "Min",
     "Sawtooth",
+    "Series",
     "Sum",
+    "Tumbling",
     "Window",
     "Windowed",
     "as_window",

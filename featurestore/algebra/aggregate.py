@@ -39,6 +39,8 @@ from featurestore.datatypes import DataType
 from featurestore.errors import DefinitionError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from featurestore.algebra.windows import Window
@@ -88,11 +90,14 @@ class Aggregate(ABC):
     finalize_only: ClassVar[frozenset[str]] = frozenset()
     """Fields that change how a partial is finalized, not the partial: aggregates that differ in them alone share one."""
 
-    def over(self, *windows: str | Window) -> Windowed:
-        """Return one feature per window: ``"5m"``, ``"24h"`` (sawtooth), ``"lifetime"`` or a window object."""
-        if not windows:
+    def over(self, *windows: str | Window | Sequence[Window]) -> Windowed:
+        """Return one feature per window: ``"24h"`` (sawtooth), ``"lifetime"``, a window object or a ``Series`` of them."""
+        given: list[str | Window] = []
+        for window in windows:
+            given += window if isinstance(window, (tuple, list)) else [window]  # type: ignore[list-item]
+        if not given:
             raise DefinitionError(f"{self!r}.over() needs at least one window.", hint="for example .over('1h', '24h').")
-        return Windowed(self, tuple(as_window(window) for window in windows))
+        return Windowed(self, tuple(as_window(window) for window in given))
 
     def bind(self, value_type: DataType | None) -> Self:
         """Return a copy that knows its input's type.

@@ -63,6 +63,10 @@ def test_an_unknown_public_name_is_an_attribute_error():
         "Last",
         "Sawtooth",
         "Lifetime",
+        "Exact",
+        "Hopping",
+        "Tumbling",
+        "Series",
         "FeatureStoreError",
     ],
 )

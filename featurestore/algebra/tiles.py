@@ -23,19 +23,6 @@ RECORD_SLOTS = ("i8", "i8", "i8")
 """What stands before a tile's own slots where tiles are stored as rows: tile, oldest, newest."""
 
 
-def columns_at(words: np.ndarray, aggregate: Aggregate, begin: int) -> Columns:
-    """Return a measure's slots out of words of shape (n, width), from word ``begin`` on; doubles are reinterpreted."""
-    return tuple(
-        np.ascontiguousarray(words[:, begin + i]).view(np.float64 if slot == "f8" else np.int64)
-        for i, slot in enumerate(aggregate.slots)
-    )
-
-
-def words_of(columns: Columns) -> list[np.ndarray]:
-    """Return slots as int64 words, bit for bit."""
-    return [np.ascontiguousarray(column).view(np.int64) for column in columns]
-
-
 @dataclass(frozen=True, slots=True)
 class TileRows:
     """Partials per (key, tile): parallel arrays of n rows.
@@ -64,15 +51,6 @@ class TileRows:
     def with_oldest(self, oldest: np.ndarray) -> TileRows:
         """Return the rows reaching back to other instants."""
         return replace(self, oldest=oldest)
-
-    @property
-    def words(self) -> np.ndarray:
-        """The slots as 8-byte words, shape (n, slots)."""
-        return np.column_stack(words_of(self.columns))
-
-    def table(self) -> np.ndarray:
-        """Return tile, oldest, newest and words side by side, shape (n, 3 + slots): a store's tail records."""
-        return np.column_stack([self.tile, self.oldest, self.newest, *words_of(self.columns)])
 
     @property
     def records(self) -> Columns:

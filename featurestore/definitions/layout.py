@@ -3,9 +3,8 @@
 A view is compiled once, from its definition, into
 
     measures   the distinct partials to keep: features that aggregate the same input under the same condition share one
-    tile       the grid on which events are merged before they are stored: the greatest common divisor of all hops
-    ladders    one per distinct hop: the suffix rows of the online store, for the measures whose windows move on that hop
-    features   which measure, ladder and window give each feature
+    features   which measure and window give each feature
+    parts      what the online store keeps per key: tiles, ladders of rows, and where each feature is read
 
 A layout is plain data. It is stored with the registry and published to the online store, so a client that knows only a
 Redis URL can read, and never imports anybody's definitions.
@@ -14,14 +13,13 @@ Redis URL can read, and never imports anybody's definitions.
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from featurestore.algebra import AGGREGATES, Aggregate, Window
 from featurestore.datatypes import DataType
-from featurestore.timeline import DAY, Duration
+from featurestore.definitions.parts import Part, compile_parts, slot_offsets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,36 +27,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FeatureLayout:
-    """One feature: finalize(merge of ``measure`` over ``window``).
+    """One feature: value(merge of ``measure`` over ``window``).
 
     Attributes:
         name: Without the view, for example "spend_1h".
-        aggregate: The bound aggregate whose ``finalize`` gives the value.
+        aggregate: The bound aggregate whose ``value`` is the feature's.
         measure: Index of the measure it reads.
-        ladder: Index of the ladder it reads.
         window: The window.
     """
 
     name: str
     aggregate: Aggregate
     measure: int
-    ladder: int
     window: Window
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """Suffix rows on one hop.
-
-    Attributes:
-        hop: The grid step in microseconds; None for lifetime, which has a single row.
-        reach: The longest window on this hop, in microseconds; None for lifetime.
-        measures: Indices of the measures each row holds, ascending.
-    """
-
-    hop: Duration | None
-    reach: Duration | None
-    measures: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -72,8 +53,7 @@ class ViewLayout:
         keys: Key columns and their types, in order.
         measures: The bound aggregates whose partials are stored, in order.
         features: The features, in the user's order.
-        ladders: The ladders, finest hop first, lifetime last.
-        tile: The tile length in microseconds.
+        parts: What is stored per key; at least one.
     """
 
     view: str
@@ -82,8 +62,7 @@ class ViewLayout:
     keys: tuple[tuple[str, DataType], ...]
     measures: tuple[Aggregate, ...]
     features: tuple[FeatureLayout, ...]
-    ladders: tuple[Ladder, ...]
-    tile: Duration
+    parts: tuple[Part, ...]
 
     @cached_property
     def feature_ids(self) -> tuple[str, ...]:
@@ -91,24 +70,11 @@ class ViewLayout:
         return tuple(f"{self.view}.{feature.name}" for feature in self.features)
 
     @cached_property
-    def reach(self) -> Duration | None:
-        """The longest look-back of any window, its hop included; None when one reaches back without end."""
-        longest = 0
-        for ladder in self.ladders:
-            if ladder.hop is None or ladder.reach is None:
-                return None
-            longest = max(longest, ladder.reach + ladder.hop)
-        return longest
-
-    @cached_property
     def slot_offsets(self) -> tuple[int, ...]:
         """Where each measure's slots begin in a full row of all measures; one more for the end."""
-        offsets = [0]
-        for measure in self.measures:
-            offsets.append(offsets[-1] + len(measure.slots))
-        return tuple(offsets)
+        return slot_offsets(self.measures)
 
-    @property
+    @cached_property
     def slots(self) -> tuple[str, ...]:
         """The slots of a full row of all measures."""
         return tuple(slot for measure in self.measures for slot in measure.slots)
@@ -126,36 +92,36 @@ class ViewLayout:
                     "name": feature.name,
                     "aggregate": aggregate_to_dict(feature.aggregate),
                     "measure": feature.measure,
-                    "ladder": feature.ladder,
                     "window": feature.window.to_dict(),
                 }
                 for feature in self.features
             ],
-            "ladders": [[ladder.hop, ladder.reach, list(ladder.measures)] for ladder in self.ladders],
-            "tile": self.tile,
+            "parts": [part.to_dict() for part in self.parts],
         }
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ViewLayout:
         """Return the layout that ``to_dict`` wrote."""
+        measures = tuple(aggregate_from_dict(measure) for measure in data["measures"])
         return ViewLayout(
             view=data["view"],
             fingerprint=data["fingerprint"],
             source=data["source"],
             keys=tuple((name, DataType(kind)) for name, kind in data["keys"]),
-            measures=tuple(aggregate_from_dict(measure) for measure in data["measures"]),
+            measures=measures,
             features=tuple(
                 FeatureLayout(
                     name=feature["name"],
                     aggregate=aggregate_from_dict(feature["aggregate"]),
                     measure=feature["measure"],
-                    ladder=feature["ladder"],
                     window=Window.from_dict(feature["window"]),
                 )
                 for feature in data["features"]
             ),
-            ladders=tuple(Ladder(hop, reach, tuple(measures)) for hop, reach, measures in data["ladders"]),
-            tile=data["tile"],
+            parts=tuple(
+                Part.from_dict(part, data["view"], data["fingerprint"], number, measures)
+                for number, part in enumerate(data["parts"])
+            ),
         )
 
 
@@ -188,31 +154,20 @@ def compile_layout(
     """Return the layout of named, bound aggregates over windows."""
     measures: list[Aggregate] = []
     measure_ids: dict[tuple[Any, ...], int] = {}
-    used: dict[Duration | None, tuple[Duration | None, set[int]]] = {}
-    placed: list[tuple[str, Aggregate, int, Window]] = []
+    placed: list[FeatureLayout] = []
     for name, aggregate, window in features:
         measure = measure_ids.setdefault(aggregate.partial_identity, len(measures))
         if measure == len(measures):
             measures.append(aggregate)
-        reach, members = used.get(window.hop, (window.length, set()))
-        if window.length is not None and reach is not None:
-            reach = max(reach, window.length)
-        used[window.hop] = (reach, members | {measure})
-        placed.append((name, aggregate, measure, window))
-    hops = sorted(hop for hop in used if hop is not None)
-    order: list[Duration | None] = [*hops, *([None] if None in used else [])]
+        placed.append(FeatureLayout(name, aggregate, measure, window))
     return ViewLayout(
         view=view,
         fingerprint=fingerprint,
         source=source,
         keys=tuple(keys.items()),
         measures=tuple(measures),
-        features=tuple(
-            FeatureLayout(name, aggregate, measure, order.index(window.hop), window)
-            for name, aggregate, measure, window in placed
-        ),
-        ladders=tuple(Ladder(hop, used[hop][0], tuple(sorted(used[hop][1]))) for hop in order),
-        tile=math.gcd(*hops) if hops else DAY,
+        features=tuple(placed),
+        parts=compile_parts(view, fingerprint, measures, [(feature.measure, feature.window) for feature in placed]),
     )
 
 

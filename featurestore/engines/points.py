@@ -26,6 +26,7 @@ from featurestore.timeline import MIN_INSTANT
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from featurestore.algebra import Window
     from featurestore.algebra.aggregate import Aggregate, Columns
     from featurestore.definitions.layout import ViewLayout
     from featurestore.engines.shape import Shaped
@@ -62,20 +63,30 @@ def values_at_points(
             _Sorted(events.take(np.flatnonzero(~prompt)), key, t, visible_at, None),
         ]
     results: list[tuple[np.ndarray, np.ndarray]] = []
-    merged: dict[tuple[int, int | None, int | None], Columns] = {}
+    merged: dict[tuple[int, Window], Columns] = {}
     for feature in layout.features:
-        aggregate = layout.measures[feature.measure]
-        identity = (feature.measure, feature.window.length, feature.window.hop)
-        if identity not in merged:
-            length, hop = feature.window.length, feature.window.hop
-            start = np.full(len(t), MIN_INSTANT) if length is None or hop is None else (t - length) // hop * hop
-            parts = [group.merge(aggregate, feature.measure, start) for group in groups]
-            total = parts[0]
-            for part in parts[1:]:
-                total = aggregate.merge_columns(total, part)
-            merged[identity] = total
-        results.append(feature.aggregate.finalize_columns(merged[identity]))
+        aggregate, window = layout.measures[feature.measure], feature.window
+        if (feature.measure, window) not in merged:
+            start, end = bounds_of(window, t)
+            pieces = [group.merge(aggregate, feature.measure, start, end) for group in groups]
+            total = pieces[0]
+            for piece in pieces[1:]:
+                total = aggregate.merge_columns(total, piece)
+            merged[feature.measure, window] = total
+        results.append(feature.aggregate.value_columns(merged[feature.measure, window], t, window))
     return results
+
+
+def bounds_of(window: Window, t: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return ``start`` and ``end`` of a window for many instants; the end is None where it is ``t`` itself."""
+    edge = t - window.delay
+    if window.length is None or window.hop is None:
+        start = np.full(len(t), MIN_INSTANT)
+    else:
+        start = (edge - window.length) // window.hop * window.hop
+    if window.ends_at_t:
+        return start, None
+    return start, edge // window.hop * window.hop if window.is_closed and window.hop is not None else edge
 
 
 class _Sorted:
@@ -104,16 +115,17 @@ class _Sorted:
             seen = visible_at - usual_delay + 1
             self.sure = first_not_less(events.event_time, self.first, self.end, seen)
 
-    def merge(self, aggregate: Aggregate, measure: int, start: np.ndarray) -> Columns:
-        """Return the partial of [start, t) for every point."""
-        columns = self.events.columns[measure]
-        low = first_not_less(self.events.event_time, self.first, self.end, start)
-        total = merge_ranges(aggregate, columns, low, np.maximum(low, self.sure))
+    def merge(self, aggregate: Aggregate, measure: int, start: np.ndarray, end: np.ndarray | None) -> Columns:
+        """Return the partial of [start, end) for every point; of [start, t) when ``end`` is None."""
+        columns, times = self.events.columns[measure], self.events.event_time
+        last = self.end if end is None else first_not_less(times, self.first, self.end, end)
+        low = first_not_less(times, self.first, last, start)
+        total = merge_ranges(aggregate, columns, low, np.maximum(low, np.minimum(self.sure, last)))
         if self.visible_at is None:
             return total
         begin = np.maximum(low, self.sure)
-        for rows in _chunks(self.end - begin):
-            part = self._merge_seen(aggregate, columns, rows, begin[rows], self.end[rows])
+        for rows in _chunks(last - begin):
+            part = self._merge_seen(aggregate, columns, rows, begin[rows], last[rows])
             combined = aggregate.merge_columns(take(total, rows), part)
             for column, values in zip(total, combined, strict=True):
                 column[rows] = values

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from featurestore.algebra.aggregate import Columns
     from featurestore.definitions.expression import Expression
+    from featurestore.definitions.parts import Part
     from featurestore.definitions.view import FeatureView
 
 
@@ -93,14 +94,14 @@ def shape(
     return Shaped(keys, key, event_time, sequence, arrival, tuple(columns))
 
 
-def tiles(view: FeatureView, shaped: Shaped) -> TileRows:
-    """Return the shaped events merged per (key, tile); events from ahead of their arrival stay rows of their own."""
+def tiles(part: Part, shaped: Shaped) -> TileRows:
+    """Return a part's rows of shaped events, merged per (key, tile); events from ahead of their arrival stay apart."""
     return tile_events(
-        view.layout.measures,
-        view.layout.tile,
+        part.measures,
+        part.tile,
         shaped.key,
         shaped.event_time,
-        shaped.columns,
+        [shaped.columns[measure] for measure in part.measure_ids],
         apart=shaped.event_time > shaped.arrival,
     )
 

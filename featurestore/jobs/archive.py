@@ -2,7 +2,8 @@
 
     events/SOURCE   the contract's columns, and _partition, _offset, _arrival, _event_time (microseconds)
     quarantine      what violates its contract: raw bytes, reason, detail and Kafka coordinates; nothing is dropped
-    tiles           partials per (view, key, tile) and batch; merge them to get a tile
+    tiles           partials per (part of a view, key, tile) and batch, as rows (``algebra.rows``); merge them to get a
+                    tile. Event-grained parts have none: the event log is theirs
 
 Every table is appended to with Delta's transaction identifiers (query id, batch id), so a batch that is run again after a
 crash changes nothing: each table takes each batch exactly once.
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.algebra import sequence_of
+from featurestore.engines.packed import rows_to_arrow
 from featurestore.engines.shape import shape, tiles
 from featurestore.jobs.hot import kafka_stream
 from featurestore.jobs.worker import decoder_of
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 PLACE = "_topic string, _partition int, _offset bigint, _arrival bigint"
 QUARANTINE_SCHEMA = f"source string, {PLACE}, reason string, detail string, raw binary"
 TILES_SCHEMA = (
-    "view string, fingerprint string, key binary, tile bigint, oldest bigint, newest bigint, words array<bigint>"
+    "view string, fingerprint string, part int, key binary, tile bigint, oldest bigint, newest bigint, row binary"
 )
 
 
@@ -98,24 +100,22 @@ class TileWorker:
             sequence = sequence | batch.column("_offset").to_numpy()
             for view in self.views:
                 shaped = shape(view, batch, event_time, sequence, arrival)
-                rows = tiles(view, shaped)
-                if not len(rows):
-                    continue
-                width = rows.words.shape[1]
-                flat = pa.array(rows.words.astype(np.int64).ravel())
-                yield pa.RecordBatch.from_pydict(
-                    {
-                        "view": pa.array([view.name] * len(rows)),
-                        "fingerprint": pa.array([view.fingerprint] * len(rows)),
-                        "key": pa.array([shaped.keys[code] for code in rows.key.tolist()], pa.binary()),
-                        "tile": rows.tile,
-                        "oldest": rows.oldest,
-                        "newest": rows.newest,
-                        "words": pa.ListArray.from_arrays(
-                            pa.array(np.arange(0, width * len(rows) + 1, width), pa.int32()), flat
-                        ),
-                    }
-                )
+                for part in view.layout.parts:
+                    if part.is_event_grained or not len(shaped):
+                        continue
+                    rows = tiles(part, shaped)
+                    yield pa.RecordBatch.from_pydict(
+                        {
+                            "view": pa.array([view.name] * len(rows)),
+                            "fingerprint": pa.array([view.fingerprint] * len(rows)),
+                            "part": pa.array(np.full(len(rows), part.number, np.int32)),
+                            "key": pa.array([shaped.keys[code] for code in rows.key.tolist()], pa.binary()),
+                            "tile": rows.tile,
+                            "oldest": rows.oldest,
+                            "newest": rows.newest,
+                            "row": rows_to_arrow(part.slots, rows.columns),
+                        }
+                    )
 
 
 @dataclass(frozen=True)

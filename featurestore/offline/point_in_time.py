@@ -1,6 +1,6 @@
 r"""Point-in-time evaluation inside Spark's Arrow workers, in one pass for all views.
 
-    event logs --shape (Arrow worker)--> (view, key, event time, sequence, arrival, words)  \
+    event logs --shape (Arrow worker)--> (view, key, event time, sequence, arrival, partials)  \
                                                                       partition by (view, key) -> values_at_points
     spine      --encode keys----------> (view, key, t, visible_at, row)                     /
                                                                       -> (row, view, packed values)
@@ -12,14 +12,15 @@ Every class here is a picklable function over Arrow batches, for ``mapInArrow``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from featurestore.algebra import sequence_of
-from featurestore.algebra.tiles import columns_at, words_of
 from featurestore.datatypes import DataType
+from featurestore.engines.packed import pack_values, rows_from_arrow, rows_to_arrow, unpack_values
 from featurestore.engines.points import values_at_points
 from featurestore.engines.shape import Shaped, encode_columns, shape
 
@@ -29,20 +30,8 @@ if TYPE_CHECKING:
     from featurestore.definitions.view import FeatureView
 
 ROW = "__row"
-SHUFFLED = "view int, kind tinyint, key binary, at bigint, sequence bigint, arrival bigint, row bigint, words binary"
+SHUFFLED = "view int, kind tinyint, key binary, at bigint, sequence bigint, arrival bigint, row bigint, partials binary"
 PACKED = f"{ROW} bigint, view int, packed binary"
-_ARROW_TYPES = {
-    DataType.INT64: pa.int64(),
-    DataType.FLOAT64: pa.float64(),
-    DataType.BOOL: pa.bool_(),
-    DataType.TIMESTAMP: pa.timestamp("us", "UTC"),
-}
-_SPARK_TYPES = {
-    DataType.INT64: "bigint",
-    DataType.FLOAT64: "double",
-    DataType.BOOL: "boolean",
-    DataType.TIMESTAMP: "timestamp",
-}
 
 
 @dataclass(frozen=True)
@@ -67,7 +56,7 @@ class ShapeEvents:
                 if len(shaped):
                     yield _shuffled(
                         index, 0, shaped.keys, shaped.key, shaped.event_time, shaped.arrival, sequence=shaped.sequence,
-                        words=np.column_stack([word for columns in shaped.columns for word in words_of(columns)]),
+                        partials=rows_to_arrow(view.layout.slots, tuple(x for columns in shaped.columns for x in columns)),
                     )  # fmt: skip
 
 
@@ -100,7 +89,7 @@ def _shuffled(
     *,
     sequence: np.ndarray | None = None,
     row: np.ndarray | None = None,
-    words: np.ndarray | None = None,
+    partials: pa.Array | None = None,
 ) -> pa.RecordBatch:
     count = len(code)
     nothing = np.zeros(count, np.int64)
@@ -113,27 +102,14 @@ def _shuffled(
             "sequence": nothing if sequence is None else sequence,
             "arrival": arrival,
             "row": nothing if row is None else row,
-            "words": pa.nulls(count, pa.binary()) if words is None else _binary(words.astype("<i8", copy=False)),
+            "partials": pa.nulls(count, pa.binary()) if partials is None else partials,
         }
     )
 
 
-def _binary(rows: np.ndarray) -> pa.Array:
-    """Return the rows of a matrix as binary values of one length."""
-    data = np.ascontiguousarray(rows)
-    size = data.shape[1] * data.itemsize
-    offsets = np.arange(len(data) + 1, dtype=np.int32) * np.int32(size)
-    return pa.Array.from_buffers(pa.binary(), len(data), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
-
-
-def _matrix(values: pa.Array, dtype: str, width: int) -> np.ndarray:
-    """Return binary values of one length as a matrix; the inverse of ``_binary``."""
-    return np.frombuffer(b"".join(values.to_pylist()), dtype).reshape(len(values), width)
-
-
 @dataclass(frozen=True)
 class Evaluate:
-    """All rows of some keys -> for every point its view's values, 9 bytes a feature: the value's word, and validity."""
+    """All rows of some keys -> for every point its view's values, packed (``engines.packed``)."""
 
     views: tuple[FeatureView, ...]
     as_served: bool
@@ -166,32 +142,27 @@ class Evaluate:
         code = keys.indices.to_numpy().astype(np.int64)
         at, sequence = table.column("at").to_numpy(), table.column("sequence").to_numpy()
         arrival = table.column("arrival").to_numpy()
-        words = _matrix(table.column("words").take(pa.array(rows)), "<i8", len(layout.slots))
+        partials = rows_from_arrow(layout.slots, table.column("partials").take(pa.array(rows)))
         events = Shaped(
             keys=keys.dictionary.to_pylist(),
             key=code[rows],
             event_time=at[rows],
             sequence=sequence[rows],
             arrival=arrival[rows],
-            columns=tuple(
-                columns_at(words, measure, begin)
-                for measure, begin in zip(layout.measures, layout.slot_offsets, strict=False)
-            ),
+            columns=tuple(partials[begin:end] for begin, end in pairwise(layout.slot_offsets)),
         )
         values = values_at_points(layout, events, code[points], at[points], arrival[points] if self.as_served else None)
-        words_and_valid = np.zeros((len(points), 9 * len(values)), np.uint8)
-        for position, (column, valid) in enumerate(values):
-            begin = 9 * position
-            word = np.ascontiguousarray(column).view(np.uint8).reshape(len(points), 8)
-            words_and_valid[:, begin : begin + 8] = word
-            words_and_valid[:, begin + 8] = valid
-        return table.column("row").take(pa.array(points)).combine_chunks(), _binary(words_and_valid)
+        return table.column("row").take(pa.array(points)).combine_chunks(), pack_values(_types(view), values)
+
+
+def _types(view: FeatureView) -> list[DataType]:
+    return [feature.aggregate.result_type for feature in view.layout.features]
 
 
 def assembled_schema(views: Sequence[FeatureView]) -> str:
     """Return the Spark schema of what ``Assemble`` yields."""
     columns = [
-        f"`{view.name}.{feature.name}` {_SPARK_TYPES[feature.aggregate.result_type]}"
+        f"`{view.name}.{feature.name}` {feature.aggregate.result_type.spark_name}"
         for view in views
         for feature in view.layout.features
     ]
@@ -217,19 +188,7 @@ class Assemble:
         columns = [pa.array(row[bounds[0] : bounds[1]])]
         names = [ROW]
         for index, view in enumerate(self.views):
-            features = view.layout.features
-            part = table.column("packed").slice(bounds[index], bounds[index + 1] - bounds[index])
-            packed = _matrix(part, "u1", 9 * len(features))
-            for position, feature in enumerate(features):
-                begin = 9 * position
-                word = np.ascontiguousarray(packed[:, begin : begin + 8]).view("<i8")[:, 0]
-                columns.append(_arrow_column(word, packed[:, begin + 8] == 1, feature.aggregate.result_type))
+            packed = table.column("packed").slice(bounds[index], bounds[index + 1] - bounds[index])
+            columns += unpack_values(_types(view), packed)
             names += view.layout.feature_ids
         yield pa.RecordBatch.from_arrays(columns, names)
-
-
-def _arrow_column(words: np.ndarray, valid: np.ndarray, kind: DataType) -> pa.Array:
-    if kind == DataType.FLOAT64:
-        return pa.array(words.view(np.float64), mask=~valid)
-    array = pa.array(words, mask=~valid)
-    return array.cast(_ARROW_TYPES[kind])

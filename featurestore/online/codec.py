@@ -1,16 +1,19 @@
-"""The bytes of one (view, entity key) in the online store: suffix base and tail. Pure; no I/O.
+"""The bytes of one (part of a view, entity key) in the online store: base and tail. Pure; no I/O.
 
 All numbers are little-endian; everything after the header's first 8 bytes is a multiple of 8 long.
 
-    header   magic "FB" · version u8 · flags u8 · base length u32 · view fingerprint u64 ·
+    header   magic "FB" · version u8 · part u8 · base length u32 · view fingerprint u64 ·
              newest event time folded into the base i64 (the smallest int64: none) · fold counter u64        32 bytes
     counts   rows of every ladder, u32 each, padded to 8 bytes
-    ladders  for each: hop ids i64[rows], ascending; then rows x the slots of the ladder's measures
-    tail     records of one size: tile start i64 · oldest event time i64 · newest event time i64 · all measures' slots
+    ladders  for each: hop ids i64[rows], ascending; in a wide part the end of every row i64[rows], in bytes from the
+             first row; then the rows
+    tail     records: tile start i64 · oldest event time i64 · newest event time i64 · all measures' slots
 
-A ladder row holds the partials of *its hop and everything newer in the base*. So the value of a sawtooth window is one
-row, found by bisecting for lo(t), merged with the tail records whose tile starts at or after lo(t). The base length covers
-header, counts and ladders; the tail begins there, and appending to it needs no read.
+Rows and records are rows of ``algebra.rows``; in a part without "b" slots all rows of a ladder have one size, and so have
+all records. A row of a suffix ladder holds the partials of *its hop and everything newer in the base*: a window that ends
+at t is one row, found by bisecting for start(t), merged with the tail records whose tile starts at or after start(t). A
+row of a plain ladder holds its hop alone: the reader merges the rows and records in [start(t), end(t)). The base length
+covers header, counts and ladders; the tail begins there, and appending to it needs no read.
 
 Any bytes decode to a value or raise CodecError: every length is checked before it is used.
 """
@@ -18,27 +21,27 @@ Any bytes decode to a value or raise CodecError: every length is checked before 
 from __future__ import annotations
 
 import struct
-from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import CodecError, PastLookupError
-from featurestore.timeline import MIN_INSTANT, format_instant
+from featurestore.algebra.rows import row_format
+from featurestore.algebra.tiles import RECORD_SLOTS
+from featurestore.errors import CodecError
+from featurestore.timeline import MIN_INSTANT
 
 if TYPE_CHECKING:
-    from featurestore.algebra.aggregate import Aggregate, Partial
-    from featurestore.definitions.layout import ViewLayout
+    from featurestore.algebra.rows import RowFormat
+    from featurestore.definitions.parts import Ladder, Part
     from featurestore.timeline import Instant
 
 MAGIC = b"FB"
 VERSION = 1
 HEADER = struct.Struct("<2sBBIQqQ")
-RECORD_HEAD = struct.Struct("<qqq")
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where the parts of a blob lie; checked against its length."""
+    """Where the pieces of a blob lie; checked against its length."""
 
     base_length: int
     newest: Instant
@@ -52,9 +55,19 @@ def counts_size(ladders: int) -> int:
     return (4 * ladders + 7) // 8 * 8
 
 
-def record_size(layout: ViewLayout) -> int:
-    """Return the bytes of one tail record."""
-    return RECORD_HEAD.size + 8 * len(layout.slots)
+def record_format(part: Part) -> RowFormat:
+    """Return the form of a part's tail records."""
+    return row_format(RECORD_SLOTS + part.slots)
+
+
+def ladder_format(part: Part, ladder: Ladder) -> RowFormat:
+    """Return the form of a ladder's rows."""
+    return row_format(part.ladder_slots(ladder))
+
+
+def record_size(part: Part) -> int:
+    """Return the bytes of one tail record, of the smallest one in a wide part."""
+    return 8 * (len(RECORD_SLOTS) + part.slot_offsets[-1])
 
 
 def base_length(blob: bytes) -> int:
@@ -62,139 +75,84 @@ def base_length(blob: bytes) -> int:
     return int(HEADER.unpack_from(blob)[3])
 
 
-def empty_base(layout: ViewLayout) -> bytes:
-    """Return the base of a key that has only a tail yet."""
-    length = HEADER.size + counts_size(len(layout.ladders))
-    header = HEADER.pack(MAGIC, VERSION, 0, length, int(layout.fingerprint, 16), MIN_INSTANT, 0)
-    return header + bytes(length - HEADER.size)
-
-
-def parse_frame(blob: bytes, layout: ViewLayout) -> Frame:
-    """Return where the parts of a blob lie.
+def records_in_tail(part: Part, blob: bytes, base: int) -> int:
+    """Return the number of records behind a base of ``base`` bytes; in a wide part they are counted one by one.
 
     Raises:
-        CodecError: The bytes are not a blob of this version and view.
+        CodecError: The bytes are not records.
     """
-    ladders = layout.ladders
+    if part.is_fixed:
+        return (len(blob) - base) // record_size(part)
+    return len(record_format(part).scan(blob, base, len(blob)))
+
+
+def pack_header(part: Part, length: int, newest: Instant, folds: int) -> bytes:
+    """Return the header of a base of ``length`` bytes."""
+    return HEADER.pack(MAGIC, VERSION, part.number, length, int(part.fingerprint, 16), newest, folds)
+
+
+def empty_base(part: Part) -> bytes:
+    """Return the base of a key that has only a tail yet."""
+    length = HEADER.size + counts_size(len(part.ladders))
+    return pack_header(part, length, MIN_INSTANT, 0) + bytes(length - HEADER.size)
+
+
+def parse_frame(blob: bytes, part: Part) -> Frame:
+    """Return where the pieces of a blob lie. The tail of a wide part, and its rows, are checked when they are read.
+
+    Raises:
+        CodecError: The bytes are not a blob of this version, view and part.
+    """
+    ladders, is_fixed = part.ladders, part.is_fixed
     fixed = HEADER.size + counts_size(len(ladders))
     if len(blob) < fixed:
-        raise CodecError(f"view {layout.view}: {len(blob)} bytes are too short for a blob, at least {fixed}.")
-    magic, version, _, base_length, fingerprint, newest, folds = HEADER.unpack_from(blob)
+        raise CodecError(f"view {part.view}: {len(blob)} bytes are too short for a blob, at least {fixed}.")
+    magic, version, number, base_length, fingerprint, newest, folds = HEADER.unpack_from(blob)
     if magic != MAGIC or version != VERSION:
         raise CodecError(
-            f"view {layout.view}: format {magic!r} version {version} is not {MAGIC!r} version {VERSION}.",
+            f"view {part.view}: format {magic!r} version {version} is not {MAGIC!r} version {VERSION}.",
             hint="rebuild the online store from Delta.",
         )
-    if fingerprint != int(layout.fingerprint, 16):
-        raise CodecError(f"view {layout.view}: blob of definition {fingerprint:016x}, expected {layout.fingerprint}.")
+    if fingerprint != int(part.fingerprint, 16):
+        raise CodecError(f"view {part.view}: blob of definition {fingerprint:016x}, expected {part.fingerprint}.")
+    if number != part.number:
+        raise CodecError(f"view {part.view}: blob of part {number}, expected {part.number}.")
     counts = struct.unpack_from(f"<{len(ladders)}I", blob, HEADER.size)
     offset = fixed
     placed = []
-    for ladder, rows in zip(ladders, counts, strict=True):
+    for size, rows in zip(part.row_sizes, counts, strict=True):
         placed.append((offset, rows))
-        offset += 8 * rows * (1 + sum(len(layout.measures[measure].slots) for measure in ladder.measures))
-    if offset != base_length or base_length > len(blob) or (len(blob) - base_length) % record_size(layout):
+        offset += 8 * rows
+        if is_fixed:
+            offset += rows * size
+        elif rows:
+            first = offset + 8 * rows
+            last = struct.unpack_from("<q", blob, first - 8)[0] if first <= len(blob) else -1
+            offset = first + last if 0 <= last <= len(blob) else len(blob) + 1
+    if offset != base_length or base_length > len(blob) or (is_fixed and (len(blob) - base_length) % record_size(part)):
         raise CodecError(
-            f"view {layout.view}: lengths do not add up (rows {counts}, base {base_length}, blob {len(blob)} bytes)."
+            f"view {part.view}: lengths do not add up (rows {counts}, base {base_length}, blob {len(blob)} bytes)."
         )
     return Frame(base_length, newest, folds, tuple(placed))
 
 
-@dataclass(frozen=True, slots=True)
-class ViewValues:
-    """What a view says about one key at one time.
+def ends_of_rows(blob: bytes, offset: int, rows: int) -> memoryview:
+    """Return the ends of the rows of a wide part's ladder whose hop ids begin at ``offset``."""
+    return memoryview(blob)[offset + 8 * rows : offset + 16 * rows].cast("q")
 
-    Attributes:
-        values: One per feature; None is null.
-        known: Whether the key has a record at all.
-        as_of: The newest event time inside the values, or None without events.
+
+def wide_row(form: RowFormat, blob: bytes, offset: int, rows: int, index: int) -> tuple[Any, ...]:
+    """Return one row of a wide part's ladder.
+
+    Raises:
+        CodecError: The row is not where the ladder says.
     """
-
-    values: tuple[Any, ...]
-    known: bool
-    as_of: Instant | None
-
-
-class ViewReader:
-    """Reads the blobs of one view. Immutable after construction; safe to share between threads."""
-
-    def __init__(self, layout: ViewLayout) -> None:
-        self.layout = layout
-        self._record = struct.Struct("<qqq" + "".join("q" if slot == "i8" else "d" for slot in layout.slots))
-        self._rows = []
-        self._windows: list[tuple[int, Any, list[tuple[int, Aggregate, int, slice, slice]]]] = []
-        groups: dict[tuple[int, Any], list[tuple[int, Aggregate, int, slice, slice]]] = {}
-        for ladder in layout.ladders:
-            slots = [slot for measure in ladder.measures for slot in layout.measures[measure].slots]
-            self._rows.append(struct.Struct("<" + "".join("q" if slot == "i8" else "d" for slot in slots)))
-        for position, feature in enumerate(layout.features):
-            ladder = layout.ladders[feature.ladder]
-            begin = 0
-            for measure in ladder.measures[: ladder.measures.index(feature.measure)]:
-                begin += len(layout.measures[measure].slots)
-            width = len(layout.measures[feature.measure].slots)
-            full = layout.slot_offsets[feature.measure]
-            groups.setdefault((feature.ladder, feature.window), []).append(
-                (
-                    position,
-                    feature.aggregate,
-                    feature.measure,
-                    slice(begin, begin + width),
-                    slice(3 + full, 3 + full + width),
-                )
-            )
-        self._windows = [(ladder, window, members) for (ladder, window), members in groups.items()]
-        self.empty_values = tuple(feature.aggregate.finalize(feature.aggregate.empty()) for feature in layout.features)
-
-    def read(self, blob: bytes | None, t: Instant, *, exact_time: bool = True) -> ViewValues:
-        """Return the features of a key at time ``t`` (events at ``t`` excluded).
-
-        Args:
-            blob: The stored bytes, or None when the key has none.
-            t: The time of the lookup.
-            exact_time: True refuses a ``t`` that merged events have passed; False moves ``t`` just after the newest of
-                them instead, which is right for "now" on a clock that runs a little behind the producer's.
-
-        Raises:
-            CodecError: The bytes are not a blob of this view.
-            PastLookupError: ``t`` is not after an event that can no longer be told apart.
-        """
-        if blob is None:
-            return ViewValues(self.empty_values, known=False, as_of=None)
-        layout = self.layout
-        frame = parse_frame(blob, layout)
-        records = list(self._record.iter_unpack(memoryview(blob)[frame.base_length :]))
-        while True:
-            tail = [record for record in records if record[1] < t]
-            as_of = max([frame.newest, *(record[2] for record in tail)])
-            if as_of < t:
-                break
-            if exact_time:
-                raise self._past(t, as_of)
-            t = as_of + 1
-        values: list[Any] = [None] * len(layout.features)
-        view = memoryview(blob)
-        for ladder, window, members in self._windows:
-            low = window.start(t)
-            offset, rows = frame.ladders[ladder]
-            row = None
-            if rows:
-                hops = view[offset : offset + 8 * rows].cast("q")
-                index = 0 if low is None else bisect_left(hops, low // window.hop)
-                if index < rows:
-                    packed = self._rows[ladder]
-                    row = packed.unpack_from(blob, offset + 8 * rows + index * packed.size)
-            covered = tail if low is None else [record for record in tail if record[0] >= low]
-            for position, aggregate, _, in_row, in_record in members:
-                partial: Partial = aggregate.empty() if row is None else row[in_row]
-                for record in covered:
-                    partial = aggregate.merge(partial, record[in_record])
-                values[position] = aggregate.finalize(partial)
-        return ViewValues(tuple(values), known=True, as_of=None if as_of == MIN_INSTANT else as_of)
-
-    def _past(self, t: Instant, newest: Instant) -> PastLookupError:
-        return PastLookupError(
-            f"view {self.layout.view}: time {format_instant(t)} is not after the newest applied event, "
-            f"{format_instant(newest)}.",
-            hint="the online store answers for now; ask a training set for the past.",
-        )
+    ends = ends_of_rows(blob, offset, rows)
+    begin, end = (ends[index - 1] if index else 0), ends[index]
+    if not 0 <= begin <= end <= ends[rows - 1]:
+        raise CodecError(f"row {index} of {rows} lies at [{begin}, {end}).")
+    first = offset + 16 * rows
+    row, after = form.unpack(blob, first + begin, first + end)
+    if after != first + end:
+        raise CodecError(f"row {index} of {rows} takes {after - first - begin} bytes, not {end - begin}.")
+    return row

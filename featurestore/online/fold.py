@@ -1,9 +1,11 @@
 """Folding tails into bases, many keys at once. Pure numpy.
 
 Steps, per ladder, with n keys (see ``codec`` for the layout):
-    1. tail records -> their hop, merged per (key, hop), then suffix-merged per key: T[key, hop] = that hop and newer
+    1. tail records -> their hop, merged per (key, hop)
     2. the union of base hops and tail hops, per key, without hops that no later lookup can reach
-    3. new row (key, hop) = base row at the first base hop >= hop, merged with the tail row at the first tail hop >= hop
+    3. suffix ladders: the tail is suffix-merged per key, T[key, hop] = that hop and newer; the new row (key, hop) is the
+       base row at the first base hop >= hop, merged with the tail row at the first tail hop >= hop
+       plain ladders: base rows and tail rows of one (key, hop) are merged
 Records from ahead of the clock stay in the tail as they are, until their time has come.
 """
 
@@ -21,67 +23,74 @@ from featurestore.algebra.columns import (
     starts_of_runs,
     take,
 )
-from featurestore.algebra.tiles import TileRows, columns_at, words_of
-from featurestore.online.codec import HEADER, MAGIC, VERSION, counts_size, parse_frame
+from featurestore.algebra.tiles import TileRows
+from featurestore.errors import CodecError
+from featurestore.online.codec import (
+    HEADER,
+    counts_size,
+    ends_of_rows,
+    ladder_format,
+    pack_header,
+    parse_frame,
+    record_format,
+)
 from featurestore.timeline import MAX_INSTANT, MIN_INSTANT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from featurestore.algebra.aggregate import Aggregate, Columns
-    from featurestore.definitions.layout import Ladder, ViewLayout
+    from featurestore.definitions.parts import Ladder, Part
     from featurestore.engines.shape import Shaped
     from featurestore.timeline import Instant
 
 
-def fold(layout: ViewLayout, blobs: Sequence[bytes], *, clock: Instant = MAX_INSTANT) -> list[bytes]:
+def fold(part: Part, blobs: Sequence[bytes], *, clock: Instant = MAX_INSTANT) -> list[bytes]:
     """Return every blob with its tail folded into its base.
 
     Args:
-        layout: The view.
+        part: The part of the view.
         blobs: The stored bytes of one key each.
         clock: Records that reach beyond this instant stay in the tail.
 
     Raises:
-        CodecError: A blob is not one of this view.
+        CodecError: A blob is not one of this part.
     """
-    frames = [parse_frame(blob, layout) for blob in blobs]
+    frames = [parse_frame(blob, part) for blob in blobs]
     count = len(blobs)
-    width = 3 + len(layout.slots)
-    raw = [np.frombuffer(blob, "<i8", offset=frame.base_length) for blob, frame in zip(blobs, frames, strict=True)]
-    sizes = np.array([len(words) // width for words in raw], dtype=np.int64)
-    table = np.concatenate(raw).reshape(-1, width) if count else np.zeros((0, width), np.int64)
-    tail = TileRows(np.repeat(np.arange(count), sizes), table[:, 0], table[:, 1], table[:, 2], tuple(table[:, 3:].T))
+    tail = _tails(part, blobs, [frame.base_length for frame in frames])
     due = tail.newest <= clock
     folded, kept = tail.take(np.flatnonzero(due)), tail.take(np.flatnonzero(~due))
     newest = np.array([frame.newest for frame in frames], dtype=np.int64)
     np.maximum.at(newest, folded.key, folded.newest)
 
     ladders = [
-        _fold_ladder(layout, index, blobs, [frame.ladders[index] for frame in frames], folded, newest)
-        for index in range(len(layout.ladders))
+        _fold_ladder(part, index, blobs, [frame.ladders[index] for frame in frames], folded, newest)
+        for index in range(len(part.ladders))
     ]
+    rests, rest_ends = record_format(part).encode(kept.records)
     kept_by_key = np.searchsorted(kept.key, np.arange(count + 1))
     result = []
-    fixed = HEADER.size + counts_size(len(layout.ladders))
+    fixed = HEADER.size + counts_size(len(part.ladders))
     for key in range(count):
-        parts = []
+        pieces = []
         counts = []
-        for starts, hops, words in ladders:
-            rows = slice(starts[key], starts[key + 1])
-            counts.append(starts[key + 1] - starts[key])
-            parts += [hops[rows].tobytes(), words[rows].tobytes()]
-        body = b"".join(parts)
+        for starts, hops, rows, ends in ladders:
+            first, last = starts[key], starts[key + 1]
+            counts.append(last - first)
+            pieces.append(hops[first:last].tobytes())
+            if not part.is_fixed:
+                pieces.append((ends[first + 1 : last + 1] - ends[first]).tobytes())
+            pieces.append(rows[ends[first] : ends[last]])
+        body = b"".join(pieces)
         packed = np.array(counts, dtype="<u4").tobytes().ljust(counts_size(len(counts)), b"\0")
-        header = HEADER.pack(
-            MAGIC, VERSION, 0, fixed + len(body), int(layout.fingerprint, 16), int(newest[key]), frames[key].folds + 1
-        )
-        rest = kept.take(slice(kept_by_key[key], kept_by_key[key + 1])).table().astype("<i8", copy=False).tobytes()
+        header = pack_header(part, fixed + len(body), int(newest[key]), frames[key].folds + 1)
+        rest = rests[rest_ends[kept_by_key[key]] : rest_ends[kept_by_key[key + 1]]]
         result.append(header + packed + body + rest)
     return result
 
 
-def drop_unreachable(layout: ViewLayout, events: Shaped, rows: TileRows) -> TileRows:
+def drop_unreachable(part: Part, events: Shaped, rows: TileRows) -> TileRows:
     """Return the rows of a batch that a lookup after the key's newest event can still reach.
 
     An event ahead of its arrival does not count as newest: lookups before its time are still to come. Where rows are
@@ -89,79 +98,153 @@ def drop_unreachable(layout: ViewLayout, events: Shaped, rows: TileRows) -> Tile
     between is refused instead of answered without them.
 
     Args:
-        layout: The view.
+        part: The part of the view.
         events: The events of the batch.
         rows: Their tiles (``shape.tiles``).
     """
-    reach = layout.reach
+    reach = part.reach
     if reach is None or not len(rows):
         return rows
     newest = np.full(len(events.keys), MIN_INSTANT + reach, dtype=np.int64)
     settled = events.event_time <= events.arrival
     np.maximum.at(newest, events.key[settled], events.event_time[settled])
-    keep = rows.tile + layout.tile > newest[rows.key] - reach
+    keep = rows.tile + part.tile > newest[rows.key] - reach
     dropped, kept = rows.take(np.flatnonzero(~keep)), rows.take(np.flatnonzero(keep))
     back = np.full(len(events.keys), MAX_INSTANT, dtype=np.int64)
     np.minimum.at(back, dropped.key, dropped.oldest)
-    oldest = np.where(kept.newest == newest[kept.key], np.minimum(kept.oldest, back[kept.key]), kept.oldest)
-    return kept.with_oldest(oldest)
+    return kept.with_oldest(
+        np.where(kept.newest == newest[kept.key], np.minimum(kept.oldest, back[kept.key]), kept.oldest)
+    )
 
 
-def _fold_ladder(  # noqa: PLR0917
-    layout: ViewLayout,
+def _tails(part: Part, blobs: Sequence[bytes], begins: Sequence[int]) -> TileRows:
+    """Return the tail records of all keys, in order."""
+    form = record_format(part)
+    tails = [blob[begin:] for blob, begin in zip(blobs, begins, strict=True)]
+    if form.is_fixed:
+        sizes = [len(tail) // form.words.size for tail in tails]
+        columns = form.decode(tails)
+    else:
+        each = [form.decode([tail]) for tail in tails]
+        sizes = [len(one[0]) for one in each]
+        columns = tuple(np.concatenate(column) for column in zip(*each, strict=True)) or form.decode([])
+    key = np.repeat(np.arange(len(blobs)), np.array(sizes, dtype=np.int64))
+    return TileRows(key, columns[0], columns[1], columns[2], columns[3:])
+
+
+def _fold_ladder(
+    part: Part,
     index: int,
     blobs: Sequence[bytes],
     placed: Sequence[tuple[int, int]],
     tail: TileRows,
     newest: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (first row of every key and the end, hop ids, rows as words) of one ladder after folding."""
-    ladder = layout.ladders[index]
+) -> tuple[np.ndarray, np.ndarray, bytes, np.ndarray]:
+    """Return (first row of every key and the end, hop ids, rows as bytes and where each begins) of one ladder."""
+    ladder = part.ladders[index]
     count = len(blobs)
-    words = sum(len(layout.measures[measure].slots) for measure in ladder.measures)
-    base_rows = np.array([rows for _, rows in placed], dtype=np.int64)
-    base_key = np.repeat(np.arange(count), base_rows)
-    base_hops = _gather(blobs, [(offset, rows) for offset, rows in placed], 1)[:, 0]
-    base_words = _gather(blobs, [(offset + 8 * rows, rows) for offset, rows in placed], words)
+    form = ladder_format(part, ladder)
+    base_key = np.repeat(np.arange(count), np.array([rows for _, rows in placed], dtype=np.int64))
+    base_hops = _base_hops(blobs, placed)
+    base = form.decode(_base_rows(part, index, blobs, placed))
+    if len(base[0]) != len(base_hops):
+        raise CodecError(f"view {part.view}: a ladder of {len(base_hops)} hops has {len(base[0])} rows.")
     reachable = _first_reachable(ladder, newest)
 
     hop = tail.tile // ladder.hop if ladder.hop is not None else np.zeros(len(tail.tile), dtype=np.int64)
+    if ladder.settled is not None:
+        # What every later lookup covers becomes one row, just before the first hop that one may not.
+        first_open = newest + 1 - ladder.settled
+        hop = np.where(hop < first_open[tail.key], first_open[tail.key] - 1, hop)
+        base_hops = np.where(base_hops < first_open[base_key], first_open[base_key] - 1, base_hops)
     alive = np.flatnonzero(hop >= reachable[tail.key])
     alive = alive[np.lexsort((hop[alive], tail.key[alive]))]
     tail_key, tail_hop = tail.key[alive], hop[alive]
     runs = starts_of_runs(tail_key, tail_hop)
-    tail_key, tail_hop, tail_words = tail_key[runs], tail_hop[runs], tail.words[alive]
+    tail_key, tail_hop = tail_key[runs], tail_hop[runs]
 
-    keys = np.concatenate([base_key, tail_key])
-    hops = np.concatenate([base_hops, tail_hop])
-    keep = np.flatnonzero(hops >= reachable[keys])
-    keep = keep[np.lexsort((hops[keep], keys[keep]))]
-    keep = keep[starts_of_runs(keys[keep], hops[keep])]
-    keys, hops = keys[keep], hops[keep]
+    merged: list[np.ndarray] = []
+    for measure in ladder.measures:
+        begin, end = part.slot_offsets[measure : measure + 2]
+        merged += reduce_groups(part.measures[measure], take(tail.columns[begin:end], alive), runs)
+    both = _Both(base_key, base_hops, base, tail_key, tail_hop, tuple(merged), reachable, count)
+    keys, hops, columns = _merge_suffix(part, ladder, both) if ladder.is_suffix else _merge_plain(part, ladder, both)
+    rows, ends = form.encode(columns)
+    return np.searchsorted(keys, np.arange(count + 1)), hops.astype("<i8"), rows, ends
 
-    base_at = _find(base_key, base_hops, keys, hops, count)
-    tail_at = _find(tail_key, tail_hop, keys, hops, count)
-    tail_starts = starts_of_runs(tail_key)
+
+class _Both:
+    """Rows of the base and of the tail, each sorted by (key, hop)."""
+
+    def __init__(
+        self,
+        base_key: np.ndarray,
+        base_hop: np.ndarray,
+        base: Columns,
+        tail_key: np.ndarray,
+        tail_hop: np.ndarray,
+        tail: Columns,
+        reachable: np.ndarray,
+        count: int,
+    ) -> None:
+        self.base_key, self.base_hop, self.base = base_key, base_hop, base
+        self.tail_key, self.tail_hop, self.tail = tail_key, tail_hop, tail
+        self.count = count
+        keys, hops = np.concatenate([base_key, tail_key]), np.concatenate([base_hop, tail_hop])
+        keep = np.flatnonzero(hops >= reachable[keys])
+        self.order = keep[np.lexsort((hops[keep], keys[keep]))]
+        """Reachable rows of base and tail by (key, hop), as indices into both, one after the other."""
+        self.runs = starts_of_runs(keys[self.order], hops[self.order])
+        self.keys, self.hops = keys[self.order][self.runs], hops[self.order][self.runs]
+
+
+def _merge_suffix(part: Part, ladder: Ladder, both: _Both) -> tuple[np.ndarray, np.ndarray, Columns]:
+    base_at = _find(both.base_key, both.base_hop, both.keys, both.hops, both.count)
+    tail_at = _find(both.tail_key, both.tail_hop, both.keys, both.hops, both.count)
+    starts = starts_of_runs(both.tail_key)
     columns: list[np.ndarray] = []
     begin = 0
     for measure in ladder.measures:
-        aggregate = layout.measures[measure]
-        base = _or_empty(aggregate, columns_at(base_words, aggregate, begin), base_at)
-        merged = reduce_groups(aggregate, columns_at(tail_words, aggregate, layout.slot_offsets[measure]), runs)
-        suffix = merge_suffixes(aggregate, merged, tail_starts)
-        columns += words_of(aggregate.merge_columns(base, _or_empty(aggregate, suffix, tail_at)))
-        begin += len(aggregate.slots)
-    rows = np.column_stack(columns) if len(hops) else np.zeros((0, words), dtype=np.int64)
-    return np.searchsorted(keys, np.arange(count + 1)), hops, rows
+        aggregate = part.measures[measure]
+        slots = slice(begin, begin + len(aggregate.slots))
+        base = _or_empty(aggregate, both.base[slots], base_at)
+        suffix = merge_suffixes(aggregate, both.tail[slots], starts)
+        columns += aggregate.merge_columns(base, _or_empty(aggregate, suffix, tail_at))
+        begin = slots.stop
+    return both.keys, both.hops, tuple(columns)
 
 
-def _gather(blobs: Sequence[bytes], placed: Sequence[tuple[int, int]], width: int) -> np.ndarray:
+def _merge_plain(part: Part, ladder: Ladder, both: _Both) -> tuple[np.ndarray, np.ndarray, Columns]:
+    columns: list[np.ndarray] = []
+    begin = 0
+    for measure in ladder.measures:
+        aggregate = part.measures[measure]
+        slots = slice(begin, begin + len(aggregate.slots))
+        pairs = zip(both.base[slots], both.tail[slots], strict=True)
+        together = tuple(np.concatenate([base, tail])[both.order] for base, tail in pairs)
+        columns += reduce_groups(aggregate, together, both.runs)
+        begin = slots.stop
+    return both.keys, both.hops, tuple(columns)
+
+
+def _base_hops(blobs: Sequence[bytes], placed: Sequence[tuple[int, int]]) -> np.ndarray:
     parts = [
-        np.frombuffer(blob, "<i8", count=rows * width, offset=offset)
+        np.frombuffer(blob, "<i8", count=rows, offset=offset)
         for blob, (offset, rows) in zip(blobs, placed, strict=True)
         if rows
     ]
-    return np.concatenate(parts).reshape(-1, width) if parts else np.zeros((0, width), dtype=np.int64)
+    return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
+
+
+def _base_rows(part: Part, index: int, blobs: Sequence[bytes], placed: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Return every key's rows of a ladder as bytes."""
+    parts = []
+    for blob, (offset, rows) in zip(blobs, placed, strict=True):
+        begin, size = offset + 8 * rows, rows * part.row_sizes[index]
+        if not part.is_fixed and rows:
+            begin, size = offset + 16 * rows, ends_of_rows(blob, offset, rows)[rows - 1]
+        parts.append(blob[begin : begin + size])
+    return parts
 
 
 def _first_reachable(ladder: Ladder, newest: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Names in the online store. Pure.
 
     fs:{PROJECT.BB}:v:VIEW@FINGERPRINT:KEYBYTES   the blob of one entity key: base and tail (see ``codec``)
+    fs:{PROJECT.BB}:v:VIEW@FINGERPRINT/N:KEYBYTES the same of part N of the view, from 1 on; most views have one part
     fs:{PROJECT.BB}:fence                         hash: "VIEW@FINGERPRINT/SOURCE/PARTITION" -> next offset to apply
     fs:{PROJECT}:progress:SOURCE                  hash: partition -> "next offset,newest arrival in us"
     fs:{PROJECT}:complete:SOURCE                  instant (us) up to which every partition has been applied
@@ -31,9 +32,10 @@ class KeySpace:
 
     project: str
 
-    def blob(self, view: str, fingerprint: str, key: bytes) -> bytes:
-        """Return the name of the blob of an entity key."""
-        return f"fs:{{{self.project}.{bucket_of(key):02x}}}:v:{view}@{fingerprint}:".encode() + key
+    def blob(self, view: str, fingerprint: str, key: bytes, part: int = 0) -> bytes:
+        """Return the name of the blob of an entity key, of one part of the view."""
+        suffix = f"/{part}" if part else ""
+        return f"fs:{{{self.project}.{bucket_of(key):02x}}}:v:{view}@{fingerprint}{suffix}:".encode() + key
 
     def fence(self, bucket: int) -> bytes:
         """Return the name of a bucket's fences."""

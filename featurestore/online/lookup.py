@@ -1,7 +1,7 @@
 """The lookup without I/O: which keys to read, and what the replies mean. Clients are thin shells around it.
 
 Contract of ``ServiceLookup``:
-    1. ``store_keys(entities)`` -> the keys of one MGET: for every entity one blob per view, then one
+    1. ``store_keys(entities)`` -> the keys of one MGET: for every entity one blob per view and part, then one
        ``complete_through`` per source. All of one reply, so the values and their completeness were read together.
     2. ``vectors(replies, ...)`` takes the replies in that order. It reads, merges and finalizes, and never blocks.
 """
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from featurestore.definitions.keys import encode_key, key_values
 from featurestore.definitions.layout import ViewLayout, service_fingerprint
 from featurestore.errors import CodecError, DefinitionError
-from featurestore.online.codec import ViewReader
 from featurestore.online.keys import KeySpace
+from featurestore.online.reader import ViewReader
 from featurestore.online.vector import FeatureTable, FeatureVector
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class ServiceLookup:
         self.plan = plan
         self.space = KeySpace(project)
         self.readers = tuple(ViewReader(view) for view in plan.views)
+        self._width = sum(len(view.parts) for view in plan.views)
         self.sources = tuple(dict.fromkeys(view.source for view in plan.views))
         self._complete_keys = [self.space.complete(source) for source in self.sources]
 
@@ -100,7 +101,7 @@ class ServiceLookup:
                 except DefinitionError as error:
                     names = ", ".join(name for name, _ in view.keys)
                     raise DefinitionError(f"view {view.view}, key ({names}): {error.message}") from None
-                keys.append(self.space.blob(view.view, view.fingerprint, encoded))
+                keys += [self.space.blob(view.view, view.fingerprint, encoded, part.number) for part in view.parts]
         return keys + self._complete_keys
 
     def vectors(
@@ -114,16 +115,18 @@ class ServiceLookup:
             t: Time of the lookup.
             exact_time: See ``ViewReader.read``.
         """
-        width = len(self.readers)
-        stamps = replies[count * width :]
+        at = 0
+        stamps = replies[count * self._width :]
         complete = None if None in stamps or not stamps else min(int(stamp) for stamp in stamps if stamp is not None)
         vectors = []
-        for row in range(count):
+        for _ in range(count):
             values: list[Any] = []
             known: dict[str, bool] = {}
             as_of: dict[str, Instant | None] = {}
-            for reader, blob in zip(self.readers, replies[row * width : (row + 1) * width], strict=True):
-                read = reader.read(blob, t, exact_time=exact_time)
+            for reader in self.readers:
+                end = at + len(reader.parts)
+                read = reader.read(replies[at:end], t, exact_time=exact_time)
+                at = end
                 name = reader.layout.view
                 # An empty store is not an empty window: without any sign of progress, an unknown key has no values.
                 values += read.values if read.known or complete is not None else [None] * len(read.values)

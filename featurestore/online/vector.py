@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import UnknownNameError, did_you_mean
+from featurestore.errors import DefinitionError, UnknownNameError, did_you_mean
 from featurestore.timeline import Instant, format_instant
 
 if TYPE_CHECKING:
@@ -118,12 +118,22 @@ class FeatureTable:
         return iter(self._vectors)
 
     def to_numpy(self) -> np.ndarray:
-        """Return float64 of shape (rows, features); NaN is null (or a NaN), true is 1, an instant its microseconds."""
+        """Return float64 of shape (rows, features); NaN is null (or a NaN), true is 1, an instant its microseconds.
+
+        Raises:
+            DefinitionError: A feature is a string or a list, which is no number.
+        """
+        for name, kind in zip(self.names, self.types, strict=True):
+            if kind.is_object:
+                raise DefinitionError(
+                    f"feature {name} is {kind}; only numbers fit a numpy matrix.",
+                    hint="use to_arrow() or to_pandas(), or ask for a service without it.",
+                )
         rows = [vector.row for vector in self._vectors]
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.names))
 
     def to_arrow(self) -> pa.Table:
-        """Return an Arrow table with the features' own types and real nulls."""
+        """Return an Arrow table with the features' own types and real nulls; lists as Arrow lists."""
         import pyarrow as pa
 
         from featurestore.events.arrow_types import ARROW_TYPES

@@ -4,7 +4,7 @@ For every (view, source partition, bucket of keys) the store holds a fence: the 
 events [first, until) of one partition, a writer
 
     1. reads the partition's fences and drops the events below them
-    2. merges what is left per (view, key, tile) into tail records
+    2. merges what is left per (part of a view, key, tile) into tail records
     3. sends one append per bucket: if the fences are still what step 1 read, add the records and move the fences to
        ``until``, all at once; otherwise change nothing and report it
     4. records the partition's progress, once every bucket is done
@@ -22,7 +22,7 @@ import numpy as np
 
 from featurestore.engines.shape import tiles
 from featurestore.errors import FenceError
-from featurestore.online.codec import base_length, empty_base, record_size
+from featurestore.online.codec import base_length, empty_base, record_format, record_size, records_in_tail
 from featurestore.online.fold import drop_unreachable, fold
 from featurestore.online.keys import BUCKETS, bucket_of
 from featurestore.online.store import Append, Blobs, Fence, Refusal, Replacement
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from featurestore.algebra.tiles import TileRows
+    from featurestore.definitions.parts import Part
     from featurestore.definitions.view import FeatureView
     from featurestore.engines.shape import Shaped
     from featurestore.online.store import OnlineStore
@@ -58,6 +59,8 @@ class FencedWriter:
         self.store = store
         self.source = source
         self.views = tuple(views)
+        self.parts = tuple((index, part) for index, view in enumerate(self.views) for part in view.layout.parts)
+        """Every part of every view, and the view's index: what blobs are told apart by, besides their key."""
         self.tail_cap = tail_cap
         self._bases: dict[bytes, int] = {}
         store.prepare()
@@ -83,7 +86,7 @@ class FencedWriter:
         ]
         fences = self.store.fences(fields)
         buckets: list[list[tuple[int, Blobs]]] = [[] for _ in range(BUCKETS)]
-        for index, (view, events) in enumerate(zip(self.views, shaped, strict=True)):
+        for index, events in enumerate(shaped):
             if not len(events):
                 continue
             of_key = np.array([bucket_of(key) for key in events.keys], dtype=np.int64)
@@ -92,9 +95,11 @@ class FencedWriter:
             counts["fenced"] += int(np.count_nonzero(~fresh))
             counts["applied"] += int(np.count_nonzero(fresh))
             kept = events.take(np.flatnonzero(fresh))
-            rows = drop_unreachable(view.layout, kept, tiles(view, kept))
-            counts["records"] += len(rows)
-            self._distribute(index, view, events.keys, of_key, rows, buckets)
+            for number, (owner, part) in enumerate(self.parts):
+                if owner == index:
+                    rows = drop_unreachable(part, kept, tiles(part, kept))
+                    counts["records"] += len(rows)
+                    self._distribute(number, part, events.keys, of_key, rows, buckets)
         touched = self._send(fields, fences, until, buckets)
         counts["folded"] = self.fold(touched, clock=arrival)
         self.store.record_progress(self.source, partition, until, arrival)
@@ -103,7 +108,7 @@ class FencedWriter:
     def _distribute(
         self,
         index: int,
-        view: FeatureView,
+        part: Part,
         keys: Sequence[bytes],
         of_key: np.ndarray,
         rows: TileRows,
@@ -111,19 +116,18 @@ class FencedWriter:
     ) -> None:
         """Cut the records into one string per key and hand them to the keys' buckets."""
         codes, first = np.unique(rows.key, return_index=True)
-        size = record_size(view.layout)
-        data = rows.table().astype("<i8", copy=False).tobytes()
-        edges = [*(first * size).tolist(), len(data)]
-        base = empty_base(view.layout)
-        parts: dict[int, Blobs] = {}
+        data, begins = record_format(part).encode(rows.records)
+        edges = [*begins[first].tolist(), len(data)]
+        base = empty_base(part)
+        of_bucket: dict[int, Blobs] = {}
         for position, code in enumerate(codes.tolist()):
             bucket = int(of_key[code])
-            blobs = parts.get(bucket)
+            blobs = of_bucket.get(bucket)
             if blobs is None:
-                blobs = parts[bucket] = Blobs(base)
-            blobs.names.append(self.store.space.blob(view.name, view.fingerprint, keys[code]))
+                blobs = of_bucket[bucket] = Blobs(base)
+            blobs.names.append(self.store.space.blob(part.view, part.fingerprint, keys[code], part.number))
             blobs.records.append(data[edges[position] : edges[position + 1]])
-        for bucket, blobs in parts.items():
+        for bucket, blobs in of_bucket.items():
             buckets[bucket].append((index, blobs))
 
     def _send(
@@ -133,15 +137,18 @@ class FencedWriter:
         until: int,
         buckets: Sequence[Sequence[tuple[int, Blobs]]],
     ) -> dict[int, list[tuple[bytes, int]]]:
-        """Append bucket by bucket; return, per view, the blobs that may need folding with their lengths."""
+        """Append bucket by bucket; return, per part, the blobs that may need folding with their lengths."""
         appends = [
             Append(
                 bucket,
-                [Fence(fields[index], fences[bucket][index], until) for index, _ in parts],
-                [blobs for _, blobs in parts],
+                [
+                    Fence(fields[view], fences[bucket][view], until)
+                    for view in sorted({self.parts[index][0] for index, _ in touched})
+                ],
+                [blobs for _, blobs in touched],
             )
-            for bucket, parts in enumerate(buckets)
-            if parts
+            for bucket, touched in enumerate(buckets)
+            if touched
         ]
         grown: dict[int, list[tuple[bytes, int]]] = {}
         for append, reply in zip(appends, self.store.append(appends), strict=True):
@@ -153,18 +160,17 @@ class FencedWriter:
                 )
             lengths = iter(reply)
             for index, blobs in buckets[append.bucket]:
-                size, fixed = record_size(self.views[index].layout), len(blobs.base)
+                size, fixed = record_size(self.parts[index][1]), len(blobs.base)
                 for name, length in zip(blobs.names, lengths, strict=False):
                     if length - self._bases.get(name, fixed) > self.tail_cap * size:
                         grown.setdefault(index, []).append((name, length))
         return grown
 
     def fold(self, grown: dict[int, list[tuple[bytes, int]]], *, clock: Instant) -> int:
-        """Fold the tails of the given blobs; return how many were folded."""
+        """Fold the tails of the given blobs, per index into ``parts``; return how many were folded."""
         done = 0
         for index, entries in grown.items():
-            layout = self.views[index].layout
-            size = record_size(layout)
+            part = self.parts[index][1]
             blobs = self.store.read([name for name, _ in entries])
             due = []
             for (name, _), blob in zip(entries, blobs, strict=True):
@@ -172,9 +178,9 @@ class FencedWriter:
                     continue
                 base = base_length(blob)
                 self._remember(name, base)
-                if len(blob) - base > self.tail_cap * size:
+                if records_in_tail(part, blob, base) > self.tail_cap:
                     due.append((name, blob))
-            folded = fold(layout, [blob for _, blob in due], clock=clock)
+            folded = fold(part, [blob for _, blob in due], clock=clock)
             done += self.store.replace(
                 [Replacement(name, old, new) for (name, old), new in zip(due, folded, strict=True)]
             )

@@ -13,7 +13,7 @@ from featurestore.definitions.keys import encode_key
 from featurestore.engines.oracle import Event
 from featurestore.engines.points import values_at_points
 from featurestore.engines.shape import encode_columns, shape
-from featurestore.events.decode import ARROW_TYPES
+from featurestore.events.arrow_types import ARROW_TYPES
 from featurestore.offline.spine import as_arrow, check_spine
 from featurestore.timeline import Instant, to_instant
 

@@ -1,10 +1,10 @@
 """Hostile streams: events on which windowed features go wrong, drawn for given views from a seed.
 
-What is forced, besides random times: events at t, just before and after it, on ``t - w`` and ``lo(t)`` of every window
-and one hop further, just around hop edges; ties, and whole events that come twice; times before 1970, leap days, leap
-seconds and the hours in which clocks change; nulls, NaN, infinities, signed zeros and sums that cancel; one hot key among
-several, and a key without events; late events, some later than every window; events ahead of their arrival, up to the
-allowed skew; arrivals out of order, several partitions. The same seed always gives the same stream.
+What is forced, besides random times: events at t, just before and after it, on ``t - w``, ``start(t)`` and ``end(t)``
+of every window and one hop further, just around hop edges; ties, and whole events that come twice; times before 1970,
+leap days, leap seconds and the hours in which clocks change; nulls, NaN, infinities, signed zeros and sums that cancel;
+one hot key among several, and a key without events; late events, some later than every window; events ahead of their
+arrival, up to the allowed skew; arrivals out of order, several partitions. The same seed always gives the same stream.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def hostile_stream(
     dice = random.Random(seed)  # noqa: S311 - not for secrets
     source = view.source
     windows = [feature.window for feature in view.layout.features]
-    longest = max((w.length + w.hop for w in windows if w.length is not None and w.hop is not None), default=HOUR)
+    longest = max((_back(window) for window in windows if _back(window)), default=HOUR)
     anchor = dice.choice(_ANCHORS) + dice.choice((0, longest))
     edges = _edges(windows, anchor)
     pools = {field.name: _pool(field, view, dice) for field in source.contract.fields}
@@ -126,12 +126,18 @@ def _edges(windows: Sequence[Window], anchor: Instant) -> list[Instant]:
     """Return the instants around which windows of a lookup at or near ``anchor`` begin and end."""
     edges = {anchor}
     for window in windows:
-        if window.length is None or window.hop is None:
-            continue
-        start = floor_to(anchor - window.length, window.hop)
-        edges |= {anchor - window.length, start, start + window.hop, floor_to(anchor, window.hop), anchor + window.hop}
-        edges |= {floor_to(anchor, window.hop) - window.length}
-    return sorted(edge + step for edge in edges for step in (-1, 0, 1))
+        start, end, late = window.start(anchor), window.end(anchor), anchor - window.delay
+        edges |= {end, late}
+        if start is not None and window.length is not None and window.hop is not None:
+            hop = floor_to(anchor, window.hop)
+            edges |= {start, start + window.hop, late - window.length, anchor - window.length}
+            edges |= {hop, hop - window.length, anchor + window.hop, end + window.hop}
+    return sorted({edge + step for edge in edges for step in (-1, 0, 1)})
+
+
+def _back(window: Window) -> int:
+    """Return how far before t a window can begin; for lifetime, its delay."""
+    return (window.length or 0) + (window.hop or 0) + window.delay
 
 
 def _event_time(

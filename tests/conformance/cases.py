@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import json
 
-from featurestore.algebra import Count, Last, Max, Mean, Min, Sawtooth, Sum
+from featurestore.algebra import (
+    Count,
+    Exact,
+    Hopping,
+    Last,
+    Lifetime,
+    Max,
+    Mean,
+    Min,
+    Sawtooth,
+    Series,
+    Sum,
+    Tumbling,
+)
 from featurestore.datatypes import DataType
 from featurestore.definitions.contract import Contract
 from featurestore.definitions.entity import Entity
@@ -12,6 +25,7 @@ from featurestore.definitions.keys import encode_key
 from featurestore.definitions.source import EventSource
 from featurestore.definitions.view import FeatureView
 from featurestore.testing.compare import values_agree
+from tests.laws.wide import Longest, Texts
 
 CONTRACT = Contract.from_json(
     json.dumps(
@@ -81,7 +95,52 @@ SHORT = FeatureView(
     {"n": Count().over(Sawtooth("10s", hop="1s"), Sawtooth("12s", hop="4s")), "low": Min("points").over("12s")},
 )
 
-VIEWS = (MANY, CONDITIONS, COMPOSITE, LIFETIME, SHORT)
+KINDS = (
+    "10m", Exact("10m"), Hopping("10m", hop="5m"), Tumbling("10m"), "lifetime", Sawtooth("10m", delay="7m"),
+    Exact("10m", delay="150s"), Hopping("1h", hop="20m", delay="1m"), Tumbling("10m", delay="1h"), Lifetime(delay="13m"),
+    Series("30m", every="10m"), Exact("3h"), Lifetime(delay="1m"), Sawtooth("30m", hop="15m", delay="15m"),
+)  # fmt: skip
+"""Every kind of window, with and without a delay."""
+WINDOWS = FeatureView(
+    "windows",
+    CARD,
+    SOURCE,
+    {
+        "n": Count().over(*KINDS),
+        "spend": Sum("amount").over(*KINDS),
+        "points": Sum("points").over(Tumbling("10m"), Exact("10m")),
+        "high": Max("amount").over(*KINDS),
+        "last": Last("points").over(Exact("10m"), Lifetime(delay="13m"), Hopping("10m", hop="5m")),
+    },
+)
+EXACT = FeatureView(
+    "exact", CARD, SOURCE, {"n": Count().over(Exact("1h"), Exact("90s")), "low": Min("amount").over(Exact("1h"))}
+)
+CLOSED = FeatureView(
+    "closed",
+    CARD,
+    SOURCE,
+    {"n": Count().over(Tumbling("1h"), Series("2h", every="1h")), "mean": Mean("amount").over(Tumbling("1h"))},
+)
+WIDE = FeatureView(
+    "wide",
+    CARD,
+    SOURCE,
+    {
+        "n": Count().over("10m", Exact("10m")),
+        "texts": Texts("status").over(*KINDS),
+        "few": Texts("status", most=2).over("10m", Tumbling("10m")),
+        "shops": Texts("shop", where="online").over("10m", Exact("10m")),
+        "longest": Longest("status").over("10m", "lifetime", Lifetime(delay="13m")),
+    },
+    where="amount IS NOT NULL OR points > 0",
+)
+TEXTS = FeatureView(
+    "texts", CARD, SOURCE, {"all": Texts("status").over("10m", "lifetime"), "top": Longest("points").over("10m")}
+)
+PARTS = (WINDOWS, EXACT, CLOSED, WIDE, TEXTS)
+"""Views with parts of every kind."""
+VIEWS = (MANY, CONDITIONS, COMPOSITE, LIFETIME, SHORT, *PARTS)
 
 SLACK = 1e-6
 """Absolute, for sums of at most 200 values up to 1e16 that cancel; doubles that must be exact are compared exactly."""

@@ -14,8 +14,9 @@ from featurestore.engines.points import values_at_points
 from featurestore.engines.scalar import evaluate_row
 from featurestore.engines.shape import tiles
 from featurestore.errors import PastLookupError
-from featurestore.online.codec import ViewReader, empty_base, parse_frame, record_size
+from featurestore.online.codec import empty_base, parse_frame, record_format, record_size, records_in_tail
 from featurestore.online.fold import drop_unreachable, fold
+from featurestore.online.reader import ViewReader
 from featurestore.testing.streams import hostile_stream, shape_events
 from featurestore.timeline import MAX_INSTANT
 from tests.conformance.cases import LIFETIME, SHORT, VIEWS, assert_same, encoded
@@ -25,26 +26,31 @@ class Store:
     """The online store in memory, without its server: what the writer appends and folds, cut where the test says."""
 
     def __init__(self, view):
-        self.view = view
+        self.view, self.parts = view, view.layout.parts
         self.blobs = {}
 
     def append(self, events):
         shaped = shape_events(self.view, events)
-        rows = drop_unreachable(self.view.layout, shaped, tiles(self.view, shaped))
-        table = rows.table().astype("<i8")
-        for code in np.unique(rows.key):
-            key = shaped.keys[code]
-            self.blobs.setdefault(key, empty_base(self.view.layout))
-            self.blobs[key] += table[rows.key == code].tobytes()
+        for part in self.parts:
+            rows = drop_unreachable(part, shaped, tiles(part, shaped))
+            data, ends = record_format(part).encode(rows.records)
+            for row, code in enumerate(rows.key.tolist()):
+                blobs = self.blobs.setdefault(shaped.keys[code], [empty_base(part) for part in self.parts])
+                blobs[part.number] += data[ends[row] : ends[row + 1]]
 
-    def fold(self, keys, clock):
-        folded = fold(self.view.layout, [self.blobs[key] for key in keys], clock=clock)
-        for key, blob in zip(keys, folded, strict=True):
-            kept = (len(blob) - parse_frame(blob, self.view.layout).base_length) // record_size(self.view.layout)
-            assert kept <= (
-                len(self.blobs[key]) - parse_frame(self.blobs[key], self.view.layout).base_length
-            ) // record_size(self.view.layout)
-            self.blobs[key] = blob
+    def fold(self, keys, clock, parts=None):
+        for part in self.parts if parts is None else parts:
+            folded = fold(part, [self.blobs[key][part.number] for key in keys], clock=clock)
+            for key, blob in zip(keys, folded, strict=True):
+                assert in_tail(part, blob) <= in_tail(part, self.blobs[key][part.number])
+                self.blobs[key][part.number] = blob
+
+    def read(self, key, reader, t, **options):
+        return reader.read(self.blobs.get(key, [None] * len(self.parts)), t, **options)
+
+
+def in_tail(part, blob):
+    return records_in_tail(part, blob, parse_frame(blob, part).base_length)
 
 
 def entering(view, events, key):
@@ -75,18 +81,19 @@ def test_the_online_blob_is_the_oracle_or_refuses_the_past(view, seed):
         now = max(event.arrival for event in applied)
         if dice.random() < 0.7:
             chosen = [key for key in store.blobs if dice.random() < 0.7]
-            store.fold(chosen, dice.choice([now, now, now - 3_000_000_000, MAX_INSTANT if cut == cuts[-1] else now]))
+            clock = dice.choice([now, now, now - 3_000_000_000, MAX_INSTANT if cut == cuts[-1] else now])
+            store.fold(chosen, clock, [part for part in store.parts if dice.random() < 0.8])
         for key, t in stream.probes if cut == cuts[-1] else dice.sample(stream.probes, 3):
             mine = entering(view, applied, key)
             for asked in {t, max([t, *(e.event_time + 1 for e in mine if e.event_time <= e.arrival)])}:
-                blob, at = store.blobs.get(encoded(view, key)), asked
+                at = asked
                 try:
-                    read = reader.read(blob, at)
+                    read = store.read(encoded(view, key), reader, at)
                 except PastLookupError:
                     merged = max([e.event_time for e in mine])
                     assert at <= merged
                     refused += 1
-                    read = reader.read(blob, at, exact_time=False)
+                    read = store.read(encoded(view, key), reader, at, exact_time=False)
                     assert at <= read.as_of <= merged
                     at = read.as_of + 1
                 answered += 1
@@ -109,7 +116,7 @@ def test_a_lookup_after_everything_applied_is_never_refused(view):
             store.fold([key for key in store.blobs if seed % 2], clock=stream.events[begin + 19].arrival)
         t = max(event.event_time for event in stream.events) + 1
         for key, _ in stream.probes:
-            values = reader.read(store.blobs.get(encoded(view, key)), t).values
+            values = store.read(encoded(view, key), reader, t).values
             assert_same(view, values_at(view, stream.events, key, t), values, "online")
 
 
@@ -126,7 +133,7 @@ def test_the_points_kernel_is_the_oracle(view, seed):
         results = values_at_points(view.layout, shaped, key, t, hidden)
         for row, (values, at) in enumerate(stream.probes):
             seen = None if hidden is None else int(hidden[row])
-            got = [column[row].item() if valid[row] else None for column, valid in results]
+            got = [column.item(row) if valid[row] else None for column, valid in results]
             assert_same(
                 view, values_at(view, stream.events, values, at, visible_at=seen), got, f"points at {at}, {seen}"
             )
@@ -144,7 +151,7 @@ def test_an_event_is_seen_from_its_arrival_on(seed):
     seen = np.array([at for _, at in asked])
     results = values_at_points(view.layout, shaped, key, np.full(len(asked), t), seen)
     for row, (event, at) in enumerate(asked):
-        got = [column[row].item() if valid[row] else None for column, valid in results]
+        got = [column.item(row) if valid[row] else None for column, valid in results]
         expected = values_at(view, stream.events, [event.row["card_id"]], t, visible_at=at)
         assert_same(view, expected, got, f"points seen at {at}")
 
@@ -166,6 +173,7 @@ def test_the_points_kernel_answers_nothing_about_nothing():
 # ------------------------------------------------------------------------------- cases told one by one
 
 SECOND = 1_000_000
+(ONE,) = SHORT.layout.parts
 
 
 def event(time, arrival=None, offset=0, **row):
@@ -180,7 +188,7 @@ def counted(view=SHORT):
     key = encode_key(["c"], [DataType.STRING])
 
     def read(t, **options):
-        return reader.read(store.blobs.get(key), t, **options)
+        return store.read(key, reader, t, **options)
 
     return store, read
 
@@ -244,7 +252,7 @@ def test_a_time_before_rows_that_were_not_stored_is_refused():
     """A batch spanning more than every window stores only what lookups after its newest event can reach."""
     store, read = counted()
     store.append([event(0), event(3600 * SECOND, offset=1)])
-    assert len(store.blobs[next(iter(store.blobs))]) == len(empty_base(SHORT.layout)) + record_size(SHORT.layout)
+    assert len(store.blobs[next(iter(store.blobs))][0]) == len(empty_base(ONE)) + record_size(ONE)
     with pytest.raises(PastLookupError):
         read(SECOND)
     assert read(3600 * SECOND + 1).values[0] == 1
@@ -255,11 +263,11 @@ def test_folding_is_idempotent_and_counts():
     store, read = counted()
     store.append([event(second * SECOND, offset=second) for second in range(20)])
     store.fold(list(store.blobs), clock=MAX_INSTANT)
-    ((key, once),) = store.blobs.items()
+    ((key, (once,)),) = store.blobs.items()
     store.fold([key], clock=MAX_INSTANT)
-    frames = [parse_frame(blob, SHORT.layout) for blob in (once, store.blobs[key])]
+    frames = [parse_frame(blob, ONE) for blob in (once, *store.blobs[key])]
     assert [frame.folds for frame in frames] == [1, 2]
-    assert once[32:] == store.blobs[key][32:]
+    assert once[32:] == store.blobs[key][0][32:]
     assert read(20 * SECOND).values[0] == 10
 
 
@@ -268,9 +276,10 @@ def test_folding_forgets_what_no_later_lookup_can_reach():
     for second in range(0, 400, 10):
         store.append([event(second * SECOND, offset=second)])
         store.fold(list(store.blobs), clock=MAX_INSTANT)
-    (blob,) = store.blobs.values()
-    assert [rows for _, rows in parse_frame(blob, SHORT.layout).ladders] == [2, 2]
+    ((blob,),) = store.blobs.values()
+    assert [rows for _, rows in parse_frame(blob, ONE).ladders] == [2, 2]
 
 
 def test_folding_nothing_is_nothing():
-    assert fold(VIEWS[0].layout, []) == []
+    for part in (part for view in VIEWS for part in view.layout.parts):
+        assert fold(part, []) == []

@@ -150,7 +150,7 @@ def test_no_tail_is_longer_than_its_cap_after_a_write(open_store, cap):
         online.apply([one(i * 40 * SECOND, card=f"c{i % 3}", offset=i) for i in range(begin, begin + 10)])
         for key, blob in online.blobs().items():
             view = next(view for view in VIEWS if f":{view.name}@".encode() in key)
-            assert (len(blob) - base_length(blob)) // record_size(view.layout) <= cap
+            assert (len(blob) - base_length(blob)) // record_size(view.layout.parts[0]) <= cap
 
 
 class Interrupted:

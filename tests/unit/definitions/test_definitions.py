@@ -216,7 +216,7 @@ def test_two_features_of_one_full_name_are_refused():
 def test_a_window_in_two_units_makes_two_names_of_one_value():
     twice = view(features={"n": Count().over("1h", "60m")})
     assert twice.layout.feature_ids == ("card_spend.n_1h", "card_spend.n_60m")
-    assert len(twice.layout.measures) == len(twice.layout.ladders) == 1
+    assert len(twice.layout.measures) == len(twice.layout.parts[0].ladders) == 1
 
 
 def test_wrong_windows_are_refused_while_defining():
@@ -274,7 +274,8 @@ def test_white_space_changes_neither_the_fingerprint_nor_what_is_stored():
     wild = view(features={"a": Sum("amount*fx_rate").over("1h"), "b": Mean(" amount  * fx_rate").over("1h")})
     assert tidy.fingerprint == wild.fingerprint
     assert len(tidy.layout.measures) == len(wild.layout.measures) == 1
-    assert (tidy.layout.slots, tidy.layout.ladders) == (wild.layout.slots, wild.layout.ladders)
+    assert tidy.layout.slots == wild.layout.slots
+    assert [part.to_dict() for part in tidy.layout.parts] == [part.to_dict() for part in wild.layout.parts]
 
 
 def test_a_changed_input_type_changes_the_fingerprint_because_the_stored_bytes_change():
@@ -292,15 +293,15 @@ def test_a_changed_input_type_changes_the_fingerprint_because_the_stored_bytes_c
 def test_a_layout_shares_measures_and_sorts_ladders():
     layout = view().layout
     assert [type(m).__name__ for m in layout.measures] == ["Count", "Sum", "Mean", "Last"]
-    assert [(ladder.hop, ladder.reach, ladder.measures) for ladder in layout.ladders] == [
+    assert [(ladder.hop, ladder.reach, ladder.measures) for ladder in layout.parts[0].ladders] == [
         (15_000_000, 5 * MINUTE, (0,)),
         (5 * MINUTE, HOUR, (0, 1)),
         (2 * HOUR, 24 * HOUR, (0,)),
         (12 * HOUR, 7 * DAY, (1, 2)),
         (None, None, (2, 3)),
     ]
-    assert layout.tile == 15_000_000
-    assert layout.reach is None
+    assert layout.parts[0].tile == 15_000_000
+    assert layout.parts[0].reach is None
     assert layout.feature_ids == (
         "card_spend.n_5m", "card_spend.n_1h", "card_spend.n_24h", "card_spend.spend_1h", "card_spend.spend_7d",
         "card_spend.mean_7d", "card_spend.mean_lifetime", "card_spend.last_lifetime",
@@ -316,16 +317,16 @@ def test_sum_and_mean_of_one_input_share_a_partial():
 
 def test_the_tile_divides_every_hop():
     layout = view(features={"n": Count().over(Sawtooth("40s", hop="10s"), Sawtooth("1m", hop="4s"), "lifetime")}).layout
-    assert layout.tile == 2_000_000
+    assert layout.parts[0].tile == 2_000_000
 
 
 def test_a_lifetime_only_view_has_tiles_of_a_day():
     layout = view(features={"n": Windowed(Count(), (Lifetime(),))}).layout
-    assert (layout.tile, layout.reach) == (DAY, None)
+    assert (layout.parts[0].tile, layout.parts[0].reach) == (DAY, None)
 
 
 def test_the_reach_is_the_longest_look_back_with_its_hop():
-    assert view(features={"n": Count().over("1h", "5m")}).layout.reach == HOUR + 5 * MINUTE
+    assert view(features={"n": Count().over("1h", "5m")}).layout.parts[0].reach == HOUR + 5 * MINUTE
 
 
 # -------------------------------------------------------------------------------------------------- round trips

@@ -16,9 +16,10 @@ from featurestore.algebra import Count, Last, Mean, Min, Sawtooth, Sum
 from featurestore.datatypes import DataType
 from featurestore.definitions.layout import compile_layout
 from featurestore.errors import CodecError, PastLookupError
-from featurestore.online.codec import HEADER, ViewReader, empty_base, parse_frame, record_size
+from featurestore.online.codec import HEADER, empty_base, parse_frame, record_size
 from featurestore.online.fold import fold
 from featurestore.online.lookup import LookupPlan
+from featurestore.online.reader import ViewReader
 from featurestore.timeline import MAX_INSTANT, MIN_INSTANT
 
 F, N, B = DataType.FLOAT64, DataType.INT64, DataType.BOOL
@@ -43,6 +44,7 @@ LAYOUT = layout_of(
     (Last("a").bind(F), LIFETIME),
 )
 READER = ViewReader(LAYOUT)
+(PART,) = LAYOUT.parts
 GOLDEN = (456, "f8964a0e3243c0164ab085e7844db3932b9958534ff2ba4c4e1d4e8a5b1bfb57")
 S = 1_000_000
 
@@ -59,7 +61,7 @@ def tail():
     )
 
 
-BLOB = fold(LAYOUT, [empty_base(LAYOUT) + tail()], clock=10 * S)[0]
+BLOB = fold(PART, [empty_base(PART) + tail()], clock=10 * S)[0]
 """A base with four events folded in, two ladders and a lifetime row, and one record in the tail."""
 
 
@@ -68,14 +70,14 @@ def read_or_refuse(blob, t):
     result = None
     for exact in (True, False):
         try:
-            result = READER.read(blob, t, exact_time=exact)
+            result = READER.read([blob], t, exact_time=exact)
         except (CodecError, PastLookupError):
             assert exact or result is None
     try:
-        folded = fold(LAYOUT, [blob])
+        folded = fold(PART, [blob])
     except CodecError:
         return result
-    parse_frame(folded[0], LAYOUT)
+    parse_frame(folded[0], PART)
     return result
 
 
@@ -84,23 +86,23 @@ def read_or_refuse(blob, t):
 
 def test_the_bytes_of_an_empty_base_never_change():
     expected = bytes.fromhex("4642010030000000eeffc000eeffc00000000000000000800000000000000000") + bytes(16)
-    assert empty_base(LAYOUT) == expected
+    assert empty_base(PART) == expected
 
 
 def test_the_bytes_of_a_folded_blob_never_change():
     """A change of these bytes is a new format: raise VERSION, and say how old stores are rebuilt."""
     assert (len(BLOB), hashlib.sha256(BLOB).hexdigest()) == GOLDEN
-    assert HEADER.unpack_from(BLOB) == (b"FB", 1, 0, len(BLOB) - record_size(LAYOUT), 0x00C0FFEE00C0FFEE, 9 * S + 5, 1)
+    assert HEADER.unpack_from(BLOB) == (b"FB", 1, 0, len(BLOB) - record_size(PART), 0x00C0FFEE00C0FFEE, 9 * S + 5, 1)
     assert struct.unpack_from("<3I", BLOB, 32) == (2, 3, 1)
     assert struct.unpack_from("<2q", BLOB, 48) == (0, 9)
 
 
 def test_what_the_golden_blob_says():
-    values = READER.read(BLOB, 10 * S)
+    values = READER.read([BLOB], 10 * S)
     assert values.values == (2, 4, pytest.approx(1.8), pytest.approx(1.6), 4.0, True, 5.5)
     assert values.as_of == 9 * S + 5
-    assert READER.read(BLOB, 30 * S).values[:2] == (1, 5)
-    assert READER.read(BLOB, 32 * S).values[:2] == (0, 5)
+    assert READER.read([BLOB], 30 * S).values[:2] == (1, 5)
+    assert READER.read([BLOB], 32 * S).values[:2] == (0, 5)
 
 
 def test_the_plan_of_a_service_never_changes_its_form():
@@ -134,13 +136,13 @@ def test_a_plan_that_cannot_be_read_is_a_codec_error(data):
 @pytest.mark.parametrize("cut", range(len(BLOB)))
 def test_a_truncated_blob_is_refused(cut):
     truncated = BLOB[:cut]
-    if cut == len(BLOB) - record_size(LAYOUT):
-        assert READER.read(truncated, 10 * S).values[1] == 4  # a whole base without a tail
+    if cut == len(BLOB) - record_size(PART):
+        assert READER.read([truncated], 10 * S).values[1] == 4  # a whole base without a tail
     else:
         with pytest.raises(CodecError):
-            READER.read(truncated, 10 * S)
+            READER.read([truncated], 10 * S)
         with pytest.raises(CodecError):
-            fold(LAYOUT, [truncated])
+            fold(PART, [truncated])
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_a_truncated_blob_is_refused(cut):
 )
 def test_a_blob_of_another_format_or_view_is_refused(offset, value, message):
     with pytest.raises(CodecError, match=message):
-        READER.read(BLOB[:offset] + value + BLOB[offset + len(value) :], 10 * S)
+        READER.read([BLOB[:offset] + value + BLOB[offset + len(value) :]], 10 * S)
 
 
 def test_lengths_that_claim_gigabytes_allocate_nothing():
@@ -163,9 +165,9 @@ def test_lengths_that_claim_gigabytes_allocate_nothing():
     tracemalloc.start()
     try:
         with pytest.raises(CodecError):
-            READER.read(huge, 1)
+            READER.read([huge], 1)
         with pytest.raises(CodecError):
-            fold(LAYOUT, [huge])
+            fold(PART, [huge])
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
@@ -183,10 +185,10 @@ def test_random_bytes_are_refused(blob, t):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.binary(max_size=3 * record_size(LAYOUT)), st.sampled_from([0, 1, 2, 3]), TIMES)
+@given(st.binary(max_size=3 * record_size(PART)), st.sampled_from([0, 1, 2, 3]), TIMES)
 def test_random_tails_are_values_or_refused(data, records, t):
-    data = data.ljust(record_size(LAYOUT) * records, b"\x7f")[: record_size(LAYOUT) * records]
-    read_or_refuse(empty_base(LAYOUT) + data, t)
+    data = data.ljust(record_size(PART) * records, b"\x7f")[: record_size(PART) * records]
+    read_or_refuse(empty_base(PART) + data, t)
 
 
 @settings(max_examples=500, deadline=None)
@@ -209,11 +211,11 @@ def test_spliced_blobs_are_a_value_or_refused(a, b, middle, t):
 @given(st.data(), TIMES)
 def test_well_framed_nonsense_is_a_value_or_refused(data, t):
     """Every length adds up and every number is arbitrary: unsorted hops, NaN, counts below zero."""
-    rows = [data.draw(st.integers(0, 4)) for _ in LAYOUT.ladders]
-    widths = [1 + sum(len(LAYOUT.measures[m].slots) for m in ladder.measures) for ladder in LAYOUT.ladders]
+    rows = [data.draw(st.integers(0, 4)) for _ in PART.ladders]
+    widths = [1 + sum(len(PART.measures[m].slots) for m in ladder.measures) for ladder in PART.ladders]
     words = (
         sum(n * width for n, width in zip(rows, widths, strict=True))
-        + data.draw(st.integers(0, 2)) * record_size(LAYOUT) // 8
+        + data.draw(st.integers(0, 2)) * record_size(PART) // 8
     )
     extremes = [0, 1, -1, MAX_INSTANT, MIN_INSTANT, 0x7FF8000000000000, 0x7FF0000000000000, 10 * S]
     body = np.array(

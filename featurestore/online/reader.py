@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from featurestore.online.codec import Frame
     from featurestore.timeline import Instant
 
-_MANY = 24
+_MANY = 1024
 """Plain rows from which on one vectorised merge is quicker than a loop."""
 
 

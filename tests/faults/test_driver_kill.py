@@ -54,7 +54,7 @@ def online_differences(store, shop, events):
 def tile_count(offline):
     """Return how many events the tiles of the first view hold: the first slot of its first measure counts them."""
     rows = table(offline, "tiles").to_pylist()
-    return sum(row["words"][0] for row in rows if row["view"] == "visit")
+    return sum(int.from_bytes(row["row"][:8], "little") for row in rows if row["view"] == "visit")
 
 
 def kill_in_the_middle(job, url, shop, before, ends):

@@ -8,6 +8,9 @@ layers over these four functions, which is why they agree:
     merge(a, b)           the partial of two disjoint sets of events
     finalize(partial)     the feature value; None (null) when no event counted
 
+A reader asks for ``value(partial, t, window)``. It is ``finalize(partial)``, but for the few aggregates whose value also
+depends on the time of the question or the length of the window (seconds since an event, events per second).
+
 Laws, for all partials a, b, c (tests/laws proves them for every class, ``featurestore.testing`` for yours):
 
     1. merge(a, merge(b, c)) == merge(merge(a, b), c)

@@ -1,6 +1,6 @@
 """The specification, executed: the value of a feature straight from all events, one event at a time. Never optimized.
 
-    value(key, t) = finalize(merge of all events with that key and lo(t) <= event time < t)
+    value(key, t) = value(merge of all events with that key and lo(t) <= event time < t, at t)
 
 Nothing here is shared with the fast paths but the scalar laws of the aggregates, the window's ``lo`` and the definition;
 rows are decided by the scalar evaluator. It costs O(events) per value and is what every other path is judged by.
@@ -66,5 +66,5 @@ def values_at(
             ):
                 value = None if expression is None else evaluate_row(expression, event.row)
                 partial = feature.aggregate.merge(partial, feature.aggregate.prepare(value, event.order))
-        values[f"{view.name}.{feature.name}"] = feature.aggregate.finalize(partial)
+        values[f"{view.name}.{feature.name}"] = feature.aggregate.value(partial, t, feature.window)
     return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 from featurestore.algebra.additive import Count, Mean, Sum
 from featurestore.algebra.aggregate import Aggregate, EventOrder, sequence_of
 from featurestore.algebra.extremal import Max, Min
+from featurestore.algebra.moments import Kurtosis, Skew, StdDev, Variance
 from featurestore.algebra.ordered import Last
 from featurestore.algebra.windows import (
     Exact,
@@ -18,7 +19,9 @@ from featurestore.algebra.windows import (
     as_window,
 )
 
-AGGREGATES: dict[str, type[Aggregate]] = {kind.__name__: kind for kind in (Count, Last, Max, Mean, Min, Sum)}
+AGGREGATES: dict[str, type[Aggregate]] = {
+    kind.__name__: kind for kind in (Count, Kurtosis, Last, Max, Mean, Min, Skew, StdDev, Sum, Variance)
+}
 """Every aggregate by name: how definitions, which are data, refer to them."""
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "EventOrder",
     "Exact",
     "Hopping",
+    "Kurtosis",
     "Last",
     "Lifetime",
     "Max",
@@ -35,8 +39,11 @@ __all__ = [
     "Min",
     "Sawtooth",
     "Series",
+    "Skew",
+    "StdDev",
     "Sum",
     "Tumbling",
+    "Variance",
     "Window",
     "Windowed",
     "as_window",

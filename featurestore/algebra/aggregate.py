@@ -20,7 +20,8 @@ Laws, for all partials a, b, c (tests/laws proves them for every class, ``featur
     5. finalize of any split of the events, merged in any order, equals finalize of the whole
     6. the column functions give what the scalar ones give, row by row
 
-Equality is exact for integers, counts, extremes and ordered aggregates; floating sums agree within relative 1e-9.
+Equality is exact for integers, counts, extremes and ordered aggregates; floating values agree within the relative
+``tolerance`` and the absolute ``slack`` that the class states.
 
 A partial is a fixed number of *slots*: a signed 8-byte integer ("i8"), a double ("f8") or bytes of any length ("b"). The
 tuple in memory (int, float, bytes), the columns in numpy (int64, float64, objects that are bytes) and the row in the store
@@ -33,6 +34,7 @@ Spark jobs.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeAlias
@@ -188,6 +190,16 @@ class Aggregate(ABC):
     @abstractmethod
     def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:
         """Return the values and a mask of those that are not null; strings and lists as an array of objects."""
+
+    def slack(self, inputs: Sequence[float]) -> float:
+        """Return the absolute difference allowed between two ways of computing one float64 value, besides ``tolerance``.
+
+        Where terms of both signs cancel, no relative error can be promised; what can be is an error relative to the terms.
+
+        Args:
+            inputs: The absolute values of the finite inputs merged.
+        """
+        return self.tolerance * 1e-16 * math.fsum(inputs)
 
     def value_columns(self, partial: Columns, t: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Return ``value`` of every row; ``t`` is one instant per row, int64."""

@@ -6,8 +6,7 @@
 Every law of ``algebra.aggregate`` is tried, on the scalar functions and on the column functions that Spark and the
 store use. Two partials count as equal when their integer slots are equal and nothing that may follow tells them apart:
 they finalize alike, alone and merged with each of the other events; bytes in a partial may differ. A value of type float64
-may differ by the relative
-``tolerance`` that its class states, and by 1e-16 of that tolerance times the sum of all absolute inputs (sums that
+may differ by the relative ``tolerance`` that its class states, and absolutely by its ``slack`` of the inputs (sums that
 cancel); everything else is compared exactly. NaN equals NaN, and -0.0 equals 0.0.
 
 Not covered: doubles whose partial sums leave the range of a double; IEEE 754 makes their result depend on the order.
@@ -123,7 +122,7 @@ class _Laws:
             self.aggregate.prepare(value, at) for value, at in zip(self.values, self.orders, strict=True)
         ]
         inputs = [abs(float(v)) for v in self.values if isinstance(v, (int, float)) and math.isfinite(v)]
-        self.slack = self.aggregate.tolerance * 1e-16 * math.fsum(inputs)
+        self.slack = self.aggregate.slack(inputs)
 
     # ------------------------------------------------------------------------------------------------- equality
 

@@ -18,9 +18,28 @@ from featurestore.algebra.windows import (
     Windowed,
     as_window,
 )
+from featurestore.algebra.ordered import First, Last
+from featurestore.algebra.timed import Rate, SecondsSinceFirst, SecondsSinceLast
+from featurestore.algebra.windows import Lifetime, Sawtooth, Window, Windowed, as_window
 
 AGGREGATES: dict[str, type[Aggregate]] = {
-    kind.__name__: kind for kind in (Count, Kurtosis, Last, Max, Mean, Min, Skew, StdDev, Sum, Variance)
+    kind.__name__: kind
+    for kind in (
+        Count,
+        First,
+        Kurtosis,
+        Last,
+        Max,
+        Mean,
+        Min,
+        Rate,
+        SecondsSinceFirst,
+        SecondsSinceLast,
+        Skew,
+        StdDev,
+        Sum,
+        Variance,
+    )
 }
 """Every aggregate by name: how definitions, which are data, refer to them."""
 
@@ -30,6 +49,7 @@ __all__ = [
     "Count",
     "EventOrder",
     "Exact",
+    "First",
     "Hopping",
     "Kurtosis",
     "Last",
@@ -37,7 +57,10 @@ __all__ = [
     "Max",
     "Mean",
     "Min",
+    "Rate",
     "Sawtooth",
+    "SecondsSinceFirst",
+    "SecondsSinceLast",
     "Series",
     "Skew",
     "StdDev",

@@ -52,7 +52,7 @@ class Count(Aggregate):
         """Return zero events."""
         return (0,)
 
-    def prepare(self, value: Any, at: EventOrder) -> Partial:  # noqa: ARG002
+    def prepare(self, value: Any, at: EventOrder) -> Partial:
         """Return one event, or none when an input is given and null."""
         return (0,) if self.input is not None and value is None else (1,)
 
@@ -69,7 +69,7 @@ class Count(Aggregate):
         values: np.ndarray,
         valid: np.ndarray,
         event_time: np.ndarray,
-        sequence: np.ndarray,  # noqa: ARG002
+        sequence: np.ndarray,
     ) -> Columns:
         """Return one for every valid row."""
         return (valid.astype(np.int64),)
@@ -107,7 +107,7 @@ class Sum(Aggregate):
         """Return no events."""
         return (0, 0, 0) if self.is_integer else (0, 0.0, 0.0)
 
-    def prepare(self, value: Any, at: EventOrder) -> Partial:  # noqa: ARG002
+    def prepare(self, value: Any, at: EventOrder) -> Partial:
         """Return one value."""
         if value is None:
             return self.empty()
@@ -132,6 +132,16 @@ class Sum(Aggregate):
             return int(partial[1] << 32) + int(partial[2])
         return float(partial[1] + partial[2])
 
+    def total_columns(self, partial: Columns) -> np.ndarray:
+        """Return the sums as doubles, also of no events."""
+        total: np.ndarray
+        if not self.is_integer:
+            total = partial[1] + partial[2]
+            return total
+        # lo is carried into hi first: both are then exact as doubles, and nothing cancels
+        total = (partial[1] + (partial[2] >> 32)) * 4294967296.0 + (partial[2] & _LOW)
+        return total
+
     def finalize(self, partial: Partial) -> int | float | None:
         """Return the sum, or None without values."""
         if not partial[0]:
@@ -144,7 +154,7 @@ class Sum(Aggregate):
         values: np.ndarray,
         valid: np.ndarray,
         event_time: np.ndarray,
-        sequence: np.ndarray,  # noqa: ARG002
+        sequence: np.ndarray,
     ) -> Columns:
         """Return one value per valid row."""
         n = valid.astype(np.int64)
@@ -194,9 +204,4 @@ class Mean(Sum):
 
     def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:
         """Return sum / n; null without values."""
-        n = partial[0]
-        if not self.is_integer:
-            return (partial[1] + partial[2]) / np.maximum(n, 1), n > 0
-        # lo is carried into hi first: both are then exact as doubles, and nothing cancels
-        total = (partial[1] + (partial[2] >> 32)) * 4294967296.0 + (partial[2] & _LOW)
-        return total / np.maximum(n, 1), n > 0
+        return self.total_columns(partial) / np.maximum(partial[0], 1), partial[0] > 0

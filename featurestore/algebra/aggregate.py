@@ -104,6 +104,9 @@ class Aggregate(ABC):
             raise DefinitionError(f"{self!r}.over() needs at least one window.", hint="for example .over('1h', '24h').")
         return Windowed(self, tuple(as_window(window) for window in given))
 
+    def check_window(self, window: Window) -> None:  # noqa: B027
+        """Refuse a window over which this aggregate has no value; most have one over every window."""
+
     def bind(self, value_type: DataType | None) -> Self:
         """Return a copy that knows its input's type.
 

@@ -1,4 +1,7 @@
-"""Last: aggregates that depend on order. Events are ordered by (event time, source partition, source offset)."""
+"""First and Last: aggregates that depend on order. Events are ordered by (event time, source partition, source offset).
+
+Partial of both: event time i8 · sequence i8 · value i8 or f8 (24 bytes).
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,33 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from featurestore.algebra.aggregate import ORDERED, Aggregate
-from featurestore.timeline import MIN_INSTANT
+from featurestore.timeline import MAX_INSTANT, MIN_INSTANT
 
 if TYPE_CHECKING:
     from featurestore.algebra.aggregate import Columns, EventOrder, Partial
     from featurestore.datatypes import DataType
+    from featurestore.timeline import Instant
 
 
 @dataclass(frozen=True, repr=False)
-class Last(Aggregate):
-    """The value of the newest event whose value is not null. Null when there is none.
+class _Ordered(Aggregate):
+    """The value of one event, the first in an order that the class chooses by ``comes_first`` and ``never``.
 
-    Events at the same instant are told apart by source partition and offset, never by when they happened to arrive.
+    Both orders are total over (event time, sequence), so merging is exact, and a tie is a tie with itself.
     """
 
     accepts: ClassVar[frozenset[DataType]] = ORDERED
-    partial_kind: ClassVar[str] = "last"
+    never: ClassVar[Instant]
+    """The event time of no event: it comes after every other in the order."""
+
+    @staticmethod
+    def comes_first(time: Any, sequence: Any, other_time: Any, other_sequence: Any) -> Any:
+        """Return whether the one is kept rather than the other; of numbers or of arrays, so without ``and`` and ``or``."""
+        raise NotImplementedError
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """(event time, sequence, value); the event time is the smallest int64 when empty."""
+        """(event time, sequence, value); the event time is ``never`` when empty."""
         return ("i8", "i8", "i8") if self.is_integer else ("i8", "i8", "f8")
 
     @property
@@ -38,7 +48,7 @@ class Last(Aggregate):
 
     def empty(self) -> Partial:
         """Return no events."""
-        return (MIN_INSTANT, 0, 0 if self.is_integer else 0.0)
+        return (self.never, 0, 0 if self.is_integer else 0.0)
 
     def prepare(self, value: Any, at: EventOrder) -> Partial:
         """Return one value."""
@@ -47,12 +57,12 @@ class Last(Aggregate):
         return (at.event_time, at.sequence, int(value) if self.is_integer else float(value))
 
     def merge(self, a: Partial, b: Partial) -> Partial:
-        """Return the newer of both."""
-        return a if (a[0], a[1]) >= (b[0], b[1]) else b
+        """Return the one that comes first."""
+        return a if self.comes_first(a[0], a[1], b[0], b[1]) else b
 
     def finalize(self, partial: Partial) -> Any:
         """Return the value, or None without one."""
-        if partial[0] == MIN_INSTANT:
+        if partial[0] == self.never:
             return None
         return bool(partial[2]) if self.value_type == "bool" else partial[2]
 
@@ -62,16 +72,65 @@ class Last(Aggregate):
         """Return one value per valid row."""
         kind = np.int64 if self.is_integer else np.float64
         return (
-            np.where(valid, event_time, MIN_INSTANT),
+            np.where(valid, event_time, self.never),
             np.where(valid, sequence, 0),
             np.where(valid, values, 0).astype(kind),
         )
 
     def merge_columns(self, a: Columns, b: Columns) -> Columns:
-        """Return the newer of every pair."""
-        first = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] >= b[1]))
-        return np.where(first, a[0], b[0]), np.where(first, a[1], b[1]), np.where(first, a[2], b[2])
+        """Return the one that comes first of every pair."""
+        first = self.comes_first(a[0], a[1], b[0], b[1])
+        return tuple(np.where(first, x, y) for x, y in zip(a, b, strict=True))
 
     def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:
         """Return the values; null without one."""
-        return partial[2], partial[0] != MIN_INSTANT
+        return partial[2], partial[0] != self.never
+
+
+@dataclass(frozen=True, repr=False)
+class First(_Ordered):
+    """The value of the oldest event whose value is not null. Null when there is none; NaN is a value.
+
+    Events at the same instant are told apart by source partition and offset, never by when they happened to arrive. A late
+    event that is older than the first one replaces it.
+
+    Partial: event time i8 · sequence i8 · value i8 or f8 (24 bytes). Exact.
+
+    >>> from featurestore.algebra import EventOrder
+    >>> from featurestore.datatypes import DataType
+    >>> first = First("amount").bind(DataType.INT64)
+    >>> first.finalize(first.merge(first.prepare(7, EventOrder(20, 0)), first.prepare(5, EventOrder(10, 1))))
+    5
+    """
+
+    partial_kind: ClassVar[str] = "first"
+    never: ClassVar[Instant] = MAX_INSTANT
+
+    @staticmethod
+    def comes_first(time: Any, sequence: Any, other_time: Any, other_sequence: Any) -> Any:
+        """Return whether the one is not newer."""
+        return (time < other_time) | ((time == other_time) & (sequence <= other_sequence))
+
+
+@dataclass(frozen=True, repr=False)
+class Last(_Ordered):
+    """The value of the newest event whose value is not null. Null when there is none; NaN is a value.
+
+    Events at the same instant are told apart by source partition and offset, never by when they happened to arrive.
+
+    Partial: event time i8 · sequence i8 · value i8 or f8 (24 bytes). Exact.
+
+    >>> from featurestore.algebra import EventOrder
+    >>> from featurestore.datatypes import DataType
+    >>> last = Last("amount").bind(DataType.INT64)
+    >>> last.finalize(last.merge(last.prepare(7, EventOrder(20, 0)), last.prepare(5, EventOrder(10, 1))))
+    7
+    """
+
+    partial_kind: ClassVar[str] = "last"
+    never: ClassVar[Instant] = MIN_INSTANT
+
+    @staticmethod
+    def comes_first(time: Any, sequence: Any, other_time: Any, other_sequence: Any) -> Any:
+        """Return whether the one is not older."""
+        return (time > other_time) | ((time == other_time) & (sequence >= other_sequence))

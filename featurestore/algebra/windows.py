@@ -263,6 +263,8 @@ class Windowed:
     windows: tuple[Window, ...]
 
     def __post_init__(self) -> None:
+        for window in self.windows:
+            self.aggregate.check_window(window)
         labels = [window.label for window in self.windows]
         twice = {label for label in labels if labels.count(label) > 1}
         if twice:

@@ -35,7 +35,9 @@ from featurestore.algebra.columns import (
 )
 from featurestore.algebra.rows import row_format
 from featurestore.algebra.tiles import tile_events
+from featurestore.algebra.windows import Lifetime, Sawtooth
 from featurestore.datatypes import DataType
+from featurestore.errors import WindowError
 from featurestore.testing.compare import values_agree
 from featurestore.timeline import floor_to
 
@@ -105,6 +107,7 @@ def check_laws(
     laws.check_merge()
     laws.check_splits()
     laws.check_columns()
+    laws.check_values()
     laws.check_groups()
     laws.check_tiles()
 
@@ -255,6 +258,21 @@ class _Laws:
         )
         if [end for _, end in each] != offsets[1:].tolist():
             self.fail("rows", f"offsets are {offsets.tolist()}")
+
+    def check_values(self) -> None:
+        """The value at t is the same from columns and from scalars, for every t of a row of its own."""
+        columns = self.columns()
+        for window in (Sawtooth("40us", hop="10us"), Lifetime()):
+            try:
+                self.aggregate.check_window(window)
+            except WindowError:
+                continue
+            t = [self.dice.randrange(25, 100) for _ in self.partials]
+            results, valid = self.aggregate.value_columns(columns, np.array(t, dtype=np.int64), window)
+            for row, (partial, at) in enumerate(zip(self.partials, t, strict=True)):
+                got, expected = results.item(row) if valid[row] else None, self.aggregate.value(partial, at, window)
+                if not self.same_value(got, expected):
+                    self.fail("columns: value", f"at {at} over {window.label} {got!r} is not {expected!r}")
 
     def check_groups(self) -> None:
         """Groups, suffixes and ranges merge what they cover and nothing else."""

@@ -11,7 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.algebra import AGGREGATES, Count, EventOrder, Last, Max, Mean, Min, Sum
+from featurestore.algebra import (
+    AGGREGATES,
+    Count,
+    EventOrder,
+    Last,
+    Max,
+    Mean,
+    Min,
+    Rate,
+    SecondsSinceFirst,
+    SecondsSinceLast,
+    Sum,
+)
 from featurestore.datatypes import SCALARS, DataType
 from featurestore.testing.laws import HOSTILE_VALUES, LawViolationError, check_laws
 from tests.laws.wide import Longest, Texts
@@ -25,9 +37,16 @@ VALUES = {
     | st.sampled_from([math.nan, math.inf, -math.inf, -0.0, 1e16, 1.0, -1e16]),
     DataType.STRING: st.text(max_size=2),
 }
+VARIANTS = {
+    "Rate": ({}, {"per": "1m"}),
+    "StdDev": ({}, {"population": True}),
+    "Variance": ({}, {"population": True}),
+}
+"""Parameters of the aggregates that have some; every other is tried as it is."""
 CASES = [
-    pytest.param(kind("x").bind(value_type), id=f"{name}-{value_type}")
+    pytest.param(kind("x", **parameters).bind(value_type), id=f"{kind('x', **parameters)!r}-{value_type}")
     for name, kind in sorted(AGGREGATES.items())
+    for parameters in VARIANTS.get(name, ({},))
     for value_type in sorted(kind.accepts)
 ] + [
     pytest.param(kind("x").bind(value_type), id=f"{kind.__name__}-{value_type}")
@@ -54,8 +73,9 @@ def test_laws_hold_on_generated_events(aggregate):
     check()
 
 
-def test_laws_hold_for_count_of_events():
-    check_laws(Count().bind(None), [None, 1, None], [0, 0, -1])
+@pytest.mark.parametrize("aggregate", [Count(), Rate(), SecondsSinceFirst(), SecondsSinceLast()], ids=repr)
+def test_laws_hold_for_events_without_an_input(aggregate):
+    check_laws(aggregate.bind(None), [None, 1, None], [0, 0, -1])
 
 
 @pytest.mark.parametrize("aggregate", CASES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from featurestore.algebra.additive import Count, Mean, Sum
 from featurestore.algebra.aggregate import Aggregate, EventOrder, sequence_of
 from featurestore.algebra.extremal import Max, Min
+from featurestore.algebra.histogram import Histogram
 from featurestore.algebra.moments import Kurtosis, Skew, StdDev, Variance
 from featurestore.algebra.ordered import Last
 from featurestore.algebra.windows import (
@@ -27,6 +28,7 @@ AGGREGATES: dict[str, type[Aggregate]] = {
     for kind in (
         Count,
         First,
+        Histogram,
         Kurtosis,
         Last,
         Max,
@@ -50,6 +52,7 @@ __all__ = [
     "EventOrder",
     "Exact",
     "First",
+    "Histogram",
     "Hopping",
     "Kurtosis",
     "Last",

@@ -174,6 +174,11 @@ class Rate(Aggregate):
         """The aggregate whose partial this is."""
         return Count(None, self.where) if self.input is None else Sum(self.input, self.where, self.value_type)
 
+    @property
+    def partial_identity(self) -> tuple[Any, ...]:
+        """That of the count or sum."""
+        return self._total.partial_identity
+
     def check_window(self, window: Window) -> None:
         """Refuse windows without a start.
 

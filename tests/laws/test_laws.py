@@ -38,13 +38,16 @@ VALUES = {
     DataType.STRING: st.text(max_size=2),
 }
 VARIANTS = {
+    "Histogram": ({"edges": (0,)}, {"edges": (-1e300, -1.0, 0.1, 1, 2**53, 2.0**62)}, {"edges": (-1e19, 1e19)}),
     "Rate": ({}, {"per": "1m"}),
     "StdDev": ({}, {"population": True}),
     "Variance": ({}, {"population": True}),
 }
 """Parameters of the aggregates that have some; every other is tried as it is."""
 CASES = [
-    pytest.param(kind("x", **parameters).bind(value_type), id=f"{kind('x', **parameters)!r}-{value_type}")
+    pytest.param(
+        kind("x", **parameters).bind(value_type), id=f"{name}-{'-'.join(map(str, parameters.values()))}{value_type}"
+    )
     for name, kind in sorted(AGGREGATES.items())
     for parameters in VARIANTS.get(name, ({},))
     for value_type in sorted(kind.accepts)

@@ -115,7 +115,7 @@ class _Moments(Aggregate):
             return a
         merged = _combine((float(a[0]), *a[1:]), (float(b[0]), *b[1:]))
         if not math.isfinite(merged[3]):  # then it stays so, and the mean no longer matters
-            merged[1] = merged[2] = 0.0
+            merged[1:4] = 0.0, 0.0, a[3] + b[3] + math.inf  # NaN if one of them was, else infinite
         return (a[0] + b[0], *merged[1:])
 
     def prepare_columns(
@@ -137,7 +137,8 @@ class _Moments(Aggregate):
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
             merged = _combine((x, *a[1:]), (y, *b[1:]))
         finite = np.isfinite(merged[3])
-        merged[1], merged[2] = np.where(finite, merged[1], 0.0), np.where(finite, merged[2], 0.0)
+        beyond: Columns = (np.zeros(1), np.zeros(1), a[3] + b[3] + np.inf)
+        merged[1:4] = (np.where(finite, m, other) for m, other in zip(merged[1:4], beyond, strict=True))
         no_a, no_b = a[0] == 0, b[0] == 0
         kept = (np.where(no_a, y, np.where(no_b, x, m)) for x, y, m in zip(a[1:], b[1:], merged[1:], strict=True))
         return (a[0] + b[0], *kept)

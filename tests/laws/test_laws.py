@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from featurestore.algebra import (
     AGGREGATES,
     Count,
     EventOrder,
+    First,
+    Histogram,
+    Kurtosis,
     Last,
     Max,
     Mean,
@@ -23,6 +27,7 @@ from featurestore.algebra import (
     SecondsSinceFirst,
     SecondsSinceLast,
     Sum,
+    Variance,
 )
 from featurestore.datatypes import SCALARS, DataType
 from featurestore.testing.laws import HOSTILE_VALUES, LawViolationError, check_laws
@@ -265,6 +270,78 @@ class ListSum(Sum):
         return list(super().merge(a, b))
 
 
+@dataclass(frozen=True, repr=False)
+class SumOfSquares(Variance):
+    """(n, sum, unused, sum of squares): the textbook formula, which loses what the values have in common."""
+
+    def prepare(self, value, at):
+        return self.empty() if value is None else (1, float(value), 0.0, float(value) * float(value))
+
+    def merge(self, a, b):
+        return tuple(x + y for x, y in zip(a, b, strict=True))
+
+    def finalize(self, partial):
+        n = partial[0]
+        return max(partial[3] - partial[1] * partial[1] / n, 0.0) / (n - 1) if n > 1 else None
+
+    def prepare_columns(self, values, valid, event_time, sequence):
+        kept = np.where(valid, values, 0).astype(np.float64)
+        with np.errstate(over="ignore"):
+            return valid.astype(np.int64), kept, np.zeros(len(kept)), kept * kept
+
+    def merge_columns(self, a, b):
+        with np.errstate(invalid="ignore", over="ignore"):
+            return tuple(x + y for x, y in zip(a, b, strict=True))
+
+    def finalize_columns(self, partial):
+        n = np.maximum(partial[0], 2)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return np.maximum(partial[3] - partial[1] * partial[1] / n, 0.0) / (n - 1), partial[0] > 1
+
+
+@dataclass(frozen=True, repr=False)
+class MeanInOneDouble(Variance):
+    def merge(self, a, b):
+        n, mean, _, m2 = super().merge(a, b)
+        return (n, mean, 0.0, m2)
+
+    def merge_columns(self, a, b):
+        n, mean, rest, m2 = super().merge_columns(a, b)
+        return n, mean, np.zeros_like(rest), m2
+
+
+@dataclass(frozen=True, repr=False)
+class VarianceOfVariances(Variance):
+    def merge(self, a, b):
+        n, mean, rest, _ = super().merge(a, b)
+        return (n, mean, rest, a[3] + b[3])
+
+
+@dataclass(frozen=True, repr=False)
+class KurtosisWithoutCross(Kurtosis):
+    def merge(self, a, b):
+        merged = super().merge(a, b)
+        return (*merged[:5], merged[5] + a[4] * b[3])
+
+
+@dataclass(frozen=True, repr=False)
+class FirstByArrival(First):
+    def merge(self, a, b):
+        return b if b[0] <= a[0] else a
+
+
+@dataclass(frozen=True, repr=False)
+class HistogramWithNan(Histogram):
+    def prepare_columns(self, values, valid, event_time, sequence):
+        return super().prepare_columns(np.where(np.isnan(values), 0.0, values), valid, event_time, sequence)
+
+
+@dataclass(frozen=True, repr=False)
+class SinceTheEpoch(SecondsSinceLast):
+    def value_columns(self, partial, t, window):
+        return self.finalize_columns(partial)
+
+
 @pytest.mark.parametrize(
     ("aggregate", "value_type", "law"),
     [
@@ -278,6 +355,14 @@ class ListSum(Sum):
         (WrappingSum, DataType.INT64, "finalize"),
         (CountOfNulls, DataType.INT64, "null inputs"),
         (ListSum, DataType.INT64, "partials"),
+        (SumOfSquares, DataType.FLOAT64, "associativity|split"),
+        (MeanInOneDouble, DataType.FLOAT64, "associativity|commutativity|split"),
+        (MeanInOneDouble, DataType.INT64, "identity"),
+        (VarianceOfVariances, DataType.BOOL, "columns: merge"),
+        (KurtosisWithoutCross, DataType.INT64, "associativity|commutativity|split"),
+        (FirstByArrival, DataType.INT64, "commutativity|associativity"),
+        (partial(HistogramWithNan, edges=[1]), DataType.FLOAT64, "columns"),
+        (SinceTheEpoch, DataType.STRING, "columns: value"),
         (TextsInOrderOfMerging, DataType.STRING, "commutativity|associativity|split"),
         (TextsAsBytearray, DataType.STRING, "partials"),
         (TextsInPlace, DataType.STRING, "immutability"),

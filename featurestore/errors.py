@@ -65,7 +65,9 @@ class FeatureStoreError(Exception):
         return _rebuild, (type(self), self.message, self.hint, self.context)
 
 
-def _rebuild(cls: type[FeatureStoreError], message: str, hint: str | None, context: dict[str, Any]) -> FeatureStoreError:
+def _rebuild(
+    cls: type[FeatureStoreError], message: str, hint: str | None, context: dict[str, Any]
+) -> FeatureStoreError:
     return cls(message, hint=hint, **context)
 
 

@@ -7,7 +7,8 @@ from featurestore.algebra.aggregate import Aggregate, EventOrder, sequence_of
 from featurestore.algebra.extremal import Max, Min
 from featurestore.algebra.histogram import Histogram
 from featurestore.algebra.moments import Kurtosis, Skew, StdDev, Variance
-from featurestore.algebra.ordered import Last
+from featurestore.algebra.ordered import First, Last
+from featurestore.algebra.timed import Rate, SecondsSinceFirst, SecondsSinceLast
 from featurestore.algebra.windows import (
     Exact,
     Hopping,
@@ -19,9 +20,6 @@ from featurestore.algebra.windows import (
     Windowed,
     as_window,
 )
-from featurestore.algebra.ordered import First, Last
-from featurestore.algebra.timed import Rate, SecondsSinceFirst, SecondsSinceLast
-from featurestore.algebra.windows import Lifetime, Sawtooth, Window, Windowed, as_window
 
 AGGREGATES: dict[str, type[Aggregate]] = {
     kind.__name__: kind

@@ -35,7 +35,7 @@ from featurestore.algebra.columns import (
 )
 from featurestore.algebra.rows import row_format
 from featurestore.algebra.tiles import tile_events
-from featurestore.algebra.windows import Lifetime, Sawtooth
+from featurestore.algebra.windows import Hopping, Lifetime, Sawtooth
 from featurestore.datatypes import DataType
 from featurestore.errors import WindowError
 from featurestore.testing.compare import values_agree
@@ -272,7 +272,7 @@ class _Laws:
     def check_values(self) -> None:
         """The value at t is the same from columns and from scalars, for every t of a row of its own."""
         columns = self.columns()
-        for window in (Sawtooth("40us", hop="10us"), Lifetime()):
+        for window in (Sawtooth("40us", hop="10us"), Hopping("40us", hop="20us", delay="1us"), Lifetime()):
             try:
                 self.aggregate.check_window(window)
             except WindowError:

@@ -7,16 +7,26 @@ import json
 from featurestore.algebra import (
     Count,
     Exact,
+    First,
+    Histogram,
     Hopping,
+    Kurtosis,
     Last,
     Lifetime,
     Max,
     Mean,
     Min,
+    Rate,
     Sawtooth,
+    SecondsSinceFirst,
+    SecondsSinceLast,
     Series,
+    Skew,
+    StdDev,
     Sum,
     Tumbling,
+    Variance,
+    Window,
 )
 from featurestore.datatypes import DataType
 from featurestore.definitions.contract import Contract
@@ -94,6 +104,40 @@ SHORT = FeatureView(
     SOURCE,
     {"n": Count().over(Sawtooth("10s", hop="1s"), Sawtooth("12s", hop="4s")), "low": Min("points").over("12s")},
 )
+MOMENTS = FeatureView(
+    "moments",
+    CARD,
+    SOURCE,
+    {
+        "variance": Variance("amount").over("10m", "1h", "lifetime"),
+        "spread": StdDev("amount", population=True).over("1h"),
+        "near": StdDev("1000000000 + amount / 1000", where="amount BETWEEN -100 AND 100").over("1h", "lifetime"),
+        "share": Variance("online", population=True).over("1h"),
+        "skew": Skew("amount").over("1h", "lifetime"),
+        "tails": Kurtosis("amount").over("1h", "lifetime"),
+        "points_spread": StdDev("points").over("10m", "lifetime"),
+        "points_skew": Skew("points", where="online").over("1h"),
+    },
+)
+TIMED = FeatureView(
+    "timed",
+    CARD,
+    SOURCE,
+    {
+        "first": First("amount").over("1h", "lifetime"),
+        "first_online": First("online", where="points >= 0").over("10m"),
+        "first_shipped": First("shipped").over("lifetime"),
+        "age": SecondsSinceFirst().over("1h", "lifetime"),
+        "pause": SecondsSinceLast().over("1h", "lifetime"),
+        "known_pause": SecondsSinceLast("status", where="amount > 0").over("10m", "lifetime"),
+        "n": Count().over("1h"),
+        "pace": Rate(per="1m").over("10m", "1h"),
+        "spending": Rate("amount", per="1h").over("1h", Sawtooth("90m", hop="45m")),
+        "earning": Rate("points", where="online").over("1h"),
+        "sizes": Histogram("amount", edges=[-10, 0, 0.1, 100]).over("10m", "1h", "lifetime"),
+        "grades": Histogram("points", edges=[0.5], where="status = 'a'").over("1h"),
+    },
+)
 
 KINDS = (
     "10m", Exact("10m"), Hopping("10m", hop="5m"), Tumbling("10m"), "lifetime", Sawtooth("10m", delay="7m"),
@@ -101,6 +145,9 @@ KINDS = (
     Series("30m", every="10m"), Exact("3h"), Lifetime(delay="1m"), Sawtooth("30m", hop="15m", delay="15m"),
 )  # fmt: skip
 """Every kind of window, with and without a delay."""
+BOUNDED = tuple(
+    kind for kind in KINDS if not (isinstance(kind, Window) and kind.kind == "lifetime") and kind != "lifetime"
+)
 WINDOWS = FeatureView(
     "windows",
     CARD,
@@ -138,9 +185,22 @@ WIDE = FeatureView(
 TEXTS = FeatureView(
     "texts", CARD, SOURCE, {"all": Texts("status").over("10m", "lifetime"), "top": Longest("points").over("10m")}
 )
+TIMED_WINDOWS = FeatureView(
+    "timed_windows",
+    CARD,
+    SOURCE,
+    {
+        "age": SecondsSinceFirst().over(*KINDS),
+        "pause": SecondsSinceLast("points").over(*KINDS),
+        "pace": Rate(per="1m").over(*BOUNDED),
+        "earning": Rate("points").over(Tumbling("10m"), Exact("10m"), Sawtooth("10m", delay="7m")),
+        "spread": StdDev("amount").over(Exact("10m"), Tumbling("10m"), Lifetime(delay="13m")),
+        "sizes": Histogram("points", edges=[0, 2]).over(Exact("10m"), Tumbling("10m")),
+    },
+)
 PARTS = (WINDOWS, EXACT, CLOSED, WIDE, TEXTS)
 """Views with parts of every kind."""
-VIEWS = (MANY, CONDITIONS, COMPOSITE, LIFETIME, SHORT, *PARTS)
+VIEWS = (MANY, CONDITIONS, COMPOSITE, LIFETIME, SHORT, MOMENTS, TIMED, TIMED_WINDOWS, *PARTS)
 
 SLACK = 1e-6
 """Absolute, for sums of at most 200 values up to 1e16 that cancel; doubles that must be exact are compared exactly."""

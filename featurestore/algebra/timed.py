@@ -59,7 +59,7 @@ class _SecondsSince(Aggregate):
         return self._seconds(partial, t - window.delay)
 
     def _seconds(self, partial: Partial, t: Instant) -> float | None:
-        return None if partial[0] == self.never else (t - partial[0]) / SECOND
+        return None if partial[0] == self.never else float(t - partial[0]) / SECOND
 
     def prepare_columns(
         self, values: np.ndarray, valid: np.ndarray, event_time: np.ndarray, sequence: np.ndarray

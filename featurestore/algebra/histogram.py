@@ -27,7 +27,7 @@ class Histogram(Aggregate):
     """How many values lie below, between and above ascending edges: a list of ``len(edges) + 1`` counts.
 
     Edges e0 < e1 < ... < ek give the counts of x < e0, e0 <= x < e1, ..., and ek <= x. Like every interval here a bin holds its
-    lower edge and not its upper one, the last edge included; the two outer bins are open, so no value is lost to the choice
+    lower edge and not its upper one, also at the last edge; the two outer bins are open, so no value is lost to the choice
     of edges. -0.0 is 0.0; infinities fall into the outer bins. NaN falls into no bin: the counts add up to the number of
     values that are not NaN. Nulls are skipped. All counts are 0 without values; the list is never null.
 

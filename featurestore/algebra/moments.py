@@ -113,10 +113,10 @@ class _Moments(Aggregate):
             return b
         if not b[0]:
             return a
-        merged = _combine((float(a[0]), *a[1:]), (float(b[0]), *b[1:]))
+        merged = _combine(a, b)
         if not math.isfinite(merged[3]):  # then it stays so, and the mean no longer matters
             merged[1:4] = 0.0, 0.0, a[3] + b[3] + math.inf  # NaN if one of them was, else infinite
-        return (a[0] + b[0], *merged[1:])
+        return tuple(merged)
 
     def prepare_columns(
         self, values: np.ndarray, valid: np.ndarray, event_time: np.ndarray, sequence: np.ndarray

@@ -1,8 +1,8 @@
 """The specification, executed: the value of a feature straight from all events, one event at a time. Never optimized.
 
-    value(key, t) = value(merge of all events with that key and lo(t) <= event time < t, at t)
+    value(key, t) = aggregate.value(merge of all events with that key and start(t) <= event time < end(t), t, window)
 
-Nothing here is shared with the fast paths but the scalar laws of the aggregates, the window's ``lo`` and the definition;
+Nothing here is shared with the fast paths but the scalar laws of the aggregates, the window's edges and the definition;
 rows are decided by the scalar evaluator. It costs O(events) per value and is what every other path is judged by.
 """
 

@@ -36,7 +36,7 @@ class _Extreme(Aggregate):
         """Return no events."""
         return (0, 0) if self.is_integer else (0, 0.0)
 
-    def prepare(self, value: Any, at: EventOrder) -> Partial:  # noqa: ARG002
+    def prepare(self, value: Any, at: EventOrder) -> Partial:
         """Return one value."""
         if value is None:
             return self.empty()
@@ -69,7 +69,7 @@ class _Extreme(Aggregate):
         values: np.ndarray,
         valid: np.ndarray,
         event_time: np.ndarray,
-        sequence: np.ndarray,  # noqa: ARG002
+        sequence: np.ndarray,
     ) -> Columns:
         """Return one value per valid row."""
         kind = np.int64 if self.is_integer else np.float64

@@ -223,7 +223,8 @@ def _refuse_lost_checkpoint(session: SparkSession, spec: MaterializeSpec) -> Non
     """
     if Path(spec.checkpoints, "archive", "offsets").exists():
         return
-    jvm, hadoop = session._jvm, session._jsc.hadoopConfiguration()  # noqa: SLF001 - pyspark has no other file system
+    jvm: Any = session._jvm  # noqa: SLF001 - pyspark has no other way to a file system
+    hadoop = session._jsc.hadoopConfiguration()  # noqa: SLF001
     for source in {view.source.name for view in spec.views}:
         table = f"{spec.offline}/events/{source}"
         commits = jvm.org.apache.hadoop.fs.Path(f"{table}/_delta_log/*.json")

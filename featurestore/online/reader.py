@@ -178,7 +178,7 @@ class _PartReader:
                     partial = aggregate.merge(partial, record[in_record])
                 values[feature] = aggregate.finalize(partial) if finish is None else finish(partial, t)
 
-    def _read_plain(  # noqa: PLR0917
+    def _read_plain(
         self,
         values: list[Any],
         blob: bytes,

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from featurestore.algebra.additive import Count, Mean, Sum
 from featurestore.algebra.aggregate import Aggregate, EventOrder, sequence_of
+from featurestore.algebra.distinct import DistinctCount
 from featurestore.algebra.extremal import Max, Min
 from featurestore.algebra.histogram import Histogram
+from featurestore.algebra.hll import ApproxDistinct
+from featurestore.algebra.kll import ApproxQuantile
 from featurestore.algebra.moments import Kurtosis, Skew, StdDev, Variance
 from featurestore.algebra.ordered import First, Last
+from featurestore.algebra.several import FirstK, LastK, MaxK, MinK
 from featurestore.algebra.timed import Rate, SecondsSinceFirst, SecondsSinceLast
+from featurestore.algebra.top_items import TopItems
 from featurestore.algebra.windows import (
     Exact,
     Hopping,
@@ -24,20 +29,28 @@ from featurestore.algebra.windows import (
 AGGREGATES: dict[str, type[Aggregate]] = {
     kind.__name__: kind
     for kind in (
+        ApproxDistinct,
+        ApproxQuantile,
         Count,
+        DistinctCount,
         First,
+        FirstK,
         Histogram,
         Kurtosis,
         Last,
+        LastK,
         Max,
+        MaxK,
         Mean,
         Min,
+        MinK,
         Rate,
         SecondsSinceFirst,
         SecondsSinceLast,
         Skew,
         StdDev,
         Sum,
+        TopItems,
         Variance,
     )
 }
@@ -46,18 +59,25 @@ AGGREGATES: dict[str, type[Aggregate]] = {
 __all__ = [
     "AGGREGATES",
     "Aggregate",
+    "ApproxDistinct",
+    "ApproxQuantile",
     "Count",
+    "DistinctCount",
     "EventOrder",
     "Exact",
     "First",
+    "FirstK",
     "Histogram",
     "Hopping",
     "Kurtosis",
     "Last",
+    "LastK",
     "Lifetime",
     "Max",
+    "MaxK",
     "Mean",
     "Min",
+    "MinK",
     "Rate",
     "Sawtooth",
     "SecondsSinceFirst",
@@ -66,6 +86,7 @@ __all__ = [
     "Skew",
     "StdDev",
     "Sum",
+    "TopItems",
     "Tumbling",
     "Variance",
     "Window",

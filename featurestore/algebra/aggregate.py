@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeAlias
 
 from featurestore.algebra.windows import Windowed, as_window
@@ -84,8 +84,8 @@ class Aggregate(ABC):
     """
 
     input: str | None = None
-    where: str | None = None
-    value_type: DataType | None = None
+    where: str | None = field(default=None, kw_only=True)
+    value_type: DataType | None = field(default=None, kw_only=True)
 
     accepts: ClassVar[frozenset[DataType]] = NUMBERS
     partial_kind: ClassVar[str]
@@ -190,6 +190,15 @@ class Aggregate(ABC):
     def merge_columns(self, a: Columns, b: Columns) -> Columns:
         """Return ``merge`` of every pair of rows."""
 
+    def merge_groups(self, columns: Columns, starts: np.ndarray) -> Columns | None:
+        """Return the merge of every group of rows, if the class has a faster way than by pairs; else None.
+
+        Args:
+            columns: Rows; every group is contiguous.
+            starts: The first row of every group, ascending, the first one 0.
+        """
+        return None
+
     @abstractmethod
     def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:
         """Return the values and a mask of those that are not null; strings and lists as an array of objects."""
@@ -207,6 +216,16 @@ class Aggregate(ABC):
     def value_columns(self, partial: Columns, t: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Return ``value`` of every row; ``t`` is one instant per row, int64."""
         return self.finalize_columns(partial)
+
+    def within_error(self, a: Any, b: Any, values: Sequence[Any]) -> bool:
+        """Return whether two unequal results may both come from these inputs: False but for sketches, which state an error.
+
+        Args:
+            a: One feature value.
+            b: The other.
+            values: The inputs of all events of the window, nulls as None.
+        """
+        return False
 
     def __repr__(self) -> str:
         given = [repr(self.input)] if self.input is not None else []

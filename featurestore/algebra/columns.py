@@ -51,6 +51,9 @@ def ends_of(starts: np.ndarray, rows: int) -> np.ndarray:
 
 def reduce_groups(aggregate: Aggregate, columns: Columns, starts: np.ndarray) -> Columns:
     """Return the merge of every group, one row per group, in order."""
+    merged_groups = aggregate.merge_groups(columns, starts)
+    if merged_groups is not None:
+        return merged_groups
     rows = len(columns[0])
     lengths = ends_of(starts, rows) - starts
     while len(lengths) and lengths.max() > 1:

@@ -1,6 +1,7 @@
 """Min and Max. Not invertible: nothing can be taken out of an extreme again, so no ``subtract`` exists to be misused.
 
-NaN is the greatest of all numbers, as in Spark SQL: Max is NaN as soon as one NaN counted, Min only when all were.
+NaN is the greatest of all numbers, as in Spark SQL: Max is NaN as soon as one NaN counted, Min only when all were. Texts are
+in the order of their code points, which is the order of their UTF-8 bytes: "Z" < "a" < "é", whatever the language.
 """
 
 from __future__ import annotations
@@ -11,20 +12,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from featurestore.algebra.aggregate import ORDERED, Aggregate
+from featurestore.algebra.values import from_slot, from_slots, no_value, slot_of, to_slot, to_slots
+from featurestore.datatypes import DataType
 
 if TYPE_CHECKING:
     from featurestore.algebra.aggregate import Columns, EventOrder, Partial
-    from featurestore.datatypes import DataType
 
 
 @dataclass(frozen=True, repr=False)
 class _Extreme(Aggregate):
-    accepts: ClassVar[frozenset[DataType]] = ORDERED
+    accepts: ClassVar[frozenset[DataType]] = ORDERED | {DataType.STRING}
 
     @property
     def slots(self) -> tuple[str, ...]:
         """(n, value)."""
-        return ("i8", "i8") if self.is_integer else ("i8", "f8")
+        return ("i8", slot_of(self.value_type))
 
     @property
     def result_type(self) -> DataType:
@@ -34,13 +36,11 @@ class _Extreme(Aggregate):
 
     def empty(self) -> Partial:
         """Return no events."""
-        return (0, 0) if self.is_integer else (0, 0.0)
+        return (0, no_value(self.value_type))
 
     def prepare(self, value: Any, at: EventOrder) -> Partial:
         """Return one value."""
-        if value is None:
-            return self.empty()
-        return (1, int(value)) if self.is_integer else (1, float(value))
+        return self.empty() if value is None else (1, to_slot(value, self.value_type))
 
     def first_wins(self, x: Any, y: Any) -> bool:
         """Whether ``x`` is the one to keep."""
@@ -60,9 +60,7 @@ class _Extreme(Aggregate):
 
     def finalize(self, partial: Partial) -> Any:
         """Return the extreme, or None without values."""
-        if not partial[0]:
-            return None
-        return bool(partial[1]) if self.value_type == "bool" else partial[1]
+        return from_slot(partial[1], self.value_type) if partial[0] else None
 
     def prepare_columns(
         self,
@@ -72,8 +70,7 @@ class _Extreme(Aggregate):
         sequence: np.ndarray,
     ) -> Columns:
         """Return one value per valid row."""
-        kind = np.int64 if self.is_integer else np.float64
-        return valid.astype(np.int64), np.where(valid, values, 0).astype(kind)
+        return valid.astype(np.int64), to_slots(values, valid, self.value_type)
 
     def merge_columns(self, a: Columns, b: Columns) -> Columns:
         """Return the extremes."""
@@ -82,7 +79,8 @@ class _Extreme(Aggregate):
 
     def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:
         """Return the extremes; null without values."""
-        return partial[1], partial[0] > 0
+        valid = partial[0] > 0
+        return from_slots(partial[1], valid, self.value_type), valid
 
 
 @dataclass(frozen=True, repr=False)

@@ -41,6 +41,7 @@ _ADDRESS = 2**_ADDRESS_BITS - 1
 _LIST_SIZE = 8
 _LIST, _SET, _HLL = 8, 9, 10
 _COMPACT, _OUT_OF_ORDER = 8, 16
+_WEIGHT = np.exp2(-np.arange(64.0))
 _HEADER = struct.Struct("<8B")
 _HLL_HEADER = struct.Struct("<8BdddII")
 
@@ -127,33 +128,42 @@ class ApproxDistinct(Packed):
 
     def merge_parts(self, parts: Sequence[bytes]) -> bytes:
         """Return the union."""
-        coupons, registers = [], None
-        for part in parts:
+        ones = [part for part in parts if len(part) == 12]
+        seen = set(self.parse_ones(b"".join(ones)))
+        registers = None
+        for part in parts if len(ones) < len(parts) else ():
+            if len(part) == 12:
+                continue
             found = self.parse(part)
-            if found.dtype != np.uint8:
-                coupons.append(found)
+            if isinstance(found, tuple):
+                seen.update(found)
             else:
                 registers = found if registers is None else np.maximum(registers, found)
-        distinct = np.unique(np.concatenate(coupons)) if coupons else np.zeros(0, np.uint32)
-        if registers is None:
-            return self.write(distinct)
-        return self.write_registers(self.raised(registers, distinct))
+        return self.write(seen) if registers is None else self.write_registers(self.raised(registers, seen))
 
-    def raised(self, registers: np.ndarray, coupons: np.ndarray) -> np.ndarray:
-        """Return registers that have seen the coupons too; those are ascending, so the greatest rank comes last."""
+    def raised(self, registers: np.ndarray, seen: set[int]) -> np.ndarray:
+        """Return registers that have seen the coupons too."""
         result = registers.copy()
-        address = coupons & np.uint32(2**self.precision - 1)
-        np.maximum.at(result, address, (coupons >> np.uint32(_ADDRESS_BITS)).astype(np.uint8))
+        coupons = np.fromiter(seen, np.int64, len(seen))
+        np.maximum.at(result, coupons & (2**self.precision - 1), (coupons >> _ADDRESS_BITS).astype(np.uint8))
         return result
 
-    def parse(self, data: bytes) -> np.ndarray:
-        """Return coupons (uint32), or registers (uint8).
+    def parse_ones(self, data: bytes) -> tuple[int, ...]:
+        """Return the coupons of lists of one coupon each."""
+        words = struct.unpack(f"<{len(data) // 4}I", data)
+        head, coupons = set(zip(words[0::3], words[1::3], strict=True)), words[2::3]
+        if head - {struct.unpack("<2I", self.list_header(1))} or (coupons and min(coupons) >> _ADDRESS_BITS == 0):
+            raise broken(self, f"of 12 bytes is no HLL_8 list of one coupon with precision {self.precision}")
+        return coupons
+
+    def parse(self, data: bytes) -> tuple[int, ...] | np.ndarray:
+        """Return coupons, or registers (uint8).
 
         Accepts what DataSketches and Spark write too: any order of coupons, and the updatable form with its gaps of zeros.
         """
         if len(data) < 8:
             raise broken(self, f"has {len(data)} bytes, a sketch has at least 8")
-        ints, version, family, precision, length, _, count, mode = _HEADER.unpack_from(data)
+        ints, version, family, precision, _, _, count, mode = _HEADER.unpack_from(data)
         if (version, family, precision) != (1, 7, self.precision) or mode not in (_LIST, _SET, _HLL):
             raise broken(self, f"is no HLL_8 sketch of precision {self.precision}: {data[:8].hex(' ')}")
         if mode == _HLL:
@@ -162,23 +172,24 @@ class ApproxDistinct(Packed):
             registers = np.frombuffer(data, np.uint8, offset=_HLL_HEADER.size)
             if registers.max() > 63:
                 raise broken(self, "has a register above 63")
-            return registers
-        if (ints, length > 21) != (2 if mode == _LIST else 3, False) or len(data) % 4:
-            raise broken(self, f"of coupons has {len(data)} bytes and starts with {data[:8].hex(' ')}")
+            return np.asarray(registers)
         begin = 8 if mode == _LIST else 12
-        coupons = np.frombuffer(data, "<u4", offset=min(begin, len(data)))
-        coupons = coupons[coupons != 0]
+        if ints != (2 if mode == _LIST else 3) or len(data) % 4 or len(data) < begin:
+            raise broken(self, f"of coupons has {len(data)} bytes and starts with {data[:8].hex(' ')}")
+        coupons = struct.unpack_from(f"<{(len(data) - begin) // 4}I", data, begin)
+        if 0 in coupons:
+            coupons = tuple(coupon for coupon in coupons if coupon)
         stated = count if mode == _LIST else int.from_bytes(data[8:12], "little")
-        if len(coupons) != stated or (coupons >> np.uint32(_ADDRESS_BITS) == 0).any():
+        if len(coupons) != stated or (coupons and min(coupons) >> _ADDRESS_BITS == 0):
             raise broken(self, f"has {len(coupons)} coupons and states {stated}, or one of them has no rank")
         return coupons
 
-    def write(self, coupons: np.ndarray) -> bytes:
-        """Return the bytes of different coupons in ascending order."""
-        count = len(coupons)
+    def write(self, seen: set[int]) -> bytes:
+        """Return the bytes of coupons."""
+        count = len(seen)
         if count > self.most_coupons:
-            return self.write_registers(self.raised(np.zeros(2**self.precision, np.uint8), coupons))
-        data = coupons.astype("<u4").tobytes()
+            return self.write_registers(self.raised(np.zeros(2**self.precision, np.uint8), seen))
+        data = struct.pack(f"<{count}I", *sorted(seen))
         if count < _LIST_SIZE:
             return self.list_header(count) + data
         length = max(5, math.ceil(math.log2(count * 4 / 3)))
@@ -187,7 +198,7 @@ class ApproxDistinct(Packed):
     def write_registers(self, registers: np.ndarray) -> bytes:
         """Return the bytes of registers."""
         counts = np.bincount(registers, minlength=64)
-        weight = counts * np.exp2(-np.arange(64.0))
+        weight = counts * _WEIGHT
         return (
             _HLL_HEADER.pack(
                 10, 1, 7, self.precision, 0, _COMPACT | _OUT_OF_ORDER, 0, _HLL,
@@ -199,8 +210,9 @@ class ApproxDistinct(Packed):
     def read(self, data: bytes) -> int:
         """Return DataSketches' composite estimate, rounded as Spark rounds it."""
         found = self.parse(data)
-        canonical = self.write_registers(found) if found.dtype == np.uint8 else self.write(np.unique(found))
-        return math.floor(_datasketches().hll_sketch.deserialize(canonical).get_estimate() + 0.5)
+        canonical = self.write(set(found)) if isinstance(found, tuple) else self.write_registers(found)
+        estimate: float = _datasketches().hll_sketch.deserialize(canonical).get_estimate()
+        return math.floor(estimate + 0.5)
 
 
 def _datasketches() -> Any:

@@ -20,6 +20,7 @@ A level begins where it would in an array filled up to its end that has room for
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from dataclasses import dataclass
@@ -209,7 +210,7 @@ class ApproxQuantile(Packed):
         if flags & (_EMPTY | _ONE) or not 1 <= count <= 60 or len(data) < begin + 16:
             raise broken(self, f"has {count} levels in {len(data)} bytes")
         bounds = [*struct.unpack_from(f"<{count}I", data, _FULL.size), sum(capacities(self.k, count))]
-        sizes = [high - low for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+        sizes = [high - low for low, high in itertools.pairwise(bounds)]
         if min(sizes) < 0 or len(data) != begin + 16 + 8 * sum(sizes):
             raise broken(self, f"has {len(data)} bytes and levels of {sizes}")
         values = np.frombuffer(data, "<f8", offset=begin)
@@ -221,7 +222,7 @@ class ApproxQuantile(Packed):
             n,
             float(values[0]),
             float(values[1]),
-            [np.sort(values[low:high]) for low, high in zip(ends[:-1], ends[1:], strict=True)],
+            [np.sort(values[low:high]) for low, high in itertools.pairwise(ends)],
         )
 
     def write(self, sketch: Sketch) -> bytes:
@@ -244,7 +245,7 @@ class ApproxQuantile(Packed):
         for q in self.ranks:
             rank = math.ceil(Decimal(repr(q)) * sketch.n)  # as written: 0.1 of 30 is 3, in doubles it would be more
             spot = int(np.searchsorted(below, rank))
-            ends = {0: sketch.least, 1: sketch.greatest}
+            ends = {0.0: sketch.least, 1.0: sketch.greatest}
             found.append(ends[q] if q in ends else float(values[order[spot]]))
         return found if isinstance(self.q, tuple) else found[0]
 

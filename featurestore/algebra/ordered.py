@@ -1,6 +1,6 @@
 """First and Last: aggregates that depend on order. Events are ordered by (event time, source partition, source offset).
 
-Partial of both: event time i8 · sequence i8 · value i8 or f8 (24 bytes).
+Partial of both: event time i8 · sequence i8 · value i8 or f8 (24 bytes), or a text's bytes.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from featurestore.algebra.aggregate import ORDERED, Aggregate
+from featurestore.algebra.values import from_slot, from_slots, no_value, slot_of, to_slot, to_slots
+from featurestore.datatypes import DataType
 from featurestore.timeline import MAX_INSTANT, MIN_INSTANT
 
 if TYPE_CHECKING:
     from featurestore.algebra.aggregate import Columns, EventOrder, Partial
-    from featurestore.datatypes import DataType
     from featurestore.timeline import Instant
 
 
@@ -26,7 +27,7 @@ class _Ordered(Aggregate):
     Both orders are total over (event time, sequence), so merging is exact, and a tie is a tie with itself.
     """
 
-    accepts: ClassVar[frozenset[DataType]] = ORDERED
+    accepts: ClassVar[frozenset[DataType]] = ORDERED | {DataType.STRING}
     never: ClassVar[Instant]
     """The event time of no event: it comes after every other in the order."""
 
@@ -38,7 +39,7 @@ class _Ordered(Aggregate):
     @property
     def slots(self) -> tuple[str, ...]:
         """(event time, sequence, value); the event time is ``never`` when empty."""
-        return ("i8", "i8", "i8") if self.is_integer else ("i8", "i8", "f8")
+        return ("i8", "i8", slot_of(self.value_type))
 
     @property
     def result_type(self) -> DataType:
@@ -48,13 +49,13 @@ class _Ordered(Aggregate):
 
     def empty(self) -> Partial:
         """Return no events."""
-        return (self.never, 0, 0 if self.is_integer else 0.0)
+        return (self.never, 0, no_value(self.value_type))
 
     def prepare(self, value: Any, at: EventOrder) -> Partial:
         """Return one value."""
         if value is None:
             return self.empty()
-        return (at.event_time, at.sequence, int(value) if self.is_integer else float(value))
+        return (at.event_time, at.sequence, to_slot(value, self.value_type))
 
     def merge(self, a: Partial, b: Partial) -> Partial:
         """Return the one that comes first."""
@@ -62,20 +63,14 @@ class _Ordered(Aggregate):
 
     def finalize(self, partial: Partial) -> Any:
         """Return the value, or None without one."""
-        if partial[0] == self.never:
-            return None
-        return bool(partial[2]) if self.value_type == "bool" else partial[2]
+        return None if partial[0] == self.never else from_slot(partial[2], self.value_type)
 
     def prepare_columns(
         self, values: np.ndarray, valid: np.ndarray, event_time: np.ndarray, sequence: np.ndarray
     ) -> Columns:
         """Return one value per valid row."""
-        kind = np.int64 if self.is_integer else np.float64
-        return (
-            np.where(valid, event_time, self.never),
-            np.where(valid, sequence, 0),
-            np.where(valid, values, 0).astype(kind),
-        )
+        kept = to_slots(values, valid, self.value_type)
+        return np.where(valid, event_time, self.never), np.where(valid, sequence, 0), kept
 
     def merge_columns(self, a: Columns, b: Columns) -> Columns:
         """Return the one that comes first of every pair."""
@@ -84,7 +79,8 @@ class _Ordered(Aggregate):
 
     def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:
         """Return the values; null without one."""
-        return partial[2], partial[0] != self.never
+        valid = partial[0] != self.never
+        return from_slots(partial[2], valid, self.value_type), valid
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,7 +90,7 @@ class First(_Ordered):
     Events at the same instant are told apart by source partition and offset, never by when they happened to arrive. A late
     event that is older than the first one replaces it.
 
-    Partial: event time i8 · sequence i8 · value i8 or f8 (24 bytes). Exact.
+    Partial: event time i8 · sequence i8 · value i8 or f8 (24 bytes), or a text's UTF-8. Exact.
 
     >>> from featurestore.algebra import EventOrder
     >>> from featurestore.datatypes import DataType
@@ -118,7 +114,7 @@ class Last(_Ordered):
 
     Events at the same instant are told apart by source partition and offset, never by when they happened to arrive.
 
-    Partial: event time i8 · sequence i8 · value i8 or f8 (24 bytes). Exact.
+    Partial: event time i8 · sequence i8 · value i8 or f8 (24 bytes), or a text's UTF-8. Exact.
 
     >>> from featurestore.algebra import EventOrder
     >>> from featurestore.datatypes import DataType

@@ -1,8 +1,7 @@
 """Partials of variable size: one slot of bytes, b"" when no event counted.
 
 Two bases. ``Packed`` asks a class for three functions on bytes and derives the rest. ``Records`` is for bytes that are rows of
-one fixed length, little-endian and nothing between them: merging any number of partials is then one sort of all rows, group
-by group, done in numpy for scalars, pairs and groups alike, so that they cannot differ.
+one fixed length, little-endian and nothing between them: the partials of many groups are then merged in one sort of all rows.
 
 Every class keeps its bytes canonical: the same events give the same bytes, in whatever order they were merged (sketches
 state from where on that ends). -0.0 is kept as 0.0 and every NaN as one NaN. Bytes that are not a partial are a ``CodecError``.
@@ -10,6 +9,7 @@ state from where on that ends). -0.0 is kept as 0.0 and every NaN as one NaN. By
 
 from __future__ import annotations
 
+import itertools
 import struct
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.algebra.aggregate import Aggregate
+from featurestore.algebra.values import objects
 from featurestore.datatypes import DataType
 from featurestore.errors import CodecError, DefinitionError
 
@@ -81,21 +82,6 @@ def read_texts(aggregate: Aggregate, data: bytes, header: int = 0) -> Iterator[t
             raise broken(aggregate, "ends within a text")
         yield data[at : at + header], data[begin : begin + length]
         at = begin + length
-
-
-def decode_text(aggregate: Aggregate, text: bytes) -> str:
-    """Return the text of UTF-8 bytes."""
-    try:
-        return text.decode()
-    except UnicodeDecodeError as error:
-        raise broken(aggregate, f"is not UTF-8 at byte {error.start}") from error
-
-
-def objects(values: Sequence[Any]) -> np.ndarray:
-    """Return a one-dimensional array of Python objects, whatever they are."""
-    column = np.empty(len(values), dtype=object)
-    column[:] = values
-    return column
 
 
 @dataclass(frozen=True, repr=False)
@@ -177,7 +163,7 @@ class Packed(Aggregate):
         blobs = columns[0].tolist()
         bounds = [*starts.tolist(), len(blobs)]
         merged = []
-        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for begin, end in itertools.pairwise(bounds):
             parts = [blob for blob in blobs[begin:end] if blob]
             merged.append(self.merge_parts(parts) if len(parts) > 1 else parts[0] if parts else b"")
         return (objects(merged),)
@@ -186,7 +172,7 @@ class Packed(Aggregate):
         """Return the values; null where there is none."""
         results = [self.finalize((data,)) for data in partial[0].tolist()]
         valid = np.array([result is not None for result in results], dtype=bool)
-        if self.result_type == DataType.STRING or self.result_type.element is not None:
+        if self.result_type.is_object:
             return objects(results), valid
         kind = np.float64 if self.result_type == DataType.FLOAT64 else np.int64
         return np.array([0 if result is None else result for result in results], dtype=kind), valid
@@ -194,7 +180,7 @@ class Packed(Aggregate):
 
 @dataclass(frozen=True, repr=False)
 class Records(Packed):
-    """A partial of rows of one fixed length, chosen from all rows of a group by ``select``."""
+    """A partial of rows of one fixed length, which ``merge_parts`` chooses for scalars and ``select`` for many groups."""
 
     @property
     @abstractmethod
@@ -210,16 +196,11 @@ class Records(Packed):
             group: Ascending; the group of every row.
         """
 
-    def rows_of(self, data: bytes) -> np.ndarray:
-        """Return the rows of a partial."""
+    def check_length(self, data: bytes) -> bytes:
+        """Return bytes that are whole rows."""
         if len(data) % self.record.itemsize:
             raise broken(self, f"has {len(data)} bytes, which is no multiple of {self.record.itemsize}")
-        return np.frombuffer(data, dtype=self.record)
-
-    def merge_parts(self, parts: Sequence[bytes]) -> bytes:
-        """Return the chosen rows of all parts."""
-        rows = self.rows_of(b"".join(parts))
-        return bytes(rows[self.select(rows, np.zeros(len(rows), np.int64))].tobytes())
+        return data
 
     def merge_groups(self, columns: Columns, starts: np.ndarray) -> Columns:
         """Return the merge of every group, all groups in one sort."""
@@ -228,12 +209,13 @@ class Records(Packed):
         if (lengths % self.record.itemsize).any():
             raise broken(self, f"has a length that is no multiple of {self.record.itemsize}")
         of_row = np.searchsorted(starts, np.arange(len(blobs)), side="right") - 1
-        rows, group = self.rows_of(b"".join(blobs)), np.repeat(of_row, lengths // self.record.itemsize)
+        rows = np.frombuffer(b"".join(blobs), dtype=self.record)
+        group = np.repeat(of_row, lengths // self.record.itemsize)
         kept = self.select(rows, group)
         data = rows[kept].tobytes()
         counts = np.bincount(group[kept], minlength=len(starts))
-        ends = (np.cumsum(counts) * self.record.itemsize).tolist()
-        return (objects([data[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]),)
+        bounds = [0, *(np.cumsum(counts) * self.record.itemsize).tolist()]
+        return (objects([data[begin:end] for begin, end in itertools.pairwise(bounds)]),)
 
 
 def first_of_groups(group: np.ndarray, k: int) -> np.ndarray:

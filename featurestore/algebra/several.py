@@ -19,20 +19,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from featurestore.algebra.aggregate import ORDERED, Aggregate
+from featurestore.algebra.aggregate import ORDERED
 from featurestore.algebra.packed import (
     Packed,
     Records,
     ascending,
     check_number,
-    decode_text,
     first_of_groups,
-    objects,
     read_texts,
     text_record,
     values_of_words,
     words_of_values,
 )
+from featurestore.algebra.values import decode_text
 from featurestore.datatypes import DataType
 from featurestore.errors import DefinitionError
 
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from featurestore.algebra.aggregate import Columns, EventOrder
 
 _ORDER = struct.Struct("<qq")
+_ROW = struct.Struct("<qqq")
 _EVENT = np.dtype([("event_time", "<i8"), ("sequence", "<i8"), ("value", "<i8")])
 _VALUE = np.dtype([("value", "<i8")])
 
@@ -72,24 +72,9 @@ class _Several(Records):
         times = np.array([at[0]], dtype=np.int64), np.array([at[1]], dtype=np.int64)
         return self.pack_many([value], *times)[0]
 
-    def merge_parts(self, parts: Sequence[bytes]) -> bytes:
-        """Return the first k of all parts."""
-        return self.merge_texts(parts) if self.is_text else super().merge_parts(parts)
-
     def merge_groups(self, columns: Columns, starts: np.ndarray) -> Columns:
         """Return the first k of every group."""
         return Packed.merge_groups(self, columns, starts) if self.is_text else super().merge_groups(columns, starts)
-
-    def merge_texts(self, parts: Sequence[bytes]) -> bytes:
-        """Return ``merge_parts`` of texts."""
-        raise NotImplementedError
-
-    def read(self, data: bytes) -> list[Any]:
-        """Return the values, first to k-th."""
-        if self.is_text:
-            width = _ORDER.size if self.record == _EVENT else 0
-            return [decode_text(self, text) for _, text in read_texts(self, data, width)]
-        return values_of_words(self.rows_of(data)["value"], self.value_type)
 
 
 @dataclass(frozen=True, repr=False)
@@ -134,20 +119,31 @@ class _InOrder(_Several):
             order = order[keep[order]]
         return np.asarray(order[first_of_groups(group[order], self.k)])
 
-    def merge_texts(self, parts: Sequence[bytes]) -> bytes:
+    def events_of(self, data: bytes) -> list[tuple[int, int, Any]]:
+        """Return (event time, sequence, value) of every record, the value as a word or as UTF-8."""
+        if not self.is_text:
+            return list(_ROW.iter_unpack(self.check_length(data)))
+        return [(*_ORDER.unpack(header), text) for header, text in read_texts(self, data, _ORDER.size)]
+
+    def merge_parts(self, parts: Sequence[bytes]) -> bytes:
         """Return the first k of all parts."""
-        events = []
-        for header, text in (record for part in parts for record in read_texts(self, part, _ORDER.size)):
-            time, sequence = _ORDER.unpack(header)
-            at = (~time, ~sequence) if self.newest_first else (time, sequence)
-            events.append((at, text, header))
-        events.sort()
+        events = [event for part in parts for event in self.events_of(part)]
+        events.sort(key=(lambda e: (~e[0], ~e[1], e[2])) if self.newest_first else None)
         if self.distinct:
-            seen: dict[bytes, tuple[Any, ...]] = {}
+            seen: dict[Any, tuple[int, int, Any]] = {}
             for event in events:
-                seen.setdefault(event[1], event)
-            events = list(seen.values())  # type: ignore[arg-type]
-        return b"".join(header + text_record(text) for _, text, header in events[: self.k])
+                seen.setdefault(event[2], event)
+            events = list(seen.values())
+        if self.is_text:
+            return b"".join(_ORDER.pack(at, nth) + text_record(text) for at, nth, text in events[: self.k])
+        return b"".join(_ROW.pack(*event) for event in events[: self.k])
+
+    def read(self, data: bytes) -> list[Any]:
+        """Return the values, first to k-th."""
+        kept = [value for _, _, value in self.events_of(data)]
+        if self.is_text:
+            return list(map(decode_text, kept))
+        return values_of_words(np.array(kept, dtype=np.int64), self.value_type)
 
 
 @dataclass(frozen=True, repr=False)
@@ -218,10 +214,34 @@ class _BySize(_Several):
         order = np.lexsort((~size if self.largest_first else size, group))
         return np.asarray(order[first_of_groups(group[order], self.k)])
 
-    def merge_texts(self, parts: Sequence[bytes]) -> bytes:
-        """Return the k smallest, or largest, in the order of their code points."""
-        texts = sorted((text for part in parts for _, text in read_texts(self, part)), reverse=self.largest_first)
-        return b"".join(map(text_record, texts[: self.k]))
+    def kept(self, data: bytes) -> list[Any]:
+        """Return the values; texts as UTF-8."""
+        if self.is_text:
+            return [text for _, text in read_texts(self, data)]
+        return list(struct.unpack(f"<{len(data) // 8}{self.code}", self.check_length(data)))
+
+    @property
+    def code(self) -> str:
+        """How ``struct`` calls a value."""
+        return "d" if self.value_type == DataType.FLOAT64 else "q"
+
+    def merge_parts(self, parts: Sequence[bytes]) -> bytes:
+        """Return the k smallest, or largest."""
+        values = [value for part in parts for value in self.kept(part)]
+        values.sort(key=_nan_last if self.value_type == DataType.FLOAT64 else None, reverse=self.largest_first)
+        first = values[: self.k]
+        return b"".join(map(text_record, first)) if self.is_text else struct.pack(f"<{len(first)}{self.code}", *first)
+
+    def read(self, data: bytes) -> list[Any]:
+        """Return the values, first to k-th."""
+        kept = self.kept(data)
+        if self.is_text:
+            return list(map(decode_text, kept))
+        return [value != 0 for value in kept] if self.value_type == DataType.BOOL else kept
+
+
+def _nan_last(value: float) -> tuple[bool, float]:
+    return (value != value, value)  # noqa: PLR0124 - NaN is unequal to itself
 
 
 @dataclass(frozen=True, repr=False)

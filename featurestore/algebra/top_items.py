@@ -19,11 +19,12 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from featurestore.algebra.packed import Packed, broken, check_number, decode_text, read_texts, text_record
+from featurestore.algebra.packed import Packed, broken, check_number, read_texts, text_record
+from featurestore.algebra.values import decode_text
 from featurestore.datatypes import DataType
 from featurestore.errors import DefinitionError
 
@@ -156,7 +157,7 @@ class TopItems(Packed):
         """Return the k values with the greatest counts."""
         counts = self.parse(data).counts
         top = sorted(counts, key=lambda value: (-counts[value], value))[: self.k]
-        return [decode_text(self, cast("bytes", value)) for value in top] if self.is_text else top
+        return [decode_text(value) for value in top] if self.is_text else top
 
     def within_error(self, a: Any, b: Any, values: Sequence[Any]) -> bool:
         """Return whether both lists are a top k of ``values`` when counts may be too low by n / (capacity + 1)."""
@@ -167,7 +168,7 @@ class TopItems(Packed):
         for result in (a or [], b or []):
             given = [counts[value] for value in result]
             others = [count for value, count in counts.items() if value not in set(result)]
-            if len(set(result)) != len(result) or min(given, default=0) < max(others, default=0) - slack and others:
+            if len(set(result)) != len(result) or (min(given, default=0) < max(others, default=0) - slack and others):
                 return False
             if any(later > earlier + slack for i, earlier in enumerate(given) for later in given[i:]):
                 return False

@@ -7,7 +7,8 @@ Every law of ``algebra.aggregate`` is tried, on the scalar functions and on the 
 store use. Two partials count as equal when their integer slots are equal and nothing that may follow tells them apart:
 they finalize alike, alone and merged with each of the other events; bytes in a partial may differ. A value of type float64
 may differ by the relative ``tolerance`` that its class states, and absolutely by its ``slack`` of the inputs (sums that
-cancel); everything else is compared exactly. NaN equals NaN, and -0.0 equals 0.0.
+cancel); everything else is compared exactly, but for the error that a sketch states (``within_error``). NaN equals NaN, and
+-0.0 equals 0.0.
 
 Not covered: doubles whose partial sums leave the range of a double; IEEE 754 makes their result depend on the order.
 """
@@ -146,20 +147,36 @@ class _Laws:
     def same_value(self, a: Any, b: Any) -> bool:
         return values_agree(a, b, tolerance=self.aggregate.tolerance, slack=self.slack)
 
-    def expect_equal(self, law: str, a: Partial, b: Partial) -> None:
+    def same_result(self, a: Any, b: Any, inputs: Sequence[Any] | None) -> bool:
+        """Whether two values agree, or are both within the error that the class states for these inputs."""
+        return self.same_value(a, b) or (inputs is not None and self.aggregate.within_error(a, b, inputs))
+
+    def expect_equal(self, law: str, a: Partial, b: Partial, inputs: Sequence[Any] | None = None) -> None:
+        """Compare two partials of the events whose ``inputs`` these are; None where no error is allowed."""
         finalize, merge = self.aggregate.finalize, self.aggregate.merge
         for x, y, slot in zip(a, b, self.aggregate.slots, strict=True):
             if slot == "i8" and x != y:
                 self.fail(law, f"{a} is not {b}")
-        if not self.same_value(finalize(a), finalize(b)):
+        if not self.same_result(finalize(a), finalize(b), inputs):
             self.fail(law, f"{a} gives {finalize(a)!r}, {b} gives {finalize(b)!r}")
-        for other in self.partials:
+        for other, value in zip(self.partials, self.values, strict=True):
             x, y = finalize(merge(a, other)), finalize(merge(b, other))
-            if not self.same_value(x, y):
+            if not self.same_result(x, y, None if inputs is None else [*inputs, value]):
                 self.fail(law, f"merged with {other}, {a} gives {x!r} and {b} gives {y!r}")
 
-    def expect_rows(self, law: str, columns: Columns, partials: Sequence[Partial], *, exact: bool = False) -> None:
-        """Compare columns with partials row by row; ``exact`` compares doubles too, slot by slot."""
+    def expect_rows(
+        self,
+        law: str,
+        columns: Columns,
+        partials: Sequence[Partial],
+        *,
+        exact: bool = False,
+        inputs: Sequence[Sequence[Any]] | None = None,
+    ) -> None:
+        """Compare columns with partials row by row; ``exact`` compares doubles too, slot by slot.
+
+        ``inputs`` are those of every row, where an error that the class states is allowed.
+        """
         if len(columns) != len(self.aggregate.slots) or any(len(column) != len(partials) for column in columns):
             self.fail(law, f"shape {[len(c) for c in columns]} is not {len(partials)} rows of {self.aggregate.slots}")
         for column, slot in zip(columns, self.aggregate.slots, strict=True):
@@ -168,13 +185,15 @@ class _Laws:
         for row, partial in enumerate(partials):
             got = partial_at(columns, row)
             if not exact:
-                self.expect_equal(law, got, partial)
+                self.expect_equal(law, got, partial, None if inputs is None else inputs[row])
             elif not all(x == y or (x != x and y != y) for x, y in zip(got, partial, strict=True)):  # noqa: PLR0124
                 self.fail(law, f"row {row} is {got}, not {partial}")
         results, valid = self.aggregate.finalize_columns(columns)
         for row, partial in enumerate(partials):
             got_value = results.item(row) if valid[row] else None
-            if not self.same_value(got_value, self.aggregate.finalize(partial)):
+            if not self.same_result(
+                got_value, self.aggregate.finalize(partial), None if inputs is None else inputs[row]
+            ):
                 self.fail(f"{law} (finalize)", f"{got_value!r} is not {self.aggregate.finalize(partial)!r}")
 
     def merge_all(self, partials: Sequence[Partial]) -> Partial:
@@ -228,7 +247,7 @@ class _Laws:
                 a = pile.pop(self.dice.randrange(len(pile)))
                 b = pile.pop(self.dice.randrange(len(pile)))
                 pile.append(self.aggregate.merge(a, b))
-            self.expect_equal("split invariance", pile[0] if pile else self.aggregate.empty(), whole)
+            self.expect_equal("split invariance", pile[0] if pile else self.aggregate.empty(), whole, self.values)
 
     def columns(self) -> Columns:
         """Return ``prepare_columns`` of all events, garbage standing at the nulls."""
@@ -293,14 +312,17 @@ class _Laws:
             ends = [*starts[1:], rows] if rows else []
             spans = list(zip(starts, ends, strict=True))
             grouped = reduce_groups(self.aggregate, columns, np.array(starts, dtype=np.int64))
-            self.expect_rows("groups", grouped, [self.merge_all(self.partials[a:b]) for a, b in spans])
+            inputs = [self.values[a:b] for a, b in spans]
+            self.expect_rows("groups", grouped, [self.merge_all(self.partials[a:b]) for a, b in spans], inputs=inputs)
             suffixes = merge_suffixes(self.aggregate, columns, np.array(starts, dtype=np.int64))
             expected = [self.merge_all(self.partials[i:end]) for start, end in spans for i in range(start, end)]
-            self.expect_rows("suffixes", suffixes, expected)
+            inputs = [self.values[i:end] for start, end in spans for i in range(start, end)]
+            self.expect_rows("suffixes", suffixes, expected, inputs=inputs)
             queries = [(self.dice.randint(0, rows), self.dice.randint(0, rows)) for _ in range(10)] + [(0, rows)]
             low, high = (np.array(side, dtype=np.int64) for side in zip(*queries, strict=True))
             ranges = merge_ranges(self.aggregate, columns, low, high)
-            self.expect_rows("ranges", ranges, [self.merge_all(self.partials[a:b]) for a, b in queries])
+            inputs = [self.values[a:b] for a, b in queries]
+            self.expect_rows("ranges", ranges, [self.merge_all(self.partials[a:b]) for a, b in queries], inputs=inputs)
         self.expect_rows("columns: prepare", columns, self.partials, exact=True)
 
     def check_tiles(self) -> None:
@@ -324,4 +346,5 @@ class _Laws:
         if told != [(key, tile, min(t), max(t)) for (key, tile, _), t in zip(expected, times, strict=True)]:
             self.fail("tiles", f"(key, tile, oldest, newest) are {told}")
         merged = [self.merge_all([self.partials[i] for i in members]) for _, _, members in expected]
-        self.expect_rows("tiles", rows.columns, merged)
+        inputs = [[self.values[i] for i in members] for _, _, members in expected]
+        self.expect_rows("tiles", rows.columns, merged, inputs=inputs)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from featurestore.algebra.aggregate import EventOrder
 
 _LEAST_CAPACITY = 8
+_ONE_VALUE = struct.Struct("<qd")
 _SINGLE = struct.Struct("<4BHBBd")
 _FULL = struct.Struct("<4BHBBQHBB")
 _EMPTY, _SORTED, _ONE = 1, 2, 4
@@ -175,32 +176,34 @@ class ApproxQuantile(Packed):
 
     def merge_parts(self, parts: Sequence[bytes]) -> bytes:
         """Return the sketch of all parts: the levels joined, then compressed."""
-        sketches = [self.parse(part) for part in parts if len(part) != 16]
         ones = self.parse_ones(b"".join([part for part in parts if len(part) == 16]))
-        levels = [[ones] if len(ones) else []]
+        sketches = [self.parse(part) for part in parts if len(part) != 16]
+        levels: list[list[Any]] = [[ones] if ones else []]
         for sketch in sketches:
             levels += [[] for _ in range(len(sketch.levels) - len(levels))]
             for height, values in enumerate(sketch.levels):
                 levels[height].append(values)
-        joined = [np.sort(np.concatenate(values)) if values else ones[:0] for values in levels]
-        least, greatest = [s.least for s in sketches], [s.greatest for s in sketches]
-        if len(ones):
-            least, greatest = [*least, float(ones.min())], [*greatest, float(ones.max())]
+        joined = [np.sort(np.concatenate(values)) if values else np.zeros(0) for values in levels]
+        ends = [end for sketch in sketches for end in (sketch.least, sketch.greatest)] + ones
         n = len(ones) + sum(sketch.n for sketch in sketches)
-        return self.write(Sketch(n, min(least), max(greatest), compress(self.k, joined)))
+        return self.write(Sketch(n, min(ends), max(ends), compress(self.k, joined)))
 
-    def parse_ones(self, data: bytes) -> np.ndarray:
+    def parse_ones(self, data: bytes) -> list[float]:
         """Return the values of sketches of one value each."""
-        rows = np.frombuffer(data, "<i8").reshape(-1, 2)
-        if (rows[:, 0] | _SORTED << 24 != self.one_header).any():
-            raise broken(self, "of 16 bytes is no KLL sketch of one double")
-        return np.ascontiguousarray(rows[:, 1]).view(np.float64)
+        values = []
+        for head, value in _ONE_VALUE.iter_unpack(data):
+            if head | _SORTED << 24 != self.one_header:
+                raise broken(self, f"of 16 bytes is no KLL sketch of one double with k={self.k}")
+            if value != value:  # noqa: PLR0124 - NaN is unequal to itself
+                raise broken(self, "holds NaN")
+            values.append(value)
+        return values
 
     def parse(self, data: bytes) -> Sketch:
         """Return a sketch; also one that DataSketches or Spark wrote, whose level 0 may be in any order."""
         if len(data) == 16:
-            ones = self.parse_ones(data)
-            return Sketch(1, float(ones[0]), float(ones[0]), [ones])
+            (value,) = self.parse_ones(data)
+            return Sketch(1, value, value, [np.array([value])])
         if len(data) < _FULL.size:
             raise broken(self, f"has {len(data)} bytes")
         ints, version, family, flags, k, m, _, n, least_k, count, _ = _FULL.unpack_from(data)
@@ -217,7 +220,7 @@ class ApproxQuantile(Packed):
         weight = sum(size << height for height, size in enumerate(sizes))
         if weight != n or np.isnan(values).any():
             raise broken(self, f"states {n} values and holds {weight}, or one is NaN")
-        ends = np.cumsum([2, *sizes]).tolist()
+        ends = itertools.accumulate([2, *sizes])
         return Sketch(
             n,
             float(values[0]),
@@ -227,12 +230,12 @@ class ApproxQuantile(Packed):
 
     def write(self, sketch: Sketch) -> bytes:
         """Return the bytes of at least two values."""
-        count = len(sketch.levels)
-        held = sum(map(len, sketch.levels))
-        begins = np.cumsum([sum(capacities(self.k, count)) - held, *map(len, sketch.levels)])[:-1]
+        sizes = list(map(len, sketch.levels))
+        count = len(sizes)
+        begins = itertools.accumulate([sum(capacities(self.k, count)) - sum(sizes), *sizes[:-1]])
         head = _FULL.pack(5, 1, 15, _SORTED, self.k, _LEAST_CAPACITY, 0, sketch.n, self.k, count, 0)
-        ends = struct.pack("<dd", sketch.least, sketch.greatest)
-        return b"".join((head, begins.astype("<u4").tobytes(), ends, *(v.tobytes() for v in sketch.levels)))
+        head += struct.pack(f"<{count}Idd", *begins, sketch.least, sketch.greatest)
+        return head + b"".join([values.tobytes() for values in sketch.levels])
 
     def read(self, data: bytes) -> Any:
         """Return the values at all ranks."""

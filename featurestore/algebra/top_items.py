@@ -101,10 +101,15 @@ class TopItems(Packed):
 
     def pack_many(self, values: list[Any], event_time: np.ndarray, sequence: np.ndarray) -> list[bytes]:
         """Return a count of one for every value."""
-        head = self.header(1, 1, 0) + (1).to_bytes(8, "little")
+        head = self.one_head
         if self.is_text:
             return [head + text_record(value.encode()) for value in values]
         return [head + value.to_bytes(8, "little", signed=True) for value in values]
+
+    @property
+    def one_head(self) -> bytes:
+        """What stands before the value of one event."""
+        return self.header(1, 1, 0) + (1).to_bytes(8, "little")
 
     def header(self, held: int, n: int, offset: int) -> bytes:
         """Return what stands before the counts."""
@@ -114,8 +119,14 @@ class TopItems(Packed):
     def merge_parts(self, parts: Sequence[bytes]) -> bytes:
         """Return the counts of all parts, reduced to ``capacity`` values."""
         total: Counter[Any] = Counter()
-        n, offset = 0, 0
-        for part in parts:
+        head = self.one_head
+        ones = Counter([part[len(head) :] for part in parts if part.startswith(head)])
+        n, offset = ones.total(), 0
+        for record, count in ones.items():
+            total[self.items_of(record, 1)[0]] = count
+        for part in parts if n < len(parts) else ():
+            if part.startswith(head):
+                continue
             found = self.parse(part)
             n, offset = n + found.n, offset + found.offset
             for value, count in found.counts.items():
@@ -135,16 +146,20 @@ class TopItems(Packed):
         if (longs, version, family) != (4, 1, 10) or len(data) < begin:
             raise broken(self, f"is no summary of frequent items: {data[:8].hex(' ')}")
         counts = struct.unpack_from(f"<{held}Q", data, _HEADER.size)
-        rest = data[begin:]
-        if self.is_text:
-            items: Sequence[Any] = [text for _, text in read_texts(self, rest)]
-        elif len(rest) % 8:
-            raise broken(self, f"has {len(rest)} bytes of int64")
-        else:
-            items = struct.unpack(f"<{len(rest) // 8}q", rest)
-        if len(items) != held or len(set(items)) != held or sum(counts) > n:
-            raise broken(self, f"states {held} values of {n} events and holds {len(items)} of {sum(counts)}")
+        items = self.items_of(data[begin:], held)
+        if len(set(items)) != held or sum(counts) > n:
+            raise broken(self, f"states {n} events of {held} values and holds {sum(counts)} of {len(set(items))}")
         return Counts(n, offset, dict(zip(items, counts, strict=True)))
+
+    def items_of(self, data: bytes, held: int) -> Sequence[Any]:
+        """Return that many values; texts as UTF-8."""
+        if self.is_text:
+            texts = [text for _, text in read_texts(self, data)]
+            if len(texts) == held:
+                return texts
+        elif len(data) == 8 * held:
+            return struct.unpack(f"<{held}q", data)
+        raise broken(self, f"states {held} values, which {len(data)} bytes are not")
 
     def write(self, found: Counts) -> bytes:
         """Return the bytes, values ascending."""

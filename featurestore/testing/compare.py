@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def values_agree(a: Any, b: Any, *, tolerance: float = 0.0, slack: float = 0.0) -> bool:
-    """Return whether two feature values are the same.
+    """Return whether two feature values are the same; lists element by element.
 
     Args:
         a: One value; None is null.
@@ -22,9 +22,15 @@ def values_agree(a: Any, b: Any, *, tolerance: float = 0.0, slack: float = 0.0) 
     (True, False, True, False)
     >>> values_agree(0.1 + 0.2, 0.3), values_agree(0.1 + 0.2, 0.3, tolerance=1e-9)
     (False, True)
+    >>> values_agree([1.0, float("nan")], [1.0, float("nan")]), values_agree([1], [1, None])
+    (True, False)
     """
     if a is None or b is None:
         return a is b
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(
+            values_agree(x, y, tolerance=tolerance, slack=slack) for x, y in zip(a, b, strict=True)
+        )
     if not (isinstance(a, float) or isinstance(b, float)):
         return bool(a == b)
     if math.isnan(a) or math.isnan(b):

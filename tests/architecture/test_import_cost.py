@@ -20,6 +20,7 @@ ENGINES = {
     "uvicorn",
     "starlette",
     "hypothesis",
+    "datasketches",
 }
 
 

@@ -70,7 +70,6 @@ def test_an_unknown_public_name_is_an_attribute_error():
         "SecondsSinceFirst",
         "SecondsSinceLast",
         "Rate",
-        "First",
         "FirstK",
         "LastK",
         "MinK",

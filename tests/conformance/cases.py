@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 
 from featurestore.algebra import (
+    ApproxDistinct,
+    ApproxQuantile,
     Count,
+    DistinctCount,
     Exact,
     First,
+    FirstK,
     Histogram,
     Hopping,
     Kurtosis,
     Last,
+    LastK,
     Lifetime,
     Max,
+    MaxK,
     Mean,
     Min,
+    MinK,
     Rate,
     Sawtooth,
     SecondsSinceFirst,
@@ -24,6 +31,7 @@ from featurestore.algebra import (
     Skew,
     StdDev,
     Sum,
+    TopItems,
     Tumbling,
     Variance,
     Window,
@@ -198,7 +206,43 @@ TIMED_WINDOWS = FeatureView(
         "sizes": Histogram("points", edges=[0, 2]).over(Exact("10m"), Tumbling("10m")),
     },
 )
-PARTS = (WINDOWS, EXACT, CLOSED, WIDE, TEXTS)
+SEVERAL = FeatureView(
+    "several",
+    CARD,
+    SOURCE,
+    {
+        "first": FirstK("amount", 3).over(*KINDS),
+        "last": LastK("status", 4).over("10m", Exact("10m"), "lifetime"),
+        "recent": LastK("shop", 2, distinct=True).over("1h", Tumbling("10m"), Lifetime(delay="13m")),
+        "low": MinK("points", 3).over("10m", Exact("10m"), Hopping("10m", hop="5m")),
+        "high": MaxK("amount", 2, where="online").over("10m", "lifetime"),
+        "texts": MaxK("status", 2).over("10m", Tumbling("10m")),
+        "shipped": MinK("shipped", 2).over("1h"),
+        "flags": LastK("online", 3).over("10m"),
+        "status": Last("status").over("10m", Exact("10m"), Lifetime(delay="13m")),
+        "opened": First("status", where="points > 0").over("10m", "lifetime"),
+        "least": Min("status").over("10m", Tumbling("10m")),
+        "most": Max("status").over("lifetime", Exact("1h", delay="150s")),
+    },
+)
+SKETCHES = FeatureView(
+    "sketches",
+    CARD,
+    SOURCE,
+    {
+        "shops": DistinctCount("shop").over(*KINDS),
+        "amounts": DistinctCount("amount", 3, overflow="null").over("10m", Tumbling("10m"), "lifetime"),
+        "statuses": DistinctCount("status", 3).over("10m", Exact("10m"), "lifetime"),
+        "about": ApproxDistinct("amount", precision=4).over("10m", Exact("10m"), Hopping("10m", hop="5m"), "lifetime"),
+        "about_texts": ApproxDistinct("status").over("10m", Tumbling("10m")),
+        "median": ApproxQuantile("amount", 0.5).over(*KINDS),
+        "spread": ApproxQuantile("amount", [0.1, 0.9]).over("10m", Exact("10m"), Lifetime(delay="13m")),
+        "top": TopItems("status", 2).over("10m", Exact("10m"), "lifetime"),
+        "top_shops": TopItems("shop", 3, where="online").over("1h", Tumbling("10m")),
+    },
+    where="amount IS NULL OR amount < 50",
+)
+PARTS = (WINDOWS, EXACT, CLOSED, WIDE, TEXTS, SEVERAL, SKETCHES)
 """Views with parts of every kind."""
 VIEWS = (MANY, CONDITIONS, COMPOSITE, LIFETIME, SHORT, MOMENTS, TIMED, TIMED_WINDOWS, *PARTS)
 

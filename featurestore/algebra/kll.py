@@ -48,7 +48,7 @@ _EMPTY, _SORTED, _ONE = 1, 2, 4
 
 
 class Sketch(NamedTuple):
-    """n values with their least and greatest; level h holds ascending values that stand for 2**h each."""
+    """n values with their least and greatest; level h holds values that stand for 2**h each."""
 
     n: int
     least: float
@@ -200,7 +200,7 @@ class ApproxQuantile(Packed):
         return values
 
     def parse(self, data: bytes) -> Sketch:
-        """Return a sketch; also one that DataSketches or Spark wrote, whose level 0 may be in any order."""
+        """Return a sketch, its levels in the order of the bytes: DataSketches and Spark leave level 0 unsorted."""
         if len(data) == 16:
             (value,) = self.parse_ones(data)
             return Sketch(1, value, value, [np.array([value])])
@@ -225,7 +225,7 @@ class ApproxQuantile(Packed):
             n,
             float(values[0]),
             float(values[1]),
-            [np.sort(values[low:high]) for low, high in itertools.pairwise(ends)],
+            [values[low:high] for low, high in itertools.pairwise(ends)],
         )
 
     def write(self, sketch: Sketch) -> bytes:

@@ -210,10 +210,7 @@ class ApproxDistinct(Packed):
     def read(self, data: bytes) -> int:
         """Return DataSketches' composite estimate, rounded as Spark rounds it."""
         found = self.parse(data)
-        if isinstance(found, tuple):
-            canonical = self.write(set(found))
-        else:
-            canonical = data if data[5] == _COMPACT | _OUT_OF_ORDER else self.write_registers(found)
+        canonical = self.write(set(found)) if isinstance(found, tuple) else self.write_registers(found)
         return math.floor(_estimate(canonical) + 0.5)
 
 

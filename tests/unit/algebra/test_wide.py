@@ -42,7 +42,11 @@ POOLS = {
     DataType.TIMESTAMP: [0, -5, 1_700_000_000_000_000, None],
 }
 WIDE = [kind for kind in AGGREGATES.values() if issubclass(kind, Packed)]
-BOUND = [pytest.param(kind("x").bind(value), id=f"{kind.__name__}-{value}") for kind in WIDE for value in sorted(kind.accepts)]
+BOUND = [
+    pytest.param(kind("x").bind(value), id=f"{kind.__name__}-{value}")
+    for kind in WIDE
+    for value in sorted(kind.accepts)
+]
 
 
 def in_order(value):

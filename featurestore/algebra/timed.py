@@ -174,7 +174,9 @@ class Rate(Aggregate):
     @cached_property
     def _total(self) -> Count | Sum:
         """The aggregate whose partial this is."""
-        return Count(None, self.where) if self.input is None else Sum(self.input, self.where, self.value_type)
+        if self.input is None:
+            return Count(where=self.where)
+        return Sum(self.input, where=self.where, value_type=self.value_type)
 
     @property
     def partial_identity(self) -> tuple[Any, ...]:

@@ -266,7 +266,9 @@ def test_one_unit_has_one_spelling():
 def test_aggregates_that_read_the_same_partial_share_it():
     assert Rate(per="1m").partial_identity == Rate().partial_identity == Count().partial_identity
     assert (
-        Rate("x", where="y").partial_identity == Sum("x", where="y").partial_identity == Mean("x", "y").partial_identity
+        Rate("x", where="y").partial_identity
+        == Sum("x", where="y").partial_identity
+        == Mean("x", where="y").partial_identity
     )
     assert Histogram("x", edges=[1]).partial_identity != Histogram("x", edges=[2]).partial_identity
     assert SecondsSinceFirst().partial_identity != SecondsSinceLast().partial_identity

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from featurestore.algebra.aggregate import EventOrder
 
-_SPARE = bytes(8)
-"""What DataSketches for Java, and so Spark, leaves at the end."""
+_NULLS = 8
+"""Spark appends its count of nulls, 8 bytes, which is read over: nulls do not count here."""
 _HEADER = struct.Struct("<8BIIQQ")
 
 
@@ -57,8 +57,8 @@ class TopItems(Packed):
     merged the events in different groups may then differ within it.
 
     The bytes can be read by DataSketches (``frequent_strings_sketch``, ``frequent_items_sketch`` with ``PyLongsSerDe``).
-    Spark's ``approx_top_k_accumulate`` keeps such bytes (and 8 zeros at the end, which are read over) in the first field of a
-    struct; ``approx_top_k_estimate`` reads these bytes when they are put into one.
+    Spark's ``approx_top_k_accumulate`` keeps such bytes, followed by its count of nulls (8 bytes, read over here), in the first
+    field of a struct; ``approx_top_k_estimate`` reads these bytes when they are put into one and 8 zeros behind them.
 
     Args:
         k: How many values, 1 to ``capacity``.
@@ -162,7 +162,7 @@ class TopItems(Packed):
             size = 4 * held + sum(map(len, texts))
         else:
             size = 8 * held
-        if len(data) < size or data[size:] not in {b"", _SPARE}:
+        if len(data) - size not in {0, _NULLS}:
             raise broken(self, f"states {held} values, which {len(data)} bytes are not")
         return texts if self.is_text else struct.unpack_from(f"<{held}q", data)
 

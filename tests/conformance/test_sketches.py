@@ -106,7 +106,7 @@ def test_spark_reads_the_sketches_and_its_own_are_read(spark):
         given = spark.createDataFrame(
             [tuple(map(bytearray, mine))], "mi binary, mt binary, mq binary, mk binary, mn binary"
         )
-        struct = "named_struct('sketch', {}, 'maxItemsTracked', 48, 'itemDataType', cast(null AS {}), 'itemDataTypeDDL', '{}')"
+        struct = "named_struct('sketch', concat({}, X'0000000000000000'), 'maxItemsTracked', 48, 'itemDataType', cast(null AS {}), 'itemDataTypeDDL', '{}')"
         row = own.crossJoin(top).crossJoin(given).selectExpr(
             "i", "t", "q", "k.sketch AS k", "n.sketch AS n",
             "hll_sketch_estimate(mi) AS ints", "hll_sketch_estimate(hll_union(mi, i)) AS ints_both",

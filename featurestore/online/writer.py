@@ -63,6 +63,7 @@ class FencedWriter:
         """Every part of every view, and the view's index: what blobs are told apart by, besides their key."""
         self.tail_cap = tail_cap
         self._bases: dict[bytes, int] = {}
+        self._wide: dict[bytes, int] = {}  # size of the records being appended, where they differ in size
         store.prepare()
 
     def apply(self, partition: int, until: int, arrival: Instant, shaped: Sequence[Shaped]) -> dict[str, int]:
@@ -85,6 +86,7 @@ class FencedWriter:
             self.store.space.fence_field(view.name, view.fingerprint, self.source, partition) for view in self.views
         ]
         fences = self.store.fences(fields)
+        self._wide.clear()
         buckets: list[list[tuple[int, Blobs]]] = [[] for _ in range(BUCKETS)]
         for index, events in enumerate(shaped):
             if not len(events):
@@ -115,7 +117,7 @@ class FencedWriter:
         buckets: list[list[tuple[int, Blobs]]],
     ) -> None:
         """Cut the records into one string per key and hand them to the keys' buckets."""
-        codes, first = np.unique(rows.key, return_index=True)
+        codes, first, rows_of = np.unique(rows.key, return_index=True, return_counts=True)
         data, begins = record_format(part).encode(rows.records)
         edges = [*begins[first].tolist(), len(data)]
         base = empty_base(part)
@@ -125,8 +127,11 @@ class FencedWriter:
             blobs = of_bucket.get(bucket)
             if blobs is None:
                 blobs = of_bucket[bucket] = Blobs(base)
-            blobs.names.append(self.store.space.blob(part.view, part.fingerprint, keys[code], part.number))
+            name = self.store.space.blob(part.view, part.fingerprint, keys[code], part.number)
+            blobs.names.append(name)
             blobs.records.append(data[edges[position] : edges[position + 1]])
+            if not part.is_fixed:
+                self._wide[name] = (edges[position + 1] - edges[position]) // int(rows_of[position])
         for bucket, blobs in of_bucket.items():
             buckets[bucket].append((index, blobs))
 
@@ -160,8 +165,9 @@ class FencedWriter:
                 )
             lengths = iter(reply)
             for index, blobs in buckets[append.bucket]:
-                size, fixed = record_size(self.parts[index][1]), len(blobs.base)
+                usual, fixed = record_size(self.parts[index][1]), len(blobs.base)
                 for name, length in zip(blobs.names, lengths, strict=False):
+                    size = self._wide.pop(name, usual)
                     if length - self._bases.get(name, fixed) > self.tail_cap * size:
                         grown.setdefault(index, []).append((name, length))
         return grown

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,11 @@ from featurestore.checks.case import Case, Probe, Send, run_case
 from featurestore.checks.generate import generate
 from featurestore.checks.pytest_text import pytest_text
 from featurestore.checks.shrink import Shrinker
+from featurestore.checks.stores import memory_store
 from featurestore.errors import DefinitionError
-from featurestore.online.memory import MemoryOnlineStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from featurestore.definitions.view import FeatureView
@@ -119,12 +118,6 @@ class VerifyResult:
             f"different: {head}.\nview {self.failure.view}, {self.failure.engine}, {len(self.failure.case.steps)} of "
             f"{self.failure.steps_before} steps left:\n{lines}\n\n{self.failure.test}"
         )
-
-
-@contextmanager
-def memory_store() -> Iterator[OnlineStore]:
-    """Give an empty store in memory."""
-    yield MemoryOnlineStore("verify")
 
 
 def verify(

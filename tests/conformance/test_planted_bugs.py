@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from featurestore.checks.verify import verify
-from tests.conformance.cases import COMPOSITE, CONDITIONS, LIFETIME, MANY, SHORT, VIEWS
+from tests.conformance.cases import COMPOSITE, CONDITIONS, LIFETIME, MANY, SHORT, VIEWS, WINDOWS
 from tests.conformance.planted import BUGS
 
 WITHIN = 200
@@ -15,7 +15,7 @@ WITHIN = 200
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_every_planted_bug_is_found(bug, monkeypatch):
     bug.plant(monkeypatch)
-    views = (SHORT,) if bug.name.startswith("reach") else (SHORT, MANY, COMPOSITE, CONDITIONS)
+    views = (SHORT,) if bug.name.startswith("reach") else (SHORT, MANY, COMPOSITE, CONDITIONS, WINDOWS)
     result = verify(views, seed=7, seconds=600, most_cases=WITHIN, shrink_seconds=0)
     assert not result.equal, f"not found in {result}"
 

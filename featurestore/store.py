@@ -19,6 +19,9 @@ from featurestore.definitions.registry import Change, Definition, Definitions, c
 from featurestore.errors import DefinitionError, FeatureStoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from featurestore.checks.verify import VerifyResult
     from featurestore.jobs.job import Job
     from featurestore.offline.registry import DeltaRegistry
     from featurestore.offline.training import TrainingSet
@@ -241,6 +244,40 @@ class FeatureStore:
         return training_set(
             self.session(), found, path, offline=self.settings.offline, event_time=event_time, as_served=as_served
         )
+
+    def verify(
+        self,
+        *what: Definition | Definitions | ModuleType,
+        service: str | None = None,
+        view: str | None = None,
+        seconds: float = 20.0,
+        seed: int | None = None,
+        engines: Sequence[str] | None = None,
+        progress: Callable[[VerifyResult], None] | None = None,
+    ) -> VerifyResult:
+        """Return whether every path computes the same on these definitions, as far as hostile cases can show.
+
+        Args:
+            what: Services, views and so on, or a module of definitions; the one the settings name when empty.
+            service: Only the views of this service.
+            view: Only this view.
+            seconds: How long to look; every view gets at least one case.
+            seed: Chooses the cases; random when None, and part of the result.
+            engines: "memory" and "redis": the online stores to run on. Both when None, where a server can be started.
+            progress: Called after every case.
+
+        Raises:
+            DefinitionError: A definition is invalid, or there is no view.
+            UnknownNameError: There is no such service, view or engine.
+            StackError: "redis" is asked for and no server can be started.
+        """
+        from featurestore.checks.run import verify_definitions
+
+        wanted = self._wanted(Definitions(), what, prune=True)
+        return verify_definitions(
+            wanted, self.settings, service=service, view=view, seconds=seconds, seed=seed, engines=engines,
+            progress=progress,
+        )  # fmt: skip
 
     def session(self) -> Any:
         """Return the Spark session of training sets; one per store, started when first needed."""

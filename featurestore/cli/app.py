@@ -63,7 +63,7 @@ def options(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; return its exit code."""
-    from featurestore.cli import jobs, project, serving, stack  # noqa: F401 - importing them adds their verbs
+    from featurestore.cli import checks, jobs, project, serving, stack  # noqa: F401 - importing them adds their verbs
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments

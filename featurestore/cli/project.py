@@ -64,7 +64,7 @@ def init(
 @app.command(epilog=example("featurestore plan", "featurestore plan --definitions features.py --json"))
 def plan(definitions: DefinitionsOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show what `apply` would change: + added, ~ changed, - removed. Touches nothing."""
-    store = open_store(config, **_named(definitions))
+    store = open_store(config, **named(definitions))
     changes = store.plan()
     if as_json:
         print_json({"changes": [change.to_dict() for change in changes]})
@@ -84,7 +84,7 @@ def apply(
     as_json: JsonOption = False,
 ) -> None:
     """Record the definitions and publish them to the online store. Applying the same again changes nothing."""
-    store = open_store(config, **_named(definitions))
+    store = open_store(config, **named(definitions))
     from featurestore.store import load_module
 
     module = load_module(store.settings)
@@ -126,7 +126,8 @@ def installed_versions() -> dict[str, Any]:
     return {**versions, "featurestore": featurestore.__version__, "python": platform.python_version()}
 
 
-def _named(definitions: str | None) -> dict[str, Any]:
+def named(definitions: str | None) -> dict[str, Any]:
+    """Return the settings that --definitions stands for."""
     if definitions is None:
         return {}
     is_file = definitions.endswith(".py")

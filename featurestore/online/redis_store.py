@@ -236,6 +236,14 @@ class RedisOnlineStore:
         with mapped_errors(self.url):
             self.redis.set(self.space.complete(source), instant)
 
+    def forget_project(self) -> None:
+        """Remove everything the project has in the store: for stores made for a check, never for one that serves."""
+        with mapped_errors(self.url):
+            for pattern in (f"fs:{{{self.project}}}:*", f"fs:{{{self.project}.??}}:*"):
+                names = list(self.redis.scan_iter(pattern, 1000))
+                if names:
+                    self.redis.unlink(*names)
+
     def close(self) -> None:
         """Close all connections."""
         self.redis.close()

@@ -83,6 +83,7 @@ def differences(
     store: OnlineStore,
     keys: Mapping[str, Any] | None,
     t: Instant,
+    now: Instant,
     *,
     visible_at: Instant | None = None,
 ) -> list[Difference]:
@@ -92,7 +93,7 @@ def differences(
         wanted = list(dict.fromkeys(tuple(event.row[column] for column in view.entity.keys) for event in events))
     else:
         wanted = [tuple(key_values(keys, view.layout.keys, where=f"view {view.name}"))]
-    judge = Judge(view, events, log.shaped(view), store)
+    judge = Judge(view, events, log.shaped(view), store, now)
     found = []
     for one in wanted:
         found += judge.training(one, t, visible_at)
@@ -110,12 +111,14 @@ class Judge:
         events: All events of its source.
         shaped: The same, as the batch kernel takes them.
         store: The online store they have been applied to.
+        now: The time; events from ahead of it may not be the reason of a refusal, since readers skip them.
     """
 
     view: FeatureView
     events: Sequence[Event]
     shaped: Shaped
     store: OnlineStore
+    now: Instant
 
     def training(self, keys: Keys, t: Instant, visible_at: Instant | None = None) -> list[Difference]:
         """Return where the batch kernel differs."""
@@ -133,7 +136,7 @@ class Judge:
             try:
                 vector = self._lookup(keys, t, exact_time=True)
             except PastLookupError as error:
-                if not any(event.event_time >= t for event in mine):
+                if not any(t <= event.event_time <= self.now for event in mine):
                     return [self._difference("online", keys, t, "refusal", None, str(error))]
                 vector = self._lookup(keys, t, exact_time=False)
                 as_of = vector.as_of[self.view.name]

@@ -57,6 +57,8 @@ class EventLog:
     _accepted: list[Record] = field(default_factory=list)
     _times: list[int] = field(default_factory=list)
     _rejected: list[Quarantined] = field(default_factory=list)
+    _events: list[Event] | None = None
+    _shaped: dict[str, Shaped] = field(default_factory=dict)
 
     def append(self, record: Record) -> None:
         """Add a record; it is decoded when somebody looks."""
@@ -66,6 +68,7 @@ class EventLog:
         if not self._records:
             return
         records, self._records = self._records, []
+        self._events, self._shaped = None, {}
         arrival = np.array([record.arrival for record in records], dtype=np.int64)
         decoded = self.decoder.decode([record.value for record in records], arrival)
         self._batches.append(decoded.batch)
@@ -95,26 +98,32 @@ class EventLog:
     def shaped(self, view: FeatureView) -> Shaped:
         """Return all events as a view sees them."""
         table = self.table()
-        place = [sequence_of(record.partition, record.offset) for record in self._accepted]
-        return shape(
-            view,
-            table,
-            np.array(self._times, dtype=np.int64),
-            np.array(place, dtype=np.int64),
-            np.array([record.arrival for record in self._accepted], dtype=np.int64),
-        )
+        shaped = self._shaped.get(view.fingerprint)
+        if shaped is None:
+            place = [sequence_of(record.partition, record.offset) for record in self._accepted]
+            shaped = self._shaped[view.fingerprint] = shape(
+                view,
+                table,
+                np.array(self._times, dtype=np.int64),
+                np.array(place, dtype=np.int64),
+                np.array([record.arrival for record in self._accepted], dtype=np.int64),
+            )
+        return shaped
 
     def events(self) -> list[Event]:
         """Return all events as the specification takes them: the rows as they were sent, where they were sent as rows."""
         self._decode()
+        if self._events is not None:
+            return self._events
         rows: list[Mapping[str, Any] | None] = [record.row for record in self._accepted]
         if None in rows:
             decoded = _plain_rows(self.table())
             rows = [given if row is None else row for row, given in zip(rows, decoded, strict=True)]
-        return [
+        self._events = [
             Event(row or {}, row[self.source.event_time] if row else 0, record.arrival, record.partition, record.offset)
             for row, record in zip(rows, self._accepted, strict=True)
         ]
+        return self._events
 
 
 def _plain_rows(table: pa.Table) -> list[dict[str, Any]]:

@@ -316,7 +316,9 @@ class Replay:
         seen = None if visible_at is None else to_instant(visible_at, name="visible_at")
         found: list[Difference] = []
         for view in self.views:
-            found += differences(view, self._logs[view.source.name], self.store, keys, t, visible_at=seen)
+            found += differences(
+                view, self._logs[view.source.name], self.store, keys, t, self.clock.now(), visible_at=seen
+            )
         return found
 
     def assert_equal(

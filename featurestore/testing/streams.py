@@ -22,6 +22,7 @@ from featurestore.datatypes import DataType
 from featurestore.engines.oracle import Event
 from featurestore.engines.shape import Shaped, shape
 from featurestore.events.arrow_types import ARROW_TYPES
+from featurestore.testing.texts import fitting_texts
 from featurestore.timeline import HOUR, SECOND, Instant, floor_to
 
 if TYPE_CHECKING:
@@ -177,10 +178,13 @@ def _pool(field: ContractField, view: FeatureView, dice: random.Random) -> list[
         DataType.INT64: [*_INTS, dice.randrange(-1_000, 1_000)],
         DataType.FLOAT64: [*_FLOATS, *(round(dice.uniform(-100, 100), 2) for _ in range(6))],
         DataType.BOOL: [True, False],
-        DataType.STRING: [*_TEXTS, *quoted, *quoted, *quoted],
+        DataType.STRING: [],
         DataType.TIMESTAMP: [0, -1, 1_357_016_400_000_000],
     }
     pool = pools[field.type]
+    if field.type == DataType.STRING:
+        fine = fitting_texts(field, [*quoted, *_TEXTS])
+        pool = fine + [text for text in quoted if text in fine] * 2
     low = field.bounds.get("minimum", field.bounds.get("exclusiveMinimum", -math.inf))
     high = field.bounds.get("maximum", field.bounds.get("exclusiveMaximum", math.inf))
     if field.type in (DataType.INT64, DataType.FLOAT64):

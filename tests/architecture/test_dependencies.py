@@ -31,9 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "offline": STORES | {"config"},
     "scoring": STORES | {"config", "online"},
     "jobs": STORES | {"config", "online", "offline", "scoring"},
-    "store": STORES | {"config", "online", "offline", "scoring", "jobs"},
-    "testing": STORES | {"config", "online", "offline", "scoring", "jobs", "store"},
-    "cli": STORES | {"config", "online", "offline", "scoring", "jobs", "store", "testing"},
+    "testing": STORES | {"config", "online", "offline", "scoring", "jobs"},
+    "checks": STORES | {"config", "online", "offline", "scoring", "jobs", "testing"},
+    "store": STORES | {"config", "online", "offline", "scoring", "jobs", "testing", "checks"},
+    "cli": STORES | {"config", "online", "offline", "scoring", "jobs", "testing", "checks", "store"},
 }
 """Part of the package -> parts it may import, besides itself. ``featurestore/__init__.py`` may import any of them."""
 

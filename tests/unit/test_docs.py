@@ -39,6 +39,12 @@ def test_the_examples_of_the_definitions_guide_run():
     assert not outcome.failed
 
 
+def test_the_examples_of_the_checks_guide_run():
+    outcome = doctest.testfile(str(ROOT / "docs/guide/checks.md"), module_relative=False)
+    assert outcome.attempted > 15
+    assert not outcome.failed
+
+
 def test_the_guide_draws_the_whole_error_tree_with_the_exit_codes_of_the_command_line():
     text = (ROOT / "docs/guide/errors.md").read_text(encoding="utf-8")
     drawn = {name: int(code) for name, code in re.findall(r"─ (\w+)(?: \(\w+\))? +(\d)", text)}

@@ -1,0 +1,74 @@
+"""Verbs that check: verify."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featurestore.cli import exits
+from featurestore.cli.app import app
+from featurestore.cli.output import ConfigOption, JsonOption, example, note, open_store, print_json, print_lines
+from featurestore.cli.project import DefinitionsOption, named
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from featurestore.checks.verify import VerifyResult
+
+
+@app.command(
+    epilog=example(
+        "featurestore verify",
+        "featurestore verify --service fraud_v1 --seconds 60",
+        "featurestore verify --seed 7 --json",
+    )
+)
+def verify(
+    service: Annotated[str | None, typer.Option(help="Only the views of this service.")] = None,
+    view: Annotated[str | None, typer.Option(help="Only this view.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="How long to look; every view gets a case.")] = 20.0,
+    seed: Annotated[int | None, typer.Option(help="Chooses the cases; random by default, and printed.")] = None,
+    engines: Annotated[
+        str | None, typer.Option(help="memory, redis or both with a comma; both where a server can be started.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the failing case here, as a pytest.")] = None,
+    definitions: DefinitionsOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Check that every path computes the same on your definitions. Ends with 0 when all are equal, with 1 when not."""
+    store = open_store(config, **named(definitions))
+    chosen = None if engines is None else [each.strip() for each in engines.split(",")]
+    with _bar(seconds) as progress:
+        result = store.verify(service=service, view=view, seconds=seconds, seed=seed, engines=chosen, progress=progress)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        print_lines([result])
+    if out is not None and result.failure is not None:
+        out.write_text(result.failure.test, encoding="utf-8")
+        note(f"written: {out}")
+    return exits.OK if result.equal else exits.FAILED
+
+
+@contextmanager
+def _bar(seconds: float) -> Iterator[Callable[[VerifyResult], None] | None]:
+    """Give a callback that moves a progress bar on a terminal, and none in a pipe."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("verify"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=seconds)
+
+        def move(result: VerifyResult) -> None:
+            bar.update(task, completed=min(result.seconds, seconds), description=f"{sum(result.cases.values())} cases")
+
+        yield move

@@ -44,6 +44,11 @@ class Count(Aggregate):
         return ("i8",)
 
     @property
+    def adds(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def result_type(self) -> DataType:
         """Always int64."""
         return DataType.INT64
@@ -97,6 +102,11 @@ class Sum(Aggregate):
     def slots(self) -> tuple[str, ...]:
         """(n, hi, lo) for integers, (n, sum, error) for doubles."""
         return ("i8", "i8", "i8") if self.is_integer else ("i8", "f8", "f8")
+
+    @property
+    def adds(self) -> bool:
+        """For integers; differences of floating totals would cancel digits."""
+        return self.is_integer
 
     @property
     def result_type(self) -> DataType:

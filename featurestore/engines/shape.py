@@ -11,6 +11,7 @@ The hot query, the archive query, backfills and training sets all start from her
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,6 @@ from featurestore.definitions.keys import encode_key
 from featurestore.engines.arrow import evaluate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from featurestore.algebra.aggregate import Columns
     from featurestore.definitions.expression import Expression
     from featurestore.definitions.parts import Part
@@ -42,7 +41,7 @@ class Shaped:
     event_time: np.ndarray
     sequence: np.ndarray
     arrival: np.ndarray
-    columns: tuple[Columns, ...]
+    columns: Sequence[Columns]
 
     def __len__(self) -> int:
         return len(self.key)
@@ -55,8 +54,100 @@ class Shaped:
             event_time=self.event_time[rows],
             sequence=self.sequence[rows],
             arrival=self.arrival[rows],
-            columns=tuple(take(columns, rows) for columns in self.columns),
+            columns=self.columns.take(rows)
+            if isinstance(self.columns, Prepared)
+            else tuple(take(columns, rows) for columns in self.columns),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The events that enter a view, as what its aggregates take: smaller than partials, so it is what a shuffle carries.
+
+    Attributes:
+        keys: The entity's key columns, as they are.
+        event_time: Microseconds, int64.
+        sequence: Source partition and offset as one ordered int64.
+        arrival: Microseconds, int64.
+        values: One array per distinct (input, condition) of the view's measures, as ``input_ids`` numbers them: the input's
+            value, null where the condition is not true; ``true`` or null where there is no input.
+    """
+
+    keys: list[pa.Array]
+    event_time: np.ndarray
+    sequence: np.ndarray
+    arrival: np.ndarray
+    values: list[pa.Array]
+
+
+class Prepared(Sequence["Columns"]):
+    """The prepared partials of every measure, made from the inputs when they are asked for: they take far more memory."""
+
+    def __init__(
+        self, view: FeatureView, arrays: Sequence[tuple[np.ndarray, np.ndarray]], event_time: np.ndarray, sequence: np.ndarray
+    ) -> None:
+        self._view, self._arrays, self._order = view, arrays, (event_time, sequence)
+
+    def __len__(self) -> int:
+        return len(self._view.layout.measures)
+
+    def __getitem__(self, measure: Any) -> Any:
+        """Return the partials of a measure, one row per event."""
+        values, valid = self._arrays[input_ids(self._view)[measure]]
+        return self._view.layout.measures[measure].prepare_columns(values, valid, *self._order)
+
+    def take(self, rows: np.ndarray) -> Prepared:
+        """Return the chosen events."""
+        event_time, sequence = self._order
+        arrays = [(values[rows], valid[rows]) for values, valid in self._arrays]
+        return Prepared(self._view, arrays, event_time[rows], sequence[rows])
+
+
+def input_ids(view: FeatureView) -> tuple[int, ...]:
+    """Return for every measure of a view the number of its input: those of one input and condition share it."""
+    found: dict[tuple[str | None, str | None], int] = {}
+    return tuple(found.setdefault((m.input, m.where), len(found)) for m in view.layout.measures)
+
+
+def inputs_of(
+    view: FeatureView,
+    events: pa.RecordBatch | pa.Table,
+    event_time: np.ndarray,
+    sequence: np.ndarray,
+    arrival: np.ndarray,
+) -> Inputs:
+    """Return the events that enter the view, with what its aggregates take; arguments as of ``shape``."""
+    if view.condition is not None:
+        rows = np.flatnonzero(_is_true(view.condition, events))
+        if len(rows) < events.num_rows:
+            events = events.take(pa.array(rows))
+            event_time, sequence, arrival = event_time[rows], sequence[rows], arrival[rows]
+    values: list[pa.Array] = []
+    for number, (expression, condition) in zip(input_ids(view), view.expressions, strict=True):
+        if number < len(values):
+            continue
+        made = pa.repeat(True, events.num_rows) if expression is None else _evaluate(expression, events)  # noqa: FBT003
+        if condition is not None:
+            made = pc.if_else(pa.array(_is_true(condition, events)), made, pa.scalar(None, made.type))
+        values.append(made)
+    keys = [events.column(name) for name in view.entity.keys]
+    return Inputs(keys, event_time, sequence, arrival, values)
+
+
+def prepared(
+    view: FeatureView, values: Sequence[Any], event_time: np.ndarray, sequence: np.ndarray
+) -> Prepared:
+    """Return the partials of every measure from the values of ``inputs_of``."""
+    kinds = dict(zip(input_ids(view), (expression for expression, _ in view.expressions), strict=True))
+    arrays = []
+    for number, column in enumerate(values):
+        expression = kinds[number]
+        if expression is None:
+            valid = pc.is_valid(column).to_numpy(zero_copy_only=False)
+            arrays.append((np.zeros(len(valid), np.int64), valid))
+        else:
+            arrays.append(to_numpy(column, expression.type))
+    return Prepared(view, arrays, event_time, sequence)
 
 
 def shape(
@@ -75,23 +166,10 @@ def shape(
         sequence: Source partition and offset as one ordered int64 (``algebra.sequence_of``).
         arrival: When each event was received, microseconds, int64.
     """
-    if view.condition is not None:
-        rows = np.flatnonzero(_is_true(view.condition, events))
-        if len(rows) < events.num_rows:
-            events = events.take(pa.array(rows))
-            event_time, sequence, arrival = event_time[rows], sequence[rows], arrival[rows]
-    keys, key = key_codes(view, events)
-    columns = []
-    for aggregate, (expression, condition) in zip(view.layout.measures, view.expressions, strict=True):
-        count = events.num_rows
-        if expression is None:
-            values, valid = np.zeros(count, np.int64), np.ones(count, bool)
-        else:
-            values, valid = to_numpy(_evaluate(expression, events), expression.type)
-        if condition is not None:
-            valid = valid & _is_true(condition, events)
-        columns.append(aggregate.prepare_columns(values, valid, event_time, sequence))
-    return Shaped(keys, key, event_time, sequence, arrival, tuple(columns))
+    found = inputs_of(view, events, event_time, sequence, arrival)
+    keys, key = encode_columns(found.keys, [DataType(kind) for kind in view.entity.keys.values()])
+    columns = prepared(view, found.values, found.event_time, found.sequence)
+    return Shaped(keys, key, found.event_time, found.sequence, found.arrival, tuple(columns))
 
 
 def tiles(part: Part, shaped: Shaped) -> TileRows:
@@ -104,12 +182,6 @@ def tiles(part: Part, shaped: Shaped) -> TileRows:
         [shaped.columns[measure] for measure in part.measure_ids],
         apart=shaped.event_time > shaped.arrival,
     )
-
-
-def key_codes(view: FeatureView, events: pa.RecordBatch | pa.Table) -> tuple[list[bytes], np.ndarray]:
-    """Return the distinct encoded entity keys of the rows, and every row's index among them."""
-    types = [DataType(kind) for kind in view.entity.keys.values()]
-    return encode_columns([events.column(name) for name in view.entity.keys], types)
 
 
 def encode_columns(columns: Sequence[Any], types: Sequence[DataType]) -> tuple[list[bytes], np.ndarray]:

@@ -1,10 +1,15 @@
 r"""Point-in-time evaluation inside Spark's Arrow workers, in one pass for all views.
 
-    event logs --shape (Arrow worker)--> (view, key, event time, sequence, arrival, partials)  \
-                                                                      partition by (view, key) -> values_at_points
-    spine      --encode keys----------> (view, key, t, visible_at, row)                     /
-                                                                      -> (row, view, packed values)
-                                                      partition by row -> one column per feature -> joined to the spine
+    event logs --ScatterEvents--> pieces (bucket of keys, view)   \
+                                                                   one task per bucket: Evaluate
+    spine      --ScatterPoints--> pieces (bucket of keys, points) /
+                     -> pieces (range of spine rows, view)  \
+                                                             one task per range of rows: Assemble -> the spine with features
+    spine      --ScatterSpine---> (range of rows, spine)    /
+
+Views with the same key columns form a *group*; a bucket belongs to one group, and has some of its keys, with all their
+events. Only what aggregates take is shuffled (``engines.shape.Inputs``), as Arrow blobs (``offline.blobs``). The last step
+has every range of rows whole, so nothing is joined and nothing is sorted.
 
 Every class here is a picklable function over Arrow batches, for ``mapInArrow``.
 """
@@ -12,183 +17,243 @@ Every class here is a picklable function over Arrow batches, for ``mapInArrow``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from featurestore.algebra import sequence_of
-from featurestore.datatypes import DataType
-from featurestore.engines.packed import pack_values, rows_from_arrow, rows_to_arrow, unpack_values
 from featurestore.engines.points import values_at_points
-from featurestore.engines.shape import Shaped, encode_columns, shape
+from featurestore.engines.shape import Shaped, input_ids, inputs_of, prepared
+from featurestore.events.arrow_types import ARROW_TYPES
+from featurestore.offline.blobs import codes_of, gathered, hashes, pieces
+from featurestore.offline.digest import digest_of
+from featurestore.offline.spine import ROW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from featurestore.datatypes import DataType
     from featurestore.definitions.view import FeatureView
 
-ROW = "__row"
-SHUFFLED = "view int, kind tinyint, key binary, at bigint, sequence bigint, arrival bigint, row bigint, partials binary"
-PACKED = f"{ROW} bigint, view int, packed binary"
+RANGE_ROWS = 1 << 17
+"""Rows of the spine that are put together in one task."""
+BUCKET_EVENTS = 250_000
+"""Events of a bucket, on average; what bounds a task's memory, besides a single key's events."""
+SPINE = -1
+_DIGESTS = [("target", pa.int32()), ("spine", pa.binary()), ("whole", pa.binary())]
 
 
 @dataclass(frozen=True)
-class ShapeEvents:
-    """Event log rows of one source -> shuffled rows of its views: kind 0, all measures' slots as bytes."""
+class Grouping:
+    """Which views share buckets.
+
+    Attributes:
+        views: All views, in order.
+        buckets: Buckets of one group.
+    """
 
     views: tuple[FeatureView, ...]
+    buckets: int
+
+    @cached_property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The key columns of every group."""
+        return tuple(dict.fromkeys(tuple(view.entity.keys) for view in self.views))
+
+    @property
+    def targets(self) -> int:
+        """How many buckets there are, of all groups."""
+        return self.buckets * len(self.groups)
+
+    def of(self, view: FeatureView) -> int:
+        """Return the group of a view."""
+        return self.groups.index(tuple(view.entity.keys))
+
+    def targets_of(self, group: int, keys: Sequence[Any]) -> np.ndarray:
+        """Return the bucket of every row of key columns."""
+        return (hashes(keys) % np.uint64(self.buckets)).astype(np.int64) + group * self.buckets
+
+
+@dataclass(frozen=True)
+class ScatterEvents:
+    """Event log rows of one source -> pieces for its views."""
+
+    grouping: Grouping
     source: str
+    with_arrival: bool
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the shaped events of every batch, view by view."""
+        """Yield the pieces of every batch, view by view."""
         for batch in batches:
             if not batch.num_rows:
                 continue
             place = batch.column("_partition").to_numpy().astype(np.int64) * sequence_of(1, 0)
             sequence = place | batch.column("_offset").to_numpy()
-            event_time, arrival = batch.column("_event_time").to_numpy(), batch.column("_arrival").to_numpy()
-            for index, view in enumerate(self.views):
+            event_time = batch.column("_event_time").to_numpy()
+            arrival = batch.column("_arrival").to_numpy() if self.with_arrival else event_time
+            for index, view in enumerate(self.grouping.views):
                 if view.source.name != self.source:
                     continue
-                shaped = shape(view, batch, event_time, sequence, arrival)
-                if len(shaped):
-                    yield _shuffled(
-                        index, 0, shaped.keys, shaped.key, shaped.event_time, shaped.arrival, sequence=shaped.sequence,
-                        partials=rows_to_arrow(view.layout.slots, tuple(x for columns in shaped.columns for x in columns)),
-                    )  # fmt: skip
+                found = inputs_of(view, batch, event_time, sequence, arrival)
+                columns = {f"k{place}": key for place, key in enumerate(found.keys)}
+                columns |= {"at": pa.array(found.event_time), "sequence": pa.array(found.sequence)}
+                if self.with_arrival:
+                    columns["arrival"] = pa.array(found.arrival)
+                columns |= {f"v{place}": value for place, value in enumerate(found.values)}
+                target = self.grouping.targets_of(self.grouping.of(view), found.keys)
+                yield from pieces(pa.table(columns), target, index)
 
 
 @dataclass(frozen=True)
-class EncodePoints:
-    """Spine rows -> shuffled rows of every view: kind 1."""
+class ScatterPoints:
+    """Spine rows -> pieces with key, time and row number, for every group of views."""
 
-    views: tuple[FeatureView, ...]
+    grouping: Grouping
+    with_arrival: bool
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the points of every batch, view by view."""
+        """Yield the points of every batch, group by group."""
         for batch in batches:
             if not batch.num_rows:
                 continue
-            at, visible = batch.column("__at").to_numpy(), batch.column("__visible").to_numpy()
-            row = batch.column(ROW).to_numpy()
-            for index, view in enumerate(self.views):
-                types = [DataType(kind) for kind in view.entity.keys.values()]
-                keys, code = encode_columns([batch.column(name) for name in view.entity.keys], types)
-                yield _shuffled(index, 1, keys, code, at, visible, row=row)
+            columns = {name: batch.column(name) for name in ("__at", ROW)}
+            if self.with_arrival:
+                columns["__visible"] = batch.column("__visible")
+            for group, names in enumerate(self.grouping.groups):
+                keys = [batch.column(name) for name in names]
+                table = pa.table({**columns, **{f"k{place}": key for place, key in enumerate(keys)}})
+                yield from pieces(table, self.grouping.targets_of(group, keys), SPINE)
 
 
-def _shuffled(
-    view: int,
-    kind: int,
-    keys: list[bytes],
-    code: np.ndarray,
-    at: np.ndarray,
-    arrival: np.ndarray,
-    *,
-    sequence: np.ndarray | None = None,
-    row: np.ndarray | None = None,
-    partials: pa.Array | None = None,
-) -> pa.RecordBatch:
-    count = len(code)
-    nothing = np.zeros(count, np.int64)
-    return pa.RecordBatch.from_pydict(
-        {
-            "view": pa.array(np.full(count, view, np.int32)),
-            "kind": pa.array(np.full(count, kind, np.int8)),
-            "key": pa.array(keys, pa.binary()).take(pa.array(code)),
-            "at": at,
-            "sequence": nothing if sequence is None else sequence,
-            "arrival": arrival,
-            "row": nothing if row is None else row,
-            "partials": pa.nulls(count, pa.binary()) if partials is None else partials,
-        }
-    )
+@dataclass(frozen=True)
+class ScatterSpine:
+    """Spine rows -> pieces by range of rows, columns as they are."""
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the pieces of every batch."""
+        for batch in batches:
+            yield from pieces(batch, batch.column(ROW).to_numpy() // RANGE_ROWS, SPINE)
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """All rows of some keys -> for every point its view's values, packed (``engines.packed``)."""
+    """The pieces of some buckets -> for every point of a bucket its views' values, in pieces by range of rows."""
 
-    views: tuple[FeatureView, ...]
+    grouping: Grouping
     as_served: bool
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield the values of this partition's points, view by view."""
-        held = [batch for batch in batches if batch.num_rows]
-        if not held:
-            return
-        table = pa.Table.from_batches(held)
-        view_of = table.column("view").to_numpy()
-        for index in np.unique(view_of).tolist():
-            one = table.take(pa.array(np.flatnonzero(view_of == index))).combine_chunks()
-            evaluated = self._evaluate(self.views[index], one)
-            if evaluated is not None:
-                row, packed = evaluated
-                yield pa.RecordBatch.from_arrays(
-                    [row, pa.array(np.full(len(row), index, np.int32)), packed], [ROW, "view", "packed"]
-                )
-
-    def _evaluate(self, view: FeatureView, table: pa.Table) -> tuple[pa.Array, pa.Array] | None:
-        layout = view.layout
-        is_point = table.column("kind").to_numpy() == 1
-        points, rows = np.flatnonzero(is_point), np.flatnonzero(~is_point)
-        if not len(points):
-            return None
-        keys = table.column("key").combine_chunks().dictionary_encode()
-        if isinstance(keys, pa.ChunkedArray):
-            keys = keys.combine_chunks()
-        code = keys.indices.to_numpy().astype(np.int64)
-        at, sequence = table.column("at").to_numpy(), table.column("sequence").to_numpy()
-        arrival = table.column("arrival").to_numpy()
-        partials = rows_from_arrow(layout.slots, table.column("partials").take(pa.array(rows)))
-        events = Shaped(
-            keys=keys.dictionary.to_pylist(),
-            key=code[rows],
-            event_time=at[rows],
-            sequence=sequence[rows],
-            arrival=arrival[rows],
-            columns=tuple(partials[begin:end] for begin, end in pairwise(layout.slot_offsets)),
-        )
-        values = values_at_points(layout, events, code[points], at[points], arrival[points] if self.as_served else None)
-        return table.column("row").take(pa.array(points)).combine_chunks(), pack_values(_types(view), values)
+        for target, tables in gathered(batches):
+            points = tables.pop(SPINE, None)
+            if points is None:
+                continue
+            for index, view in enumerate(self.grouping.views):
+                if self.grouping.of(view) == target // self.grouping.buckets:
+                    row, values = evaluated(view, tables.pop(index, None), points, as_served=self.as_served)
+                    yield from pieces(table_of(view, row, values), row // RANGE_ROWS, index)
 
 
-def _types(view: FeatureView) -> list[DataType]:
-    return [feature.aggregate.result_type for feature in view.layout.features]
+def evaluated(
+    view: FeatureView, events: pa.Table | None, points: pa.Table, *, as_served: bool
+) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """Return row numbers of all points, by key and time, and their values."""
+    names = [f"k{place}" for place in range(len(view.entity.keys))]
+    row, t = points.column(ROW).to_numpy(), points.column("__at").to_numpy()
+    count = 0 if events is None else events.num_rows
+    if events is None:
+        code, keys = codes_of([points.column(name) for name in names])
+        none = np.zeros(0, np.int64)
+        values = [pa.array([], kind) for kind in _input_types(view)]
+        shaped = Shaped([], none, none, none, none, prepared(view, values, none, none))
+    else:
+        code, keys = codes_of([pa.chunked_array(_chunks(events, name) + _chunks(points, name)) for name in names])
+        # keys with the most events come first: see algebra.ranges
+        order = np.argsort(-np.bincount(code[:count], minlength=keys), kind="stable")
+        rank = np.empty(keys, np.int64)
+        rank[order] = np.arange(keys)
+        code = rank[code]
+        at, sequence = events.column("at").to_numpy(), events.column("sequence").to_numpy()
+        values = [events.column(f"v{place}") for place in range(len(_input_types(view)))]
+        arrival = events.column("arrival").to_numpy() if as_served else at
+        shaped = Shaped([], code[:count], at, sequence, arrival, prepared(view, values, at, sequence))
+    code = code[count:]
+    order = np.lexsort((t, code))
+    seen = points.column("__visible").to_numpy()[order] if as_served else None
+    return row[order], values_at_points(view.layout, shaped, code[order], t[order], seen)
 
 
-def assembled_schema(views: Sequence[FeatureView]) -> str:
-    """Return the Spark schema of what ``Assemble`` yields."""
-    columns = [
+def _chunks(table: pa.Table, name: str) -> list[pa.Array]:
+    return list(table.column(name).chunks)
+
+
+def _input_types(view: FeatureView) -> list[pa.DataType]:
+    kinds = dict(zip(input_ids(view), (expression for expression, _ in view.expressions), strict=True))
+    return [pa.bool_() if each is None else ARROW_TYPES[each.type] for each in kinds.values()]
+
+
+def table_of(view: FeatureView, row: np.ndarray, values: Sequence[tuple[np.ndarray, np.ndarray]]) -> pa.Table:
+    """Return row numbers and feature values as Arrow columns."""
+    columns = {ROW: pa.array(row)}
+    for feature, (column, valid) in zip(view.layout.features, values, strict=True):
+        columns[f"{view.name}.{feature.name}"] = _arrow_column(column, valid, feature.aggregate.result_type)
+    return pa.table(columns)
+
+
+def features_schema(views: Sequence[FeatureView]) -> str:
+    """Return the Spark schema of the features of views."""
+    return ", ".join(
         f"`{view.name}.{feature.name}` {feature.aggregate.result_type.spark_name}"
         for view in views
         for feature in view.layout.features
-    ]
-    return ", ".join([f"{ROW} bigint", *columns])
+    )
 
 
 @dataclass(frozen=True)
 class Assemble:
-    """The packed values of all views of some rows -> one row each, one column per feature."""
+    """The pieces of some ranges of rows -> those rows in order: the spine's columns, then one per feature."""
 
     views: tuple[FeatureView, ...]
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of this partition, whole."""
-        held = [batch for batch in batches if batch.num_rows]
-        if not held:
-            return
-        table = pa.Table.from_batches(held)
-        row, view_of = table.column(ROW).to_numpy(), table.column("view").to_numpy()
-        order = np.lexsort((row, view_of))
-        table, row, view_of = table.take(pa.array(order)), row[order], view_of[order]
-        bounds = np.searchsorted(view_of, np.arange(len(self.views) + 1))
-        columns = [pa.array(row[bounds[0] : bounds[1]])]
-        names = [ROW]
-        for index, view in enumerate(self.views):
-            packed = table.column("packed").slice(bounds[index], bounds[index + 1] - bounds[index])
-            columns += unpack_values(_types(view), packed)
-            names += view.layout.feature_ids
-        yield pa.RecordBatch.from_arrays(columns, names)
+        """Yield the rows of this partition's ranges."""
+        for _, tables in gathered(batches):
+            columns = [each for part in self.ordered(tables) for each in part]
+            yield pa.RecordBatch.from_arrays([column for _, column in columns], [name for name, _ in columns])
+
+    def ordered(self, tables: dict[int, pa.Table]) -> Iterator[list[tuple[str, pa.Array]]]:
+        """Yield the named columns of the spine, then those of every view, all by row number."""
+        for part in (SPINE, *range(len(self.views))):
+            table = tables.pop(part).combine_chunks()
+            table = table.take(pa.array(np.argsort(table.column(ROW).to_numpy()))).drop_columns(ROW)
+            yield [(name, _flat(table.column(name))) for name in table.column_names]
+
+
+@dataclass(frozen=True)
+class Digest:
+    """The pieces of some ranges of rows -> the digests of each range's spine columns and of all its columns."""
+
+    views: tuple[FeatureView, ...]
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield number and digests of this partition's ranges."""
+        assemble = Assemble(self.views)
+        for target, tables in gathered(batches):
+            spine, *features = assemble.ordered(tables)
+            whole = [*spine, *(each for part in features for each in part)]
+            row = {"target": target, "spine": digest_of(spine), "whole": digest_of(whole)}
+            yield pa.RecordBatch.from_pylist([row], pa.schema(_DIGESTS))
+
+
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def _arrow_column(values: np.ndarray, valid: np.ndarray, kind: DataType) -> pa.Array:
+    if kind.is_object:
+        return pa.array(np.where(valid, values, None).tolist(), ARROW_TYPES[kind])
+    return pa.array(values, mask=~valid).cast(ARROW_TYPES[kind])

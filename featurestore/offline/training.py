@@ -7,30 +7,34 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import pyarrow as pa
 
 from featurestore.datatypes import DataType
 from featurestore.errors import OfflineStoreUnavailableError
+from featurestore.offline.blobs import PIECES
 from featurestore.offline.point_in_time import (
-    PACKED,
+    BUCKET_EVENTS,
+    RANGE_ROWS,
     ROW,
-    SHUFFLED,
     Assemble,
-    EncodePoints,
+    Digest,
     Evaluate,
-    ShapeEvents,
-    assembled_schema,
+    Grouping,
+    ScatterEvents,
+    ScatterPoints,
+    ScatterSpine,
+    features_schema,
 )
-from featurestore.offline.spine import as_arrow, check_columns, check_spine, is_spark
+from featurestore.offline.spine import Spine, micros, read_spine
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
     from featurestore.definitions.service import FeatureService
+    from featurestore.definitions.view import FeatureView
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,14 @@ class TrainingSet:
     """A spine with its features.
 
     Attributes:
-        frame: The Spark frame: the spine's columns, then one column per feature id.
-        manifest: What it was made from: the service and its fingerprint, every Delta table with its version, the time
-            columns, the number of rows.
+        frame: The Spark frame: the spine's columns, then one column per feature id, in the spine's order.
+        facts: What it was made from; see ``manifest``.
     """
 
     frame: DataFrame
-    manifest: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    _digests: DataFrame | None = field(default=None, repr=False)
+    _kept: tuple[DataFrame, ...] = field(default=(), repr=False)
 
     def to_arrow(self) -> pa.Table:
         """Return an Arrow table in the spine's order."""
@@ -54,15 +59,25 @@ class TrainingSet:
         """Return a pandas frame in the spine's order."""
         return self.to_arrow().to_pandas()
 
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What the set was made from, as data, and the digests of the spine and of the whole; computes them when first read."""
+        assert self._digests is not None  # noqa: S101
+        ranges = sorted(tuple(row) for row in self._digests.collect())
+        whole = {
+            name: hashlib.sha256(b"".join(bytes(each[place]) for each in ranges)).hexdigest()
+            for place, name in ((1, "spine_digest"), (2, "digest"))
+        }
+        return {**self.facts, **whole}
+
     def digest(self) -> str:
         """Return the SHA-256 of the content, columns and rows in order."""
-        table = self.to_arrow().combine_chunks()
-        digest = hashlib.sha256()
-        for name in table.column_names:
-            digest.update(f"{name}:{table.schema.field(name).type};".encode())
-            for value in table.column(name).to_pylist():
-                digest.update(repr(value).encode() + b"\0")
-        return digest.hexdigest()
+        return str(self.manifest["digest"])
+
+    def release(self) -> None:
+        """Free what Spark keeps in memory for this set; it can be used again, and is then computed again."""
+        for frame in self._kept:
+            frame.unpersist()
 
 
 def training_set(
@@ -73,85 +88,108 @@ def training_set(
     offline: str,
     event_time: str = "event_time",
     as_served: bool | str = False,
+    versions: dict[str, int] | None = None,
 ) -> TrainingSet:
     """Return the spine enriched with the features of a service.
 
     Args:
         session: The Spark session, with Delta.
         service: Whose features.
-        spine: pandas or Polars frame, Arrow table, Spark frame, or a path of Parquet files: key columns, a time, and
-            anything else.
+        spine: pandas or Polars frame, Arrow table, Spark frame, or the path of Parquet files, a Delta table or a .csv:
+            key columns, a time, and anything else.
         offline: Root of the Delta tables.
         event_time: The spine's time column; events at or after it do not count. Aware timestamps, or integers of
             microseconds UTC.
         as_served: True hides events that arrived after the row's time; the name of a column of instants hides those that
             arrived after that.
+        versions: Versions of the Delta tables; the newest when None.
 
     Raises:
         SpineError: A key or time column is missing, has the wrong type, or times are naive or null.
         OfflineStoreUnavailableError: A source has no event log yet.
     """
-    from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
-
     visible_at = event_time if as_served is True else as_served or None
-    table = as_arrow(spine) if not is_spark(spine) and not isinstance(spine, str) else None
-    if table is not None:
-        check_spine(table, service, event_time, visible_at)
-        numbered = session.createDataFrame(table.append_column(ROW, pa.array(np.arange(table.num_rows))))
-    else:
-        frame = session.read.parquet(spine) if isinstance(spine, str) else spine
-        check_columns(frame.columns, service, event_time, visible_at)
-        numbered = _number(session, frame)
-    numbered = numbered.persist()
-    points = _points(numbered, service, event_time, visible_at)
+    found = read_spine(session, spine, service, event_time, visible_at)
     views = tuple(service.views)
-    rows = points.mapInArrow(EncodePoints(views), SHUFFLED)
-    versions = {}
-    for source in service.sources:
-        path = f"{offline}/events/{source.name}"
-        versions[f"events/{source.name}"] = version = _table_version(session, path)
-        log = session.read.format("delta").option("versionAsOf", version).load(path)
-        rows = rows.unionByName(log.mapInArrow(ShapeEvents(views, source.name), SHUFFLED))
-    values = (
-        rows.repartition(F.col("view"), F.col("key"))
-        .mapInArrow(Evaluate(views, visible_at is not None), PACKED)
-        .repartition(F.col(ROW))
-        .mapInArrow(Assemble(views), assembled_schema(views))
+    logs, read = _logs(session, views, offline, versions)
+    grouping = Grouping(views, buckets_for(sum(log.count() for log in logs.values())))
+    scattered = _points(found.frame, service, event_time, visible_at).mapInArrow(
+        ScatterPoints(grouping, visible_at is not None), PIECES
     )
-    joined = numbered.join(values, ROW)
-    result = joined.orderBy(ROW).drop(ROW)
-    manifest = {
+    for name, log in logs.items():
+        scattered = scattered.unionByName(
+            needed(log, views, name, found).mapInArrow(ScatterEvents(grouping, name, visible_at is not None), PIECES)
+        )
+    values = scattered.repartitionById(grouping.targets, scattered["target"]).mapInArrow(
+        Evaluate(grouping, visible_at is not None), PIECES
+    )
+    both = values.unionByName(found.frame.mapInArrow(ScatterSpine(), PIECES))
+    ranges = both.repartitionById(max(1, -(-found.rows // RANGE_ROWS)), both["target"]).persist()
+    schema = [f"`{each.name}` {each.dataType.simpleString()}" for each in found.frame.schema if each.name != ROW]
+    facts = {
         "service": service.name,
         "service_fingerprint": service.fingerprint,
-        "views": {view.name: view.fingerprint for view in service.views},
-        "tables": versions,
+        "views": {view.name: view.fingerprint for view in views},
+        "tables": read,
         "event_time": event_time,
         "as_served": as_served,
-        "rows": numbered.count(),
+        "rows": found.rows,
     }
-    return TrainingSet(result, manifest)
+    return TrainingSet(
+        ranges.mapInArrow(Assemble(views), ", ".join([*schema, features_schema(views)])),
+        facts,
+        ranges.mapInArrow(Digest(views), "target int, spine binary, whole binary"),
+        (ranges, *found.kept),
+    )
 
 
-def _number(session: SparkSession, frame: DataFrame) -> DataFrame:
-    """Return the frame with its row number, in its own order."""
-    rows = frame.rdd.zipWithIndex().map(lambda pair: (*pair[0], pair[1]))
-    return session.createDataFrame(rows, schema=frame.schema.add(ROW, "long"))
+def buckets_for(events: int) -> int:
+    """Return how many buckets of keys a number of events takes; of the data alone, so that a set is made the same again."""
+    return max(2, -(-events // BUCKET_EVENTS))
+
+
+def _logs(
+    session: SparkSession, views: tuple[FeatureView, ...], offline: str, versions: dict[str, int] | None
+) -> tuple[dict[str, DataFrame], dict[str, int]]:
+    """Return the event logs of the views' sources by name, and table to version."""
+    logs, read = {}, {}
+    for source in dict.fromkeys(view.source.name for view in views):
+        table = f"events/{source}"
+        path = f"{offline}/{table}"
+        read[table] = versions[table] if versions else _table_version(session, path)
+        logs[source] = session.read.format("delta").option("versionAsOf", read[table]).load(path)
+    return logs, read
+
+
+def needed(log: DataFrame, views: tuple[FeatureView, ...], source: str, spine: Spine) -> DataFrame:
+    """Return the columns of an event log that views use, and the events that any window of the spine can reach."""
+    columns: dict[str, None] = {}
+    reach: int | None = 0
+    for view in views:
+        if view.source.name == source:
+            columns |= dict.fromkeys(view.entity.keys)
+            for expression in (view.condition, *(each for pair in view.expressions for each in pair)):
+                columns |= dict.fromkeys(() if expression is None else expression.columns)
+            longest = view.layout.reach
+            reach = None if longest is None or reach is None else max(reach, longest)
+    log = log.select(*(f"`{name}`" for name in columns), "_partition", "_offset", "_arrival", "_event_time")
+    if spine.first is None or spine.last is None:
+        return log.limit(0)
+    if reach is not None:
+        log = log.where(log["_event_time"] >= spine.first - reach)
+    return log.where(log["_event_time"] < spine.last)
 
 
 def _points(numbered: DataFrame, service: FeatureService, event_time: str, visible_at: str | None) -> DataFrame:
     """Return row number, time, visibility and key columns, times as microseconds."""
     kinds = dict(numbered.dtypes)
-
-    def micros(name: str) -> str:
-        return f"unix_micros(`{name}`)" if kinds[name] == "timestamp" else f"`{name}`"
-
     keys = [
         f"unix_micros(`{name}`) `{name}`" if kind == DataType.TIMESTAMP else
         f"cast(`{name}` as {'bigint' if kind == DataType.INT64 else 'string' if kind == DataType.STRING else 'boolean'}) `{name}`"
         for name, kind in service.keys.items()
     ]  # fmt: skip
     return numbered.selectExpr(
-        ROW, f"{micros(event_time)} __at", f"{micros(visible_at or event_time)} __visible", *keys
+        ROW, f"{micros(event_time, kinds)} __at", f"{micros(visible_at or event_time, kinds)} __visible", *keys
     )
 
 

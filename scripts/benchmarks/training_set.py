@@ -1,0 +1,172 @@
+"""scripts/bench training-set: twenty windowed features at a million rows' own times, by us and by others.
+
+Every contender runs in a process of its own, one after the other, the whole list once per round. All answers are compared
+with ours, value by value; a difference ends the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.benchmarks.training_contenders import CONTENDERS, answer
+from scripts.benchmarks.training_data import HOT, make
+
+CACHE = Path(".cache/bench")
+
+
+def main() -> int:
+    """Run the measurements, print a table and write them as JSON."""
+    given = _arguments()
+    found: dict[str, Any] = {"machine": _machine(), "arguments": {**vars(given), "out": str(given.out)}, "runs": []}
+    for events, rows, names in _plan(given):
+        folder = make(CACHE, events=events, keys=given.keys, rows=rows, hot=given.hot)
+        for number in range(given.rounds):
+            reference = None
+            for name in names:
+                run = _one(name, folder, given)
+                out = run.pop("out")
+                if "failed" not in run:
+                    made = answer(out)
+                    reference = made if reference is None else reference
+                    run["largest_difference"] = _compare(name, reference, made, rows)
+                    run["rows_per_s"] = round(rows / run["wall_s"])
+                found["runs"].append({"contender": name, "events": events, "rows": rows, "round": number, **run})
+                print(json.dumps(found["runs"][-1]), flush=True)
+                shutil.rmtree(out, ignore_errors=True)
+                given.out.parent.mkdir(parents=True, exist_ok=True)
+                given.out.write_text(json.dumps({**found, "summary": summary(found["runs"])}, indent=1) + "\n")
+    print(table(summary(found["runs"])))
+    print(f"written: {given.out}")
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/bench training-set", description=__doc__)
+    parser.add_argument("--events", type=int, default=2_000_000)
+    parser.add_argument("--keys", type=int, default=100_000)
+    parser.add_argument("--rows", type=int, default=200_000, help="spine rows")
+    parser.add_argument("--hot", type=float, default=HOT, help="share of the events and rows of one key")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--contenders", default="ours,duckdb-window,duckdb-totals,numpy", help="in order; ours first")
+    parser.add_argument("--join-events", default="", help="sizes, comma-separated, at which spark-join takes part too")
+    parser.add_argument("--scale-events", default="", help="sizes at which ours runs alone, to show how cost grows")
+    parser.add_argument("--memory", default="2g", help="memory of Spark's JVM")
+    parser.add_argument("--timeout", type=int, default=1200, help="seconds after which a contender is stopped")
+    parser.add_argument("--quick", action="store_true", help="200,000 events and one round, to see that it works")
+    parser.add_argument("--out", type=Path, default=CACHE / "training-set.json")
+    given = parser.parse_args()
+    if given.quick:
+        given.events, given.rows, given.keys, given.rounds = 200_000, 20_000, 5_000, 1
+    given.out = Path(given.out)
+    return given
+
+
+def _plan(given: argparse.Namespace) -> list[tuple[int, int, list[str]]]:
+    """Return (events, rows, contenders); the share of rows to events is the same at every size."""
+    share = given.rows / given.events
+    names = given.contenders.split(",")
+    plan = [(given.events, given.rows, names)] if names != [""] else []
+    plan += [(int(size), int(int(size) * share), ["ours", "spark-join"]) for size in given.join_events.split(",") if size]
+    plan += [(int(size), int(int(size) * share), ["ours"]) for size in given.scale_events.split(",") if size]
+    return plan
+
+
+def _one(name: str, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+    if name not in CONTENDERS:
+        sys.exit(f"no contender {name!r}; there are {', '.join(CONTENDERS)}")
+    out = CACHE.resolve() / f"out-{name}"
+    for left in (out, Path(f"{out}-warm")):
+        shutil.rmtree(left, ignore_errors=True)
+    command = [
+        sys.executable, "-m", "scripts.benchmarks.training_contenders", name, str(folder.resolve()), str(out),
+        json.dumps({"memory": given.memory} if name == "ours" else {}),
+    ]  # fmt: skip
+    load = os.getloadavg()[0]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=given.timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"stopped after {given.timeout} s", "out": out}
+    if done.returncode:
+        return {"failed": " ".join(done.stderr.split())[-600:], "out": out}
+    return {**json.loads(done.stdout.strip().splitlines()[-1]), "load_before": round(load, 2), "out": out}
+
+
+def _compare(name: str, reference: Any, made: Any, rows: int) -> float:
+    """Return the largest relative difference of a floating value; end the run where answers differ."""
+    if made.num_rows != rows:
+        sys.exit(f"{name}: {made.num_rows} rows, expected {rows}")
+    worst = 0.0
+    for column in reference.column_names:
+        one, other = (each.column(column).to_numpy().astype(np.float64) for each in (reference, made))
+        if not (np.isnan(one) == np.isnan(other)).all():
+            sys.exit(f"{name}: nulls of {column} differ")
+        scale = np.maximum(np.abs(one), 1.0) if column.startswith(("sum", "mean")) else 1.0
+        difference = float(np.nanmax(np.abs(one - other) / scale, initial=0.0))
+        # running totals of plain doubles, as others use them, keep some ten digits
+        if difference > (1e-6 if column.startswith(("sum", "mean")) else 0.0):
+            sys.exit(f"{name}: {column} differs by {difference}")
+        worst = max(worst, difference)
+    return worst
+
+
+def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return per contender and size the median, the spread, and how many times longer than ours it took, round by round."""
+    groups: dict[tuple[int, int, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault((run["events"], run["rows"], run["contender"]), []).append(run)
+    found = []
+    for (events, rows, name), each in groups.items():
+        good = [run for run in each if "failed" not in run]
+        row: dict[str, Any] = {"contender": name, "events": events, "rows": rows, "rounds": len(good)}
+        if good:
+            walls = [run["wall_s"] for run in good]
+            row |= {"wall_s": statistics.median(walls), "wall_s_range": [min(walls), max(walls)]}
+            for what in ("cpu_s", "peak_rss_mb", "python_peak_rss_mb", "rows_per_s"):
+                row[what] = statistics.median(run[what] for run in good)
+            mine = {run["round"]: run["wall_s"] for run in groups.get((events, rows, "ours"), []) if "failed" not in run}
+            ratios = [run["wall_s"] / mine[run["round"]] for run in good if run["round"] in mine]
+            if ratios:
+                row |= {"times_ours": round(statistics.median(ratios), 2)}
+                row["times_ours_range"] = [round(min(ratios), 2), round(max(ratios), 2)]
+        else:
+            row["failed"] = each[0]["failed"]
+        found.append(row)
+    return found
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the summary as a Markdown table."""
+    lines = [
+        "| contender | events | rows | wall s (range) | CPU s | peak MB | rows/s | times ours (range) |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        if "failed" in row:
+            lines.append(f"| {row['contender']} | {row['events']:,} | {row['rows']:,} | {row['failed']} | | | | |")
+            continue
+        low, high = row["wall_s_range"]
+        ratio = f"{row['times_ours']} ({row['times_ours_range'][0]}-{row['times_ours_range'][1]})" if "times_ours" in row else ""
+        lines.append(
+            f"| {row['contender']} | {row['events']:,} | {row['rows']:,} | {row['wall_s']:.1f} ({low:.1f}-{high:.1f}) | "
+            f"{row['cpu_s']:.0f} | {row['peak_rss_mb']:.0f} | {row['rows_per_s']:,.0f} | {ratio} |"
+        )
+    return "\n".join(lines)
+
+
+def _machine() -> dict[str, Any]:
+    return {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -19,7 +19,7 @@ from featurestore.definitions.registry import Change, Definition, Definitions, c
 from featurestore.errors import DefinitionError, FeatureStoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from featurestore.checks.verify import VerifyResult
     from featurestore.jobs.job import Job
@@ -222,15 +222,22 @@ class FeatureStore:
         return find_job(self.settings.home / "jobs", name)
 
     def training_set(
-        self, service: str, spine: Any, *, event_time: str = "event_time", as_served: bool | str = False
+        self,
+        service: str,
+        spine: Any,
+        *,
+        event_time: str = "event_time",
+        as_served: bool | str = False,
+        leak_report: bool = False,
     ) -> TrainingSet:
         """Return a spine with the features of a service, each row as of its own time.
 
         Args:
             service: Whose features.
-            spine: pandas or Polars frame, Arrow table, Spark frame, or a path of Parquet files.
+            spine: pandas or Polars frame, Arrow table, Spark frame, or the path of Parquet files, a Delta table or a .csv.
             event_time: The spine's time column; events at or after it do not count.
             as_served: True also hides what had not arrived by then; the name of a column of times, by that.
+            leak_report: Whether the set's ``leaks`` can be asked for.
 
         Raises:
             UnknownNameError: No such service is applied.
@@ -240,10 +247,60 @@ class FeatureStore:
         from featurestore.offline.training import training_set
 
         found = self.definitions().service(service)
-        path = str(spine) if isinstance(spine, Path) else spine
         return training_set(
-            self.session(), found, path, offline=self.settings.offline, event_time=event_time, as_served=as_served
-        )
+            self.session(), found, spine, offline=self.settings.offline, event_time=event_time, as_served=as_served,
+            leak_report=leak_report,
+        )  # fmt: skip
+
+    def rebuild_training_set(self, manifest: Mapping[str, Any], spine: Any) -> TrainingSet:
+        """Return the training set a manifest describes, made again from the same table versions, equal bit for bit.
+
+        Args:
+            manifest: ``TrainingSet.manifest``, or what was read from _manifest.json.
+            spine: The same spine, of any kind.
+
+        Raises:
+            SpineError: The spine is not the one it was made from.
+            OfflineError: A table no longer has its version, or the result differs; the message says what changed.
+        """
+        from featurestore.offline.training import rebuild
+
+        return rebuild(self.session(), manifest, spine, offline=self.settings.offline)
+
+    def snapshot(
+        self,
+        name: str,
+        *,
+        at: Any = None,
+        start: Any = None,
+        end: Any = None,
+        every: str | None = None,
+        path: Path | str | None = None,
+    ) -> str:
+        """Write the features of all keys at an instant, or at every step of a range, to a Delta table; return its path.
+
+        Columns: keys, ``at``, features. Keys without an event before an instant are left out there. Rows that the table has
+        between the first and the last instant are replaced.
+
+        Args:
+            name: A view, or a service whose views share their key columns.
+            at: The instant: an aware datetime, ISO 8601 text, or microseconds.
+            start: First instant of a range.
+            end: Its last possible instant.
+            every: Its step, for example "1h".
+            path: The table; ``snapshots/NAME`` in the offline store when None.
+
+        Raises:
+            UnknownNameError: Neither a service nor a view of this name is applied.
+            OfflineError: The instants are not stated, or views have different keys.
+        """
+        from featurestore.offline.snapshot import instants_of, snapshot
+
+        instants = instants_of(at, start=start, end=end, every=every)
+        applied = self.definitions()
+        found = applied.services.get(name) or applied.view(name)
+        made = snapshot(self.session(), found, instants, offline=self.settings.offline)
+        return made.write(str(path) if path is not None else f"{self.settings.offline}/snapshots/{name}")
 
     def verify(
         self,

@@ -152,37 +152,41 @@ class Evaluate:
                 continue
             for index, view in enumerate(self.grouping.views):
                 if self.grouping.of(view) == target // self.grouping.buckets:
-                    row, values = evaluated(view, tables.pop(index, None), points, as_served=self.as_served)
+                    order, values = evaluated(view, tables.pop(index, None), points, as_served=self.as_served)
+                    row = points.column(ROW).to_numpy()[order]
                     yield from pieces(table_of(view, row, values), row // RANGE_ROWS, index)
 
 
 def evaluated(
     view: FeatureView, events: pa.Table | None, points: pa.Table, *, as_served: bool
 ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-    """Return row numbers of all points, by key and time, and their values."""
-    names = [f"k{place}" for place in range(len(view.entity.keys))]
-    row, t = points.column(ROW).to_numpy(), points.column("__at").to_numpy()
+    """Return the places of all points, by key and time, and their values in that order."""
     count = 0 if events is None else events.num_rows
-    if events is None:
-        code, keys = codes_of([points.column(name) for name in names])
-        none = np.zeros(0, np.int64)
-        values = [pa.array([], kind) for kind in _input_types(view)]
-        shaped = Shaped([], none, none, none, none, prepared(view, values, none, none))
-    else:
-        code, keys = codes_of([pa.chunked_array(_chunks(events, name) + _chunks(points, name)) for name in names])
-        # keys with the most events come first: see algebra.ranges
-        order = np.argsort(-np.bincount(code[:count], minlength=keys), kind="stable")
-        rank = np.empty(keys, np.int64)
-        rank[order] = np.arange(keys)
-        code = rank[code]
-        at, sequence = events.column("at").to_numpy(), events.column("sequence").to_numpy()
-        values = [events.column(f"v{place}") for place in range(len(_input_types(view)))]
-        arrival = events.column("arrival").to_numpy() if as_served else at
-        shaped = Shaped([], code[:count], at, sequence, arrival, prepared(view, values, at, sequence))
-    code = code[count:]
-    order = np.lexsort((t, code))
+    names = [f"k{place}" for place in range(len(view.entity.keys))]
+    both = [points.column(n) if events is None else pa.chunked_array(_chunks(events, n) + _chunks(points, n)) for n in names]
+    code, keys = codes_of(both)
+    # keys with the most events come first: see algebra.ranges
+    order = np.argsort(-np.bincount(code[:count], minlength=keys), kind="stable")
+    rank = np.empty(keys, np.int64)
+    rank[order] = np.arange(keys)
+    code = rank[code]
+    t = points.column("__at").to_numpy()
+    order = np.lexsort((t, code[count:]))
     seen = points.column("__visible").to_numpy()[order] if as_served else None
-    return row[order], values_at_points(view.layout, shaped, code[order], t[order], seen)
+    shaped = shaped_of(view, events, code[:count])
+    return order, values_at_points(view.layout, shaped, code[count:][order], t[order], seen)
+
+
+def shaped_of(view: FeatureView, events: pa.Table | None, code: np.ndarray) -> Shaped:
+    """Return the events of a view's pieces, ready to be merged; None are none."""
+    kinds = _input_types(view)
+    if events is None:
+        none = np.zeros(0, np.int64)
+        return Shaped([], none, none, none, none, prepared(view, [pa.array([], kind) for kind in kinds], none, none))
+    at, sequence = events.column("at").to_numpy(), events.column("sequence").to_numpy()
+    arrival = events.column("arrival").to_numpy() if "arrival" in events.column_names else at
+    values = [events.column(f"v{place}") for place in range(len(kinds))]
+    return Shaped([], code, at, sequence, arrival, prepared(view, values, at, sequence))
 
 
 def _chunks(table: pa.Table, name: str) -> list[pa.Array]:
@@ -196,10 +200,15 @@ def _input_types(view: FeatureView) -> list[pa.DataType]:
 
 def table_of(view: FeatureView, row: np.ndarray, values: Sequence[tuple[np.ndarray, np.ndarray]]) -> pa.Table:
     """Return row numbers and feature values as Arrow columns."""
-    columns = {ROW: pa.array(row)}
-    for feature, (column, valid) in zip(view.layout.features, values, strict=True):
-        columns[f"{view.name}.{feature.name}"] = _arrow_column(column, valid, feature.aggregate.result_type)
-    return pa.table(columns)
+    return pa.table({ROW: pa.array(row), **columns_of(view, values)})
+
+
+def columns_of(view: FeatureView, values: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, pa.Array]:
+    """Return feature values as Arrow columns by feature id."""
+    return {
+        f"{view.name}.{feature.name}": _arrow_column(column, valid, feature.aggregate.result_type)
+        for feature, (column, valid) in zip(view.layout.features, values, strict=True)
+    }
 
 
 def features_schema(views: Sequence[FeatureView]) -> str:

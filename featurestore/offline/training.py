@@ -6,13 +6,17 @@ One output row per spine row, in the spine's order, its columns untouched, whate
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from featurestore.datatypes import DataType
-from featurestore.errors import OfflineStoreUnavailableError
+from featurestore import __version__
+from featurestore.definitions.registry import Definitions
+from featurestore.errors import OfflineError, OfflineStoreUnavailableError, SpineError
 from featurestore.offline.blobs import PIECES
+from featurestore.offline.leaks import LEAKS, FindLeaks, Leak, leaks_of
 from featurestore.offline.point_in_time import (
     BUCKET_EVENTS,
     RANGE_ROWS,
@@ -26,9 +30,11 @@ from featurestore.offline.point_in_time import (
     ScatterSpine,
     features_schema,
 )
-from featurestore.offline.spine import Spine, micros, read_spine
+from featurestore.offline.spine import micros, read_spine
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
@@ -49,6 +55,8 @@ class TrainingSet:
     frame: DataFrame
     facts: dict[str, Any] = field(default_factory=dict)
     _digests: DataFrame | None = field(default=None, repr=False)
+    _leaks: DataFrame | None = field(default=None, repr=False)
+    _features: tuple[str, ...] = field(default=(), repr=False)
     _kept: tuple[DataFrame, ...] = field(default=(), repr=False)
 
     def to_arrow(self) -> pa.Table:
@@ -70,6 +78,43 @@ class TrainingSet:
         }
         return {**self.facts, **whole}
 
+    @cached_property
+    def leaks(self) -> tuple[Leak, ...]:
+        """Per feature, how many rows differ between event time and as served, with an example; computed when first read.
+
+        Raises:
+            OfflineError: The set was made without ``leak_report=True``.
+        """
+        if self._leaks is None:
+            raise OfflineError("this training set was made without a leak report.", hint="pass leak_report=True.")
+        return leaks_of(self._leaks, self._features, self.facts["rows"])
+
+    def write(self, path: str) -> dict[str, Any]:
+        """Write Parquet files in the spine's order, and the manifest beside them as _manifest.json; return the manifest.
+
+        Raises:
+            OfflineError: Something is at the path already.
+        """
+        from pyspark.errors import AnalysisException
+
+        session = self.frame.sparkSession
+        # Spark's default is a format that other readers take for times without a zone.
+        session.conf.set("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS")
+        try:
+            self.frame.write.parquet(path)
+        except AnalysisException as error:
+            raise OfflineError(f"{path} cannot be written: {error.getErrorClass()}.", hint="choose another.") from error
+        text = json.dumps(self.manifest, indent=1, default=str)
+        context: Any = session.sparkContext
+        # by Hadoop, so that it lands wherever the files did
+        target = context._jvm.org.apache.hadoop.fs.Path(f"{path}/_manifest.json")  # noqa: SLF001
+        stream = target.getFileSystem(context._jsc.hadoopConfiguration()).create(target, True)  # noqa: FBT003, SLF001
+        try:
+            stream.write(bytearray(text.encode()))
+        finally:
+            stream.close()
+        return self.manifest
+
     def digest(self) -> str:
         """Return the SHA-256 of the content, columns and rows in order."""
         return str(self.manifest["digest"])
@@ -88,6 +133,7 @@ def training_set(
     offline: str,
     event_time: str = "event_time",
     as_served: bool | str = False,
+    leak_report: bool = False,
     versions: dict[str, int] | None = None,
 ) -> TrainingSet:
     """Return the spine enriched with the features of a service.
@@ -102,6 +148,7 @@ def training_set(
             microseconds UTC.
         as_served: True hides events that arrived after the row's time; the name of a column of instants hides those that
             arrived after that.
+        leak_report: Whether ``leaks`` will be asked for: event times against arrivals, whatever ``as_served`` is.
         versions: Versions of the Delta tables; the newest when None.
 
     Raises:
@@ -111,16 +158,18 @@ def training_set(
     visible_at = event_time if as_served is True else as_served or None
     found = read_spine(session, spine, service, event_time, visible_at)
     views = tuple(service.views)
-    logs, read = _logs(session, views, offline, versions)
+    logs, read = logs_of(session, views, offline, versions)
+    with_arrival = leak_report or visible_at is not None
     grouping = Grouping(views, buckets_for(sum(log.count() for log in logs.values())))
     scattered = _points(found.frame, service, event_time, visible_at).mapInArrow(
-        ScatterPoints(grouping, visible_at is not None), PIECES
+        ScatterPoints(grouping, with_arrival), PIECES
     )
     for name, log in logs.items():
         scattered = scattered.unionByName(
-            needed(log, views, name, found).mapInArrow(ScatterEvents(grouping, name, visible_at is not None), PIECES)
+            needed(log, views, name, found.first, found.last).mapInArrow(ScatterEvents(grouping, name, with_arrival), PIECES)
         )
-    values = scattered.repartitionById(grouping.targets, scattered["target"]).mapInArrow(
+    buckets = scattered.repartitionById(grouping.targets, scattered["target"])
+    values = buckets.mapInArrow(
         Evaluate(grouping, visible_at is not None), PIECES
     )
     both = values.unionByName(found.frame.mapInArrow(ScatterSpine(), PIECES))
@@ -134,11 +183,15 @@ def training_set(
         "event_time": event_time,
         "as_served": as_served,
         "rows": found.rows,
+        "definitions": Definitions.of([service]).to_dict(),
+        "library": __version__,
     }
     return TrainingSet(
         ranges.mapInArrow(Assemble(views), ", ".join([*schema, features_schema(views)])),
         facts,
         ranges.mapInArrow(Digest(views), "target int, spine binary, whole binary"),
+        buckets.mapInArrow(FindLeaks(grouping), LEAKS) if leak_report else None,
+        tuple(service.feature_ids),
         (ranges, *found.kept),
     )
 
@@ -148,7 +201,7 @@ def buckets_for(events: int) -> int:
     return max(2, -(-events // BUCKET_EVENTS))
 
 
-def _logs(
+def logs_of(
     session: SparkSession, views: tuple[FeatureView, ...], offline: str, versions: dict[str, int] | None
 ) -> tuple[dict[str, DataFrame], dict[str, int]]:
     """Return the event logs of the views' sources by name, and table to version."""
@@ -161,8 +214,18 @@ def _logs(
     return logs, read
 
 
-def needed(log: DataFrame, views: tuple[FeatureView, ...], source: str, spine: Spine) -> DataFrame:
-    """Return the columns of an event log that views use, and the events that any window of the spine can reach."""
+def needed(
+    log: DataFrame, views: tuple[FeatureView, ...], source: str, first: int | None, last: int | None
+) -> DataFrame:
+    """Return the columns of an event log that views use, and the events that a window between two times can reach.
+
+    Args:
+        log: The event log.
+        views: The views.
+        source: The log's source.
+        first: The earliest time; None when every earlier event is wanted.
+        last: The latest time; None when no event is wanted.
+    """
     columns: dict[str, None] = {}
     reach: int | None = 0
     for view in views:
@@ -173,11 +236,11 @@ def needed(log: DataFrame, views: tuple[FeatureView, ...], source: str, spine: S
             longest = view.layout.reach
             reach = None if longest is None or reach is None else max(reach, longest)
     log = log.select(*(f"`{name}`" for name in columns), "_partition", "_offset", "_arrival", "_event_time")
-    if spine.first is None or spine.last is None:
+    if last is None:
         return log.limit(0)
-    if reach is not None:
-        log = log.where(log["_event_time"] >= spine.first - reach)
-    return log.where(log["_event_time"] < spine.last)
+    if reach is not None and first is not None:
+        log = log.where(log["_event_time"] >= first - reach)
+    return log.where(log["_event_time"] < last)
 
 
 def _points(numbered: DataFrame, service: FeatureService, event_time: str, visible_at: str | None) -> DataFrame:
@@ -202,3 +265,54 @@ def _table_version(session: SparkSession, path: str) -> int:
         )
     row = DeltaTable.forPath(session, path).history(1).select("version").first()
     return int(row["version"]) if row is not None else 0
+
+
+def rebuild(session: SparkSession, manifest: Mapping[str, Any], spine: Any, *, offline: str) -> TrainingSet:
+    """Return the training set a manifest describes, made again and equal bit for bit.
+
+    Args:
+        session: The Spark session, with Delta.
+        manifest: ``TrainingSet.manifest``, or what was read from _manifest.json.
+        spine: The same spine, of any kind.
+        offline: Root of the Delta tables.
+
+    Raises:
+        SpineError: The spine is not the one it was made from.
+        OfflineError: A table no longer has its version, or the result differs; the message says what changed.
+    """
+    from py4j.protocol import Py4JJavaError
+    from pyspark.errors import PySparkException
+
+    missing = sorted({"service", "definitions", "tables", "spine_digest", "digest"} - set(manifest))
+    if missing:
+        raise OfflineError(f"the manifest has no {missing[0]!r}.", hint="pass TrainingSet.manifest, whole.")
+    service = Definitions.from_dict(manifest["definitions"]).service(manifest["service"])
+    if service.fingerprint != manifest["service_fingerprint"]:
+        raise OfflineError(
+            f"the definition of {service.name} means {service.fingerprint} now, then {manifest['service_fingerprint']}.",
+            hint=f"use featurestore {manifest.get('library')}, which made it; this is {__version__}.",
+        )
+    try:
+        made = training_set(
+            session, service, spine, offline=offline, event_time=manifest["event_time"], as_served=manifest["as_served"],
+            versions=dict(manifest["tables"]),
+        )  # fmt: skip
+        found = made.manifest
+    except (PySparkException, Py4JJavaError) as error:
+        tables = ", ".join(f"{name} at version {version}" for name, version in manifest["tables"].items())
+        raise OfflineError(
+            f"{tables} cannot be read: {' '.join(str(error).split())[:300]}",
+            hint="versions older than Delta's retention are gone for good.",
+        ) from error
+    if found["spine_digest"] != manifest["spine_digest"]:
+        raise SpineError(
+            f"the spine is not the one of the manifest: {found['rows']} rows of digest {found['spine_digest'][:12]}, "
+            f"then {manifest['rows']} of {manifest['spine_digest'][:12]}.",
+            hint="columns, their types, rows and their order all count.",
+        )
+    if found["digest"] != manifest["digest"]:
+        raise OfflineError(
+            "the same spine, definitions and table versions give another result.",
+            hint=f"made with featurestore {manifest.get('library')}; this is {__version__}.",
+        )
+    return made

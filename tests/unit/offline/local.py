@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from featurestore.offline.leaks import FindLeaks
 from featurestore.offline.point_in_time import (
     Assemble,
     Digest,
@@ -14,6 +15,7 @@ from featurestore.offline.point_in_time import (
     ScatterPoints,
     ScatterSpine,
 )
+from featurestore.offline.snapshot import EvaluateKeys
 from featurestore.offline.spine import ROW
 
 
@@ -29,6 +31,20 @@ def shuffled(batches):
     return {each: table.take(pa.array(np.flatnonzero(target == each)[::-1])).to_batches() for each in np.unique(target)}
 
 
+def scattered(grouping, logs, *, with_arrival, batch):
+    """Return the pieces of the event logs."""
+    return [
+        piece for name, log in logs.items() for piece in ScatterEvents(grouping, name, with_arrival)(cut(log, batch))
+    ]
+
+
+def points_of(grouping, spine, at, visible, *, with_arrival, batch):
+    """Return the spine with its row numbers, and the pieces of its points."""
+    numbered = spine.append_column(ROW, pa.array(np.arange(spine.num_rows)))
+    points = numbered.append_column("__at", pa.array(at)).append_column("__visible", pa.array(visible))
+    return numbered, list(ScatterPoints(grouping, with_arrival)(cut(points, batch)))
+
+
 def run(views, logs, spine, at, *, visible=None, buckets=3, batch=100):
     """Return a spine with the features of views, and the digests of its ranges.
 
@@ -39,18 +55,32 @@ def run(views, logs, spine, at, *, visible=None, buckets=3, batch=100):
         at: Time of every row, microseconds.
         visible: Per row, when it was seen; None hides nothing.
     """
-    grouping = Grouping(tuple(views), buckets)
-    numbered = spine.append_column(ROW, pa.array(np.arange(spine.num_rows)))
-    points = numbered.append_column("__at", pa.array(at)).append_column("__visible", pa.array(at if visible is None else visible))
-    made = list(ScatterPoints(grouping, visible is not None)(cut(points, batch)))
-    for name, log in logs.items():
-        made += ScatterEvents(grouping, name, visible is not None)(cut(log, batch))
-    values = []
-    for batches in shuffled(made).values():
-        values += Evaluate(grouping, visible is not None)(batches)
+    grouping, served = Grouping(tuple(views), buckets), visible is not None
+    numbered, points = points_of(
+        grouping, spine, at, visible if served else at, with_arrival=served, batch=batch
+    )
+    made = [*points, *scattered(grouping, logs, with_arrival=served, batch=batch)]
+    values = [value for batches in shuffled(made).values() for value in Evaluate(grouping, served)(batches)]
     ranges = shuffled([*values, *ScatterSpine()(cut(numbered, batch))])
     rows, digests = [], []
     for _, batches in sorted(ranges.items()):
         rows += Assemble(tuple(views))(batches)
         digests += Digest(tuple(views))(batches)
     return pa.Table.from_batches(rows), pa.Table.from_batches(digests)
+
+
+def leaks(views, logs, spine, at, visible, *, buckets=3, batch=100):
+    """Return what the leak report's workers find, bucket by bucket."""
+    grouping = Grouping(tuple(views), buckets)
+    _, points = points_of(grouping, spine, at, visible, with_arrival=True, batch=batch)
+    made = [*points, *scattered(grouping, logs, with_arrival=True, batch=batch)]
+    found = [each for batches in shuffled(made).values() for each in FindLeaks(grouping)(batches)]
+    return [row for batch in found for row in batch.to_pylist()]
+
+
+def keys_at(views, logs, instants, *, buckets=3, batch=100):
+    """Return the rows of a snapshot."""
+    grouping = Grouping(tuple(views), buckets)
+    made = scattered(grouping, logs, with_arrival=False, batch=batch)
+    found = [each for batches in shuffled(made).values() for each in EvaluateKeys(grouping, tuple(instants))(batches)]
+    return [row for batch in found for row in batch.to_pylist()]

@@ -7,10 +7,15 @@ import pyarrow as pa
 import pytest
 
 from featurestore.datatypes import DataType
+from featurestore.engines.scalar import evaluate_row
 from featurestore.events.decode import ARROW_TYPES
+from featurestore.errors import OfflineError
 from featurestore.offline.blobs import codes_of, hashes
+from featurestore.offline.digest import digest_of
+from featurestore.offline.snapshot import instants_of
+from featurestore.timeline import HOUR, to_instant
 from tests.streaming.support import Shop, differences, oracle
-from tests.unit.offline.local import run
+from tests.unit.offline.local import keys_at, leaks, run
 
 SHOP = Shop("offline")
 
@@ -105,3 +110,95 @@ def test_codes_follow_the_keys_not_the_order_of_rows():
     assert codes.tolist() == [1, 3, 0, 2]
     mixed, _ = codes_of([pa.chunked_array([["a"], ["b", "b", None]]), pa.chunked_array([pa.array([None, 2, 1, 1], pa.int64())])])
     assert mixed.tolist() == [0, 2, 1, 3]
+
+
+def test_the_leak_report_counts_the_rows_where_the_oracle_differs():
+    stream = SHOP.stream(seed=3, events=200, probes=60)
+    spine, at = spine_of(stream.probes), np.array([t for _, t in stream.probes])
+    event_time = expected_of(stream, spine, at)
+    served = expected_of(stream, spine, at, at)
+    counted: dict[str, list[int]] = {}
+    for row, (left, right) in enumerate(zip(event_time, served, strict=True)):
+        for name in left:
+            if differences(SHOP.views, {**right, name: left[name]}, right):
+                counted.setdefault(name, []).append(row)
+    assert counted, "the stream has no late event that matters"
+    found: dict[str, list[dict]] = {}
+    for each in leaks(SHOP.views, {"payments": log_of(stream.events)}, spine, at, at):
+        found.setdefault(each["feature"], []).append(each)
+    assert {name: sum(each["rows"] for each in parts) for name, parts in found.items()} == {
+        name: len(rows) for name, rows in counted.items()
+    }
+    for name, parts in found.items():
+        assert min(each["row"] for each in parts) == counted[name][0]
+
+
+def test_a_snapshot_has_every_key_from_its_first_event_on_with_the_oracles_values():
+    stream = SHOP.stream(seed=9, events=120)
+    times = sorted(event.event_time for event in stream.events)
+    instants = [times[0], times[0] + 1, times[40], times[-1] + 1]
+    for view in SHOP.views:
+        names = list(view.entity.keys)
+        rows = keys_at([view], {"payments": log_of(stream.events)}, instants, batch=33)
+        entering = [event for event in stream.events if event.row[names[0]] is not None]
+        made = {}
+        for row in rows:
+            key = tuple(row.pop(name) for name in names)
+            made[key, to_instant(row.pop("at"))] = row
+        assert len(made) == len(rows)
+        first: dict[tuple, int] = {}
+        for event in stream.events:
+            if view.condition is None or evaluate_row(view.condition, event.row) is True:
+                key = tuple(event.row[name] for name in names)
+                first[key] = min(first.get(key, event.event_time), event.event_time)
+        assert set(made) == {(key, t) for key, begin in first.items() for t in instants if begin < t}
+        wrong = []
+        for (key, t), row in made.items():
+            expected = oracle([view], entering, dict(zip(names, key, strict=True)), t)
+            wrong += differences([view], expected, row, f"{key} at {t}")
+        assert not wrong, "\n".join(wrong[:10])
+
+
+def test_the_instants_of_a_snapshot_are_stated_one_way_or_the_other():
+    assert instants_of(5) == (5,)
+    assert instants_of(start=0, end=2 * HOUR, every="1h") == (0, HOUR, 2 * HOUR)
+    for wrong in ({}, {"start": 0, "end": 5}, {"at": 1, "every": "1h"}):
+        with pytest.raises(OfflineError, match="a snapshot takes at, or start, end and every"):
+            instants_of(**wrong)
+    with pytest.raises(OfflineError, match="lies before its start"):
+        instants_of(start=5, end=0, every="1h")
+
+
+def test_a_digest_depends_on_content_alone():
+    array = pa.array(["a", None, "", "bc"])
+    same = [
+        array,
+        pa.chunked_array([["a", None], ["", "bc"]]),
+        array.cast(pa.large_string()),
+        array.dictionary_encode(),
+        pa.array(["x", "a", None, "", "bc"]).slice(1),
+    ]
+    assert len({digest_of([("c", each)]) for each in same}) == 1
+    nan = np.array([0x7FF8000000000000, 0x7FF8000000000001], np.uint64).view(np.float64)
+    others = [
+        pa.array(["a", "", None, "bc"]),
+        pa.array(["ab", None, "", "c"]),
+        pa.array([1, None, 0, 2]),
+        pa.array([1, None, 0, 2], pa.int32()),
+        pa.array([1.0, None, 0.0, 2.0]),
+        pa.array([True, None, False, True]),
+        pa.array([1, None, 0, 2], pa.timestamp("us", "UTC")),
+        pa.array([1, None, 0, 2], pa.timestamp("us")),
+        pa.array([["a"], None, [], ["bc"]]),
+        pa.array([["a", None], [], ["bc"]]),
+        pa.array([{"a": 1}, None, {"a": None}, {"a": 2}]),
+        pa.array([{"a": 1}, None, {"a": 2}, {"a": None}]),
+        pa.array([None, None], pa.null()),
+        pa.array([0.0]),
+        pa.array([-0.0]),
+    ]
+    digests = [digest_of([("c", each)]) for each in [same[0], *others]] + [digest_of([("d", array)])]
+    assert len(set(digests)) == len(digests)
+    assert digest_of([("c", pa.array(nan[:1]))]) == digest_of([("c", pa.array(nan[1:]))])
+    micros = pa.array([1, None], pa.timestamp("us", "UTC"))
+    assert digest_of([("c", micros)]) == digest_of([("c", micros.cast(pa.timestamp("ns", "UTC")))])

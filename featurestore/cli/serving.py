@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +21,7 @@ from featurestore.cli.output import (
     print_table,
 )
 from featurestore.datatypes import DataType
-from featurestore.errors import ConfigError, DefinitionError, OfflineError, SpineError, UnknownNameError, did_you_mean
+from featurestore.errors import ConfigError, DefinitionError, SpineError, UnknownNameError, did_you_mean
 from featurestore.timeline import MILLISECOND, parse_duration, to_instant
 
 if TYPE_CHECKING:
@@ -109,40 +109,66 @@ def _typed(name: str, value: str, kind: DataType) -> Any:
 )
 def training_set(
     service: Annotated[str, typer.Argument(help="Name of the feature service.")],
-    spine: Annotated[Path, typer.Argument(help="Parquet file or folder: key columns, a time, and anything else.")],
+    spine: Annotated[Path, typer.Argument(help="Parquet, Delta or .csv: key columns, a time, and anything else.")],
     event_time: Annotated[str, typer.Option(help="The spine's time column; events at or after it do not count.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
     as_served: Annotated[bool, typer.Option("--as-served", help="Hide what had not arrived by then.")] = False,
     visible_at: Annotated[str | None, typer.Option(help="Column of times: hide what had not arrived by that.")] = None,
+    leak_report: Annotated[
+        bool, typer.Option("--leak-report", help="Also tell where values by event time differ from those served.")
+    ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a point-in-time training set: Parquet files, and _manifest.json, which Parquet readers skip."""
     if not spine.exists():
-        raise SpineError(f"spine {spine} does not exist.", hint="pass a Parquet file or a folder of them.")
+        raise SpineError(f"spine {spine} does not exist.", hint="pass Parquet files, a Delta table or a .csv.")
     if out.exists():
         raise ConfigError(f"--out {out} exists already.", hint="choose another folder, or delete it.")
     store = open_store(config)
-    made = store.training_set(
-        service,
-        str(spine.resolve()),
-        event_time=event_time,
-        as_served=visible_at if visible_at is not None else as_served,
-    )
-    target = out.resolve()
-    # Spark's default is a format that other readers take for times without a zone.
-    made.frame.sparkSession.conf.set("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS")
     with _working(f"computing {service}"):
-        made.frame.write.parquet(str(target))
-    manifest = {**made.manifest, "out": str(target)}
-    try:
-        (target / "_manifest.json").write_text(json.dumps(manifest, indent=1, default=str) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OfflineError(f"{target}/_manifest.json cannot be written: {error.strerror}.") from error
+        made = store.training_set(
+            service,
+            spine.resolve(),
+            event_time=event_time,
+            as_served=visible_at if visible_at is not None else as_served,
+            leak_report=leak_report,
+        )
+        target = str(out.resolve())
+        manifest = {**made.write(target), "out": target}
+        found = made.leaks if leak_report else ()
     if as_json:
-        print_json(manifest)
+        print_json({**manifest, **({"leaks": [asdict(each) for each in found]} if leak_report else {})})
     else:
-        print_lines([target])
+        print_lines([target, *found])
+
+
+@app.command(
+    epilog=example(
+        "featurestore snapshot card_spend --at 2026-01-01T00:00:00Z",
+        "featurestore snapshot card_spend --start 2026-01-01T00:00:00Z --end 2026-01-02T00:00:00Z --every 1h",
+    ),
+)
+def snapshot(
+    name: Annotated[str, typer.Argument(help="A view, or a service whose views share their key columns.")],
+    at: Annotated[str | None, typer.Option(help="The instant, ISO 8601 with an offset.")] = None,
+    start: Annotated[str | None, typer.Option(help="First instant of a range.")] = None,
+    end: Annotated[str | None, typer.Option(help="Last possible instant of a range.")] = None,
+    every: Annotated[str | None, typer.Option(help="Step of a range, for example 1h.")] = None,
+    path: Annotated[
+        str | None, typer.Option(help="Delta table; snapshots/NAME of the offline store by default.")
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the features of all keys at an instant, or at every step of a range, to a Delta table to query with SQL."""
+    store = open_store(config)
+    with _working(f"computing {name}"):
+        written = store.snapshot(name, at=at, start=start, end=end, every=every, path=path)
+    if as_json:
+        print_json({"path": written})
+    else:
+        print_lines([written])
 
 
 def _working(text: str) -> Any:

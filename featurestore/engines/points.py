@@ -107,7 +107,8 @@ class Timeline:
         """Return for every query the first event that is not before (key, time)."""
         if self._packed is not None:
             within = np.clip(time - self._begin, 0, 1 << self._bits)
-            return np.searchsorted(self._packed, (key << self._bits) + within).astype(np.int64)
+            found: np.ndarray = np.searchsorted(self._packed, (key << self._bits) + within).astype(np.int64)
+            return found
         low, high = np.searchsorted(self._key, key), np.searchsorted(self._key, key, side="right")
         return first_not_less(self._time, low, high, time)
 
@@ -173,7 +174,8 @@ class _Sorted:
         assert self.visible_at is not None  # noqa: S101
         assert self._usual_delay is not None  # noqa: S101
         seen = self._timeline.position(self._key, self.visible_at - self._usual_delay + 1)
-        return np.clip(seen, np.minimum(low, end), end)
+        sure: np.ndarray = np.clip(seen, np.minimum(low, end), end)
+        return sure
 
     def merge(self, aggregate: Aggregate, measure: int, windows: tuple[Window, ...]) -> Columns:
         """Return the partials of every point, windows one after the other."""

@@ -84,7 +84,11 @@ class Prepared(Sequence["Columns"]):
     """The prepared partials of every measure, made from the inputs when they are asked for: they take far more memory."""
 
     def __init__(
-        self, view: FeatureView, arrays: Sequence[tuple[np.ndarray, np.ndarray]], event_time: np.ndarray, sequence: np.ndarray
+        self,
+        view: FeatureView,
+        arrays: Sequence[tuple[np.ndarray, np.ndarray]],
+        event_time: np.ndarray,
+        sequence: np.ndarray,
     ) -> None:
         self._view, self._arrays, self._order = view, arrays, (event_time, sequence)
 
@@ -126,7 +130,7 @@ def inputs_of(
     for number, (expression, condition) in zip(input_ids(view), view.expressions, strict=True):
         if number < len(values):
             continue
-        made = pa.repeat(True, events.num_rows) if expression is None else _evaluate(expression, events)  # noqa: FBT003
+        made = pa.repeat(True, events.num_rows) if expression is None else _evaluate(expression, events)
         if condition is not None:
             made = pc.if_else(pa.array(_is_true(condition, events)), made, pa.scalar(None, made.type))
         values.append(made)
@@ -134,9 +138,7 @@ def inputs_of(
     return Inputs(keys, event_time, sequence, arrival, values)
 
 
-def prepared(
-    view: FeatureView, values: Sequence[Any], event_time: np.ndarray, sequence: np.ndarray
-) -> Prepared:
+def prepared(view: FeatureView, values: Sequence[Any], event_time: np.ndarray, sequence: np.ndarray) -> Prepared:
     """Return the partials of every measure from the values of ``inputs_of``."""
     kinds = dict(zip(input_ids(view), (expression for expression, _ in view.expressions), strict=True))
     arrays = []

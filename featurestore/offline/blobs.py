@@ -7,6 +7,7 @@ through a shuffle, is then paid per piece of some thousand rows.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def pieces(table: pa.Table | pa.RecordBatch, target: np.ndarray, part: int) -> I
     ordered = small[order]
     table = table.take(pa.array(order))
     begins = np.append(np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])), len(ordered))
-    blobs = [_blob(table.slice(begin, end - begin)) for begin, end in zip(begins[:-1], begins[1:], strict=True)]
+    blobs = [_blob(table.slice(begin, end - begin)) for begin, end in pairwise(begins)]
     yield pa.RecordBatch.from_arrays(
         [
             pa.array(ordered[begins[:-1]].astype(np.int32)),
@@ -50,7 +51,7 @@ def _blob(piece: pa.Table | pa.RecordBatch) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, piece.schema) as stream:
         stream.write(piece)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, dict[int, pa.Table]]]:
@@ -83,7 +84,8 @@ def _mixed(values: np.ndarray) -> np.ndarray:
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed: np.ndarray = values ^ (values >> np.uint64(31))
+    return mixed
 
 
 def _hashes(array: pa.Array) -> np.ndarray:

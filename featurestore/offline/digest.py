@@ -78,8 +78,8 @@ def _name(kind: pa.DataType) -> str:
     return kind.__class__.__name__ if pa.types.is_nested(kind) else str(kind)
 
 
-def _bytes(array: pa.Array) -> memoryview:
+def _bytes(array: pa.Array) -> bytes:
     if pa.types.is_temporal(array.type):
         array = array.cast(pa.int32() if array.type.bit_width == 32 else pa.int64())
     values = array.to_numpy(zero_copy_only=False)
-    return memoryview(np.ascontiguousarray(values)).cast("B") if len(values) else memoryview(b"")
+    return np.ascontiguousarray(values).tobytes()

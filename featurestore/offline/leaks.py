@@ -110,7 +110,8 @@ def _same(left: pa.Array, right: pa.Array) -> np.ndarray:
         equal = (a == b) | near | (np.isnan(a) & np.isnan(b))
     else:
         equal = np.array([x == y for x, y in zip(left.to_pylist(), right.to_pylist(), strict=True)], bool)
-    return (valid == other) & (equal | ~valid)
+    same: np.ndarray = (valid == other) & (equal | ~valid)
+    return same
 
 
 def leaks_of(found: DataFrame, features: Sequence[str], rows: int) -> tuple[Leak, ...]:

@@ -163,7 +163,9 @@ def evaluated(
     """Return the places of all points, by key and time, and their values in that order."""
     count = 0 if events is None else events.num_rows
     names = [f"k{place}" for place in range(len(view.entity.keys))]
-    both = [points.column(n) if events is None else pa.chunked_array(_chunks(events, n) + _chunks(points, n)) for n in names]
+    both = [
+        points.column(n) if events is None else pa.chunked_array(_chunks(events, n) + _chunks(points, n)) for n in names
+    ]
     code, keys = codes_of(both)
     # keys with the most events come first: see algebra.ranges
     order = np.argsort(-np.bincount(code[:count], minlength=keys), kind="stable")

@@ -18,8 +18,9 @@ from featurestore.definitions.service import FeatureService
 from featurestore.engines.points import values_at_points
 from featurestore.errors import OfflineError
 from featurestore.offline.blobs import PIECES, codes_of, gathered
+from featurestore.offline.log import open_logs
 from featurestore.offline.point_in_time import Grouping, ScatterEvents, columns_of, features_schema, shaped_of
-from featurestore.offline.training import buckets_for, logs_of, needed
+from featurestore.offline.training import buckets_for
 from featurestore.timeline import format_instant, parse_duration, to_instant
 
 if TYPE_CHECKING:
@@ -109,9 +110,7 @@ class EvaluateKeys:
                 yield pa.RecordBatch.from_pydict(columns)
 
 
-def instants_of(
-    at: Any = None, *, start: Any = None, end: Any = None, every: str | None = None
-) -> tuple[int, ...]:
+def instants_of(at: Any = None, *, start: Any = None, end: Any = None, every: str | None = None) -> tuple[int, ...]:
     """Return the instants of a snapshot: one, or start, start + every, ... up to and including end.
 
     Raises:
@@ -155,16 +154,18 @@ def snapshot(
     for view in views:
         if dict(view.entity.keys) != dict(keys):
             raise OfflineError(
-                f"views {views[0].name} and {view.name} of {what.name} have different keys: {list(keys)} and {list(view.entity.keys)}.",
+                f"views {views[0].name} and {view.name} of {what.name} have different keys: {list(keys)} and "
+                f"{list(view.entity.keys)}.",
                 hint="take a snapshot of each view.",
             )
-    logs, read = logs_of(session, views, offline, versions)
-    grouping = Grouping(views, buckets_for(sum(log.count() for log in logs.values())))
+    logs = open_logs(views, offline, versions)
+    grouping = Grouping(views, buckets_for(sum(log.rows for log in logs.values())))
     scattered: DataFrame | None = None
     for name, log in logs.items():
+        own = [view for view in views if view.source.name == name]
+        worker = ScatterEvents(grouping, name, with_arrival=False)
         # every event before the last instant: a key's first event decides whether it has a row
-        events = needed(log, views, name, None, instants[-1])
-        made = events.mapInArrow(ScatterEvents(grouping, name, with_arrival=False), PIECES)
+        made = log.mapped(session, own, worker, PIECES, first=None, last=instants[-1])
         scattered = made if scattered is None else scattered.unionByName(made)
     assert scattered is not None  # noqa: S101
     schema = [f"`{name}` {_KEY_TYPES[DataType(kind)]}" for name, kind in keys.items()]
@@ -174,7 +175,7 @@ def snapshot(
     facts = {
         "of": what.name,
         "views": {view.name: view.fingerprint for view in views},
-        "tables": read,
+        "tables": {log.name: log.version for log in logs.values()},
         "first": format_instant(instants[0]),
         "last": format_instant(instants[-1]),
         "instants": len(instants),

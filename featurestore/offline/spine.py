@@ -60,7 +60,7 @@ def read_spine(
         for name in times:
             column = table.column(name)
             if column.null_count:
-                _refuse_nulls(name, column.null_count, pc.index(pc.is_null(column), True).as_py())  # noqa: FBT003
+                _refuse_nulls(name, column.null_count, pc.index(pc.is_null(column), True).as_py())
         at = table.column(event_time)
         at = at.cast(pa.timestamp("us", at.type.tz), safe=False) if pa.types.is_timestamp(at.type) else at
         span = pc.min_max(at.cast(pa.int64())).as_py()
@@ -99,7 +99,8 @@ def _number(
             frame = session.read.format(kind).load(path)
         except AnalysisException as error:
             raise SpineError(
-                f"spine {path} cannot be read as {kind}: {error.getErrorClass()}.", hint="pass Parquet files, a Delta table or a .csv."
+                f"spine {path} cannot be read as {kind}: {error.getErrorClass()}.",
+                hint="pass Parquet files, a Delta table or a .csv.",
             ) from error
         place, index = F.col("_metadata.file_path"), F.col("_metadata.row_index")
     else:
@@ -121,7 +122,10 @@ def _number(
             F.min(F.expr(micros(event_time, kinds))).alias("first"),
             F.max(F.expr(micros(event_time, kinds))).alias("last"),
             *(F.count(F.when(F.col(f"`{name}`").isNull(), 1)).alias(f"nulls{i}") for i, name in enumerate(times)),
-            *(F.min(F.when(F.col(f"`{name}`").isNull(), F.col("__index"))).alias(f"null{i}") for i, name in enumerate(times)),
+            *(
+                F.min(F.when(F.col(f"`{name}`").isNull(), F.col("__index"))).alias(f"null{i}")
+                for i, name in enumerate(times)
+            ),
         )
         .orderBy("__place")
         .collect()
@@ -133,7 +137,9 @@ def _number(
                 _refuse_nulls(name, sum(each[f"nulls{i}"] for each in found), rows + part[f"null{i}"])
         begins.append((part["__place"], rows))
         rows += part["rows"]
-    offsets = session.createDataFrame(begins, f"__at_place {marked.schema['__place'].dataType.simpleString()}, __begin long")
+    offsets = session.createDataFrame(
+        begins, f"__at_place {marked.schema['__place'].dataType.simpleString()}, __begin long"
+    )
     numbered = marked.join(F.broadcast(offsets), F.col("__place") == F.col("__at_place")).select(
         *columns, (F.col("__begin") + F.col("__index")).alias(ROW)
     )

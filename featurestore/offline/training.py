@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from featurestore.datatypes import DataType
 from featurestore import __version__
+from featurestore.datatypes import DataType
 from featurestore.definitions.registry import Definitions
-from featurestore.errors import OfflineError, OfflineStoreUnavailableError, SpineError
+from featurestore.errors import OfflineError, SpineError
 from featurestore.offline.blobs import PIECES
 from featurestore.offline.leaks import LEAKS, FindLeaks, Leak, leaks_of
+from featurestore.offline.log import open_logs
 from featurestore.offline.point_in_time import (
     BUCKET_EVENTS,
     RANGE_ROWS,
-    ROW,
     Assemble,
     Digest,
     Evaluate,
@@ -30,7 +30,7 @@ from featurestore.offline.point_in_time import (
     ScatterSpine,
     features_schema,
 )
-from featurestore.offline.spine import micros, read_spine
+from featurestore.offline.spine import ROW, micros, read_spine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
     from featurestore.definitions.service import FeatureService
-    from featurestore.definitions.view import FeatureView
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class TrainingSet:
         context: Any = session.sparkContext
         # by Hadoop, so that it lands wherever the files did
         target = context._jvm.org.apache.hadoop.fs.Path(f"{path}/_manifest.json")  # noqa: SLF001
-        stream = target.getFileSystem(context._jsc.hadoopConfiguration()).create(target, True)  # noqa: FBT003, SLF001
+        stream = target.getFileSystem(context._jsc.hadoopConfiguration()).create(target, True)  # noqa: SLF001
         try:
             stream.write(bytearray(text.encode()))
         finally:
@@ -158,20 +157,18 @@ def training_set(
     visible_at = event_time if as_served is True else as_served or None
     found = read_spine(session, spine, service, event_time, visible_at)
     views = tuple(service.views)
-    logs, read = logs_of(session, views, offline, versions)
+    logs = open_logs(views, offline, versions)
     with_arrival = leak_report or visible_at is not None
-    grouping = Grouping(views, buckets_for(sum(log.count() for log in logs.values())))
+    grouping = Grouping(views, buckets_for(sum(log.rows for log in logs.values())))
     scattered = _points(found.frame, service, event_time, visible_at).mapInArrow(
         ScatterPoints(grouping, with_arrival), PIECES
     )
     for name, log in logs.items():
-        scattered = scattered.unionByName(
-            needed(log, views, name, found.first, found.last).mapInArrow(ScatterEvents(grouping, name, with_arrival), PIECES)
-        )
+        own = [view for view in views if view.source.name == name]
+        worker = ScatterEvents(grouping, name, with_arrival)
+        scattered = scattered.unionByName(log.mapped(session, own, worker, PIECES, first=found.first, last=found.last))
     buckets = scattered.repartitionById(grouping.targets, scattered["target"])
-    values = buckets.mapInArrow(
-        Evaluate(grouping, visible_at is not None), PIECES
-    )
+    values = buckets.mapInArrow(Evaluate(grouping, visible_at is not None), PIECES)
     both = values.unionByName(found.frame.mapInArrow(ScatterSpine(), PIECES))
     ranges = both.repartitionById(max(1, -(-found.rows // RANGE_ROWS)), both["target"]).persist()
     schema = [f"`{each.name}` {each.dataType.simpleString()}" for each in found.frame.schema if each.name != ROW]
@@ -179,7 +176,7 @@ def training_set(
         "service": service.name,
         "service_fingerprint": service.fingerprint,
         "views": {view.name: view.fingerprint for view in views},
-        "tables": read,
+        "tables": {log.name: log.version for log in logs.values()},
         "event_time": event_time,
         "as_served": as_served,
         "rows": found.rows,
@@ -201,48 +198,6 @@ def buckets_for(events: int) -> int:
     return max(2, -(-events // BUCKET_EVENTS))
 
 
-def logs_of(
-    session: SparkSession, views: tuple[FeatureView, ...], offline: str, versions: dict[str, int] | None
-) -> tuple[dict[str, DataFrame], dict[str, int]]:
-    """Return the event logs of the views' sources by name, and table to version."""
-    logs, read = {}, {}
-    for source in dict.fromkeys(view.source.name for view in views):
-        table = f"events/{source}"
-        path = f"{offline}/{table}"
-        read[table] = versions[table] if versions else _table_version(session, path)
-        logs[source] = session.read.format("delta").option("versionAsOf", read[table]).load(path)
-    return logs, read
-
-
-def needed(
-    log: DataFrame, views: tuple[FeatureView, ...], source: str, first: int | None, last: int | None
-) -> DataFrame:
-    """Return the columns of an event log that views use, and the events that a window between two times can reach.
-
-    Args:
-        log: The event log.
-        views: The views.
-        source: The log's source.
-        first: The earliest time; None when every earlier event is wanted.
-        last: The latest time; None when no event is wanted.
-    """
-    columns: dict[str, None] = {}
-    reach: int | None = 0
-    for view in views:
-        if view.source.name == source:
-            columns |= dict.fromkeys(view.entity.keys)
-            for expression in (view.condition, *(each for pair in view.expressions for each in pair)):
-                columns |= dict.fromkeys(() if expression is None else expression.columns)
-            longest = view.layout.reach
-            reach = None if longest is None or reach is None else max(reach, longest)
-    log = log.select(*(f"`{name}`" for name in columns), "_partition", "_offset", "_arrival", "_event_time")
-    if last is None:
-        return log.limit(0)
-    if reach is not None and first is not None:
-        log = log.where(log["_event_time"] >= first - reach)
-    return log.where(log["_event_time"] < last)
-
-
 def _points(numbered: DataFrame, service: FeatureService, event_time: str, visible_at: str | None) -> DataFrame:
     """Return row number, time, visibility and key columns, times as microseconds."""
     kinds = dict(numbered.dtypes)
@@ -254,17 +209,6 @@ def _points(numbered: DataFrame, service: FeatureService, event_time: str, visib
     return numbered.selectExpr(
         ROW, f"{micros(event_time, kinds)} __at", f"{micros(visible_at or event_time, kinds)} __visible", *keys
     )
-
-
-def _table_version(session: SparkSession, path: str) -> int:
-    from delta.tables import DeltaTable
-
-    if not DeltaTable.isDeltaTable(session, path):
-        raise OfflineStoreUnavailableError(
-            f"there is no event log at {path}.", hint="start the materialize job; it writes the log."
-        )
-    row = DeltaTable.forPath(session, path).history(1).select("version").first()
-    return int(row["version"]) if row is not None else 0
 
 
 def rebuild(session: SparkSession, manifest: Mapping[str, Any], spine: Any, *, offline: str) -> TrainingSet:
@@ -280,7 +224,6 @@ def rebuild(session: SparkSession, manifest: Mapping[str, Any], spine: Any, *, o
         SpineError: The spine is not the one it was made from.
         OfflineError: A table no longer has its version, or the result differs; the message says what changed.
     """
-    from py4j.protocol import Py4JJavaError
     from pyspark.errors import PySparkException
 
     missing = sorted({"service", "definitions", "tables", "spine_digest", "digest"} - set(manifest))
@@ -292,17 +235,17 @@ def rebuild(session: SparkSession, manifest: Mapping[str, Any], spine: Any, *, o
             f"the definition of {service.name} means {service.fingerprint} now, then {manifest['service_fingerprint']}.",
             hint=f"use featurestore {manifest.get('library')}, which made it; this is {__version__}.",
         )
+    made = training_set(
+        session, service, spine, offline=offline, event_time=manifest["event_time"], as_served=manifest["as_served"],
+        versions=dict(manifest["tables"]),
+    )  # fmt: skip
     try:
-        made = training_set(
-            session, service, spine, offline=offline, event_time=manifest["event_time"], as_served=manifest["as_served"],
-            versions=dict(manifest["tables"]),
-        )  # fmt: skip
         found = made.manifest
-    except (PySparkException, Py4JJavaError) as error:
+    except PySparkException as error:
         tables = ", ".join(f"{name} at version {version}" for name, version in manifest["tables"].items())
         raise OfflineError(
             f"{tables} cannot be read: {' '.join(str(error).split())[:300]}",
-            hint="versions older than Delta's retention are gone for good.",
+            hint="files of versions older than Delta's retention are gone for good.",
         ) from error
     if found["spine_digest"] != manifest["spine_digest"]:
         raise SpineError(

@@ -98,7 +98,9 @@ def _duckdb(sql: Callable[[], str]) -> Callable[[dict[str, Any]], Callable[[Path
         def run(folder: Path, out: Path) -> None:
             base = duckdb.connect()
             base.execute("SET threads = 2; SET preserve_insertion_order = false; SET TimeZone = 'UTC'")
-            base.execute(f"SET memory_limit = '{settings.get('duckdb_memory', '12GB')}'; SET temp_directory = '{out}.tmp'")
+            base.execute(
+                f"SET memory_limit = '{settings.get('duckdb_memory', '12GB')}'; SET temp_directory = '{out}.tmp'"
+            )
             base.execute(f"CREATE VIEW events AS SELECT * FROM read_parquet({log_files(folder)!r})")
             base.execute(
                 f"CREATE VIEW spine AS SELECT *, epoch_us(t) AS et FROM read_parquet('{folder / 'spine.parquet'}')"
@@ -132,7 +134,8 @@ def _window_sql() -> str:
         f"count_{name} AS n_{name}, sum_{name}, sum_{name} / nullif(count_{name}, 0) AS mean_{name}, min_{name}, max_{name}"
         for name in windows()
     )
-    return f"SELECT number, label, {out} FROM (SELECT number, label, {', '.join(columns)} FROM ({_BOTH})) WHERE number IS NOT NULL"
+    inner = f"SELECT number, label, {', '.join(columns)} FROM ({_BOTH})"
+    return f"SELECT number, label, {out} FROM ({inner}) WHERE number IS NOT NULL"
 
 
 def _totals_sql() -> str:
@@ -187,7 +190,10 @@ def numpy_floor(settings: dict[str, Any]) -> Callable[[Path, Path], None]:  # no
         point, t = point[asked], t[asked]
         total = np.concatenate(([0.0], np.cumsum(amount)))
         end = np.searchsorted(packed, point + (t - begin))
-        columns: dict[str, Any] = {"number": spine.column("number").take(asked), "label": spine.column("label").take(asked)}
+        columns: dict[str, Any] = {
+            "number": spine.column("number").take(asked),
+            "label": spine.column("label").take(asked),
+        }
         lows = {}
         for name, window in windows().items():
             start = (t - window.length) // window.hop * window.hop

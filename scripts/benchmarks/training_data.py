@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,9 @@ from deltalake import write_deltalake
 from featurestore import Count, Entity, EventSource, FeatureService, FeatureView, Max, Mean, Min, Sum
 from featurestore.definitions.contract import Contract
 from featurestore.timeline import DAY, SECOND
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 WINDOWS = ("1h", "24h", "7d", "30d")
 BEGIN = 1_700_000_000_000_000

@@ -77,7 +77,9 @@ def _plan(given: argparse.Namespace) -> list[tuple[int, int, list[str]]]:
     share = given.rows / given.events
     names = given.contenders.split(",")
     plan = [(given.events, given.rows, names)] if names != [""] else []
-    plan += [(int(size), int(int(size) * share), ["ours", "spark-join"]) for size in given.join_events.split(",") if size]
+    plan += [
+        (int(size), int(int(size) * share), ["ours", "spark-join"]) for size in given.join_events.split(",") if size
+    ]
     plan += [(int(size), int(int(size) * share), ["ours"]) for size in given.scale_events.split(",") if size]
     return plan
 
@@ -134,7 +136,9 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             row |= {"wall_s": statistics.median(walls), "wall_s_range": [min(walls), max(walls)]}
             for what in ("cpu_s", "peak_rss_mb", "python_peak_rss_mb", "rows_per_s"):
                 row[what] = statistics.median(run[what] for run in good)
-            mine = {run["round"]: run["wall_s"] for run in groups.get((events, rows, "ours"), []) if "failed" not in run}
+            mine = {
+                run["round"]: run["wall_s"] for run in groups.get((events, rows, "ours"), []) if "failed" not in run
+            }
             ratios = [run["wall_s"] / mine[run["round"]] for run in good if run["round"] in mine]
             if ratios:
                 row |= {"times_ours": round(statistics.median(ratios), 2)}
@@ -156,7 +160,11 @@ def table(rows: list[dict[str, Any]]) -> str:
             lines.append(f"| {row['contender']} | {row['events']:,} | {row['rows']:,} | {row['failed']} | | | | |")
             continue
         low, high = row["wall_s_range"]
-        ratio = f"{row['times_ours']} ({row['times_ours_range'][0]}-{row['times_ours_range'][1]})" if "times_ours" in row else ""
+        ratio = (
+            f"{row['times_ours']} ({row['times_ours_range'][0]}-{row['times_ours_range'][1]})"
+            if "times_ours" in row
+            else ""
+        )
         lines.append(
             f"| {row['contender']} | {row['events']:,} | {row['rows']:,} | {row['wall_s']:.1f} ({low:.1f}-{high:.1f}) | "
             f"{row['cpu_s']:.0f} | {row['peak_rss_mb']:.0f} | {row['rows_per_s']:,.0f} | {ratio} |"

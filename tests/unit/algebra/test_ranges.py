@@ -57,4 +57,6 @@ def test_random_ranges_of_a_long_sequence(aggregate):
 def test_no_ranges_and_no_rows_are_fine():
     nothing = np.zeros(0, np.int64)
     assert len(Ranges(nothing, nothing).merge(Count(), prepared(Count(), 3))[0]) == 0
-    assert Ranges(np.array([2, 3]), np.array([1, 3])).merge(Min("x").bind(DataType.INT64), prepared(AGGREGATES[3], 4))[0].tolist() == [0, 0]
+    assert Ranges(np.array([2, 3]), np.array([1, 3])).merge(Min("x").bind(DataType.INT64), prepared(AGGREGATES[3], 4))[
+        0
+    ].tolist() == [0, 0]

@@ -56,9 +56,7 @@ def run(views, logs, spine, at, *, visible=None, buckets=3, batch=100):
         visible: Per row, when it was seen; None hides nothing.
     """
     grouping, served = Grouping(tuple(views), buckets), visible is not None
-    numbered, points = points_of(
-        grouping, spine, at, visible if served else at, with_arrival=served, batch=batch
-    )
+    numbered, points = points_of(grouping, spine, at, visible if served else at, with_arrival=served, batch=batch)
     made = [*points, *scattered(grouping, logs, with_arrival=served, batch=batch)]
     values = [value for batches in shuffled(made).values() for value in Evaluate(grouping, served)(batches)]
     ranges = shuffled([*values, *ScatterSpine()(cut(numbered, batch))])

@@ -8,8 +8,8 @@ import pytest
 
 from featurestore.datatypes import DataType
 from featurestore.engines.scalar import evaluate_row
-from featurestore.events.decode import ARROW_TYPES
 from featurestore.errors import OfflineError
+from featurestore.events.decode import ARROW_TYPES
 from featurestore.offline.blobs import codes_of, hashes
 from featurestore.offline.digest import digest_of
 from featurestore.offline.snapshot import instants_of
@@ -24,7 +24,9 @@ def log_of(events):
     """Return events as the archive writes them."""
     kinds = SHOP.source.contract.columns
     columns = {
-        name: pa.array([event.row.get(name) for event in events], pa.int64() if kind == DataType.TIMESTAMP else ARROW_TYPES[kind])
+        name: pa.array(
+            [event.row.get(name) for event in events], pa.int64() if kind == DataType.TIMESTAMP else ARROW_TYPES[kind]
+        )
         for name, kind in kinds.items()
     }
     columns["event_time"] = columns["event_time"].cast(pa.timestamp("us", "UTC"))
@@ -48,7 +50,10 @@ def spine_of(probes):
 def expected_of(stream, spine, at, visible=None):
     rows = spine.to_pylist()
     seen = [None] * len(rows) if visible is None else visible.tolist()
-    return [oracle(SHOP.views, stream.events, row, t, visible_at=v) for row, t, v in zip(rows, at.tolist(), seen, strict=True)]
+    return [
+        oracle(SHOP.views, stream.events, row, t, visible_at=v)
+        for row, t, v in zip(rows, at.tolist(), seen, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -108,7 +113,9 @@ def test_codes_follow_the_keys_not_the_order_of_rows():
     codes, count = codes_of([pa.array(["b", None, "a", "b"]), pa.array([1, 1, None, 2], pa.int64())])
     assert count == 4
     assert codes.tolist() == [1, 3, 0, 2]
-    mixed, _ = codes_of([pa.chunked_array([["a"], ["b", "b", None]]), pa.chunked_array([pa.array([None, 2, 1, 1], pa.int64())])])
+    mixed, _ = codes_of(
+        [pa.chunked_array([["a"], ["b", "b", None]]), pa.chunked_array([pa.array([None, 2, 1, 1], pa.int64())])]
+    )
     assert mixed.tolist() == [0, 2, 1, 3]
 
 

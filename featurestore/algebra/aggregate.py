@@ -127,11 +127,6 @@ class Aggregate(ABC):
         return self.value_type != DataType.FLOAT64
 
     @property
-    def is_fixed(self) -> bool:
-        """Whether every partial has the same size: no slot holds bytes."""
-        return "b" not in self.slots
-
-    @property
     def adds(self) -> bool:
         """Whether merging adds integers slot by slot, so that a difference of running totals is exact."""
         return False

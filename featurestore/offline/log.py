@@ -20,6 +20,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from featurestore.errors import OfflineError, OfflineStoreUnavailableError
+from featurestore.events.arrow_types import ARROW_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -190,15 +191,13 @@ def _open(name: str, path: str, version: int | None) -> EventLog:
         name,
         path,
         int(table.version()),
-        tuple(LogFile(f"{Path(local)}/{unquote(each)}", count or 0, first, last) for each, count, first, last in files),
+        tuple(LogFile(f"{Path(local).resolve() if is_open else path}/{unquote(each)}", count or 0, first, last) for each, count, first, last in files),
         is_open,
     )
 
 
 def _needs(views: Sequence[FeatureView]) -> tuple[dict[str, pa.DataType], int | None]:
     """Return the columns that views use with their types, and how far back their windows reach; None is without end."""
-    from featurestore.events.decode import ARROW_TYPES
-
     columns: dict[str, pa.DataType] = {}
     reach: int | None = 0
     for view in views:
@@ -206,8 +205,12 @@ def _needs(views: Sequence[FeatureView]) -> tuple[dict[str, pa.DataType], int | 
         used = [view.condition, *(each for pair in view.expressions for each in pair)]
         for name in [*view.entity.keys, *(name for each in used if each is not None for name in each.columns)]:
             columns[name] = ARROW_TYPES[kinds[name]]
-        longest = view.layout.reach
-        reach = None if longest is None or reach is None else max(reach, longest)
+        for feature in view.layout.features:
+            window = feature.window
+            if window.length is None or window.hop is None:
+                reach = None
+            elif reach is not None:
+                reach = max(reach, window.delay + window.length + window.hop)
     return columns, reach
 
 

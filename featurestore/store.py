@@ -5,21 +5,17 @@ Importing this module loads neither Spark nor Redis; what a method needs is impo
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from featurestore.config import Settings
 from featurestore.definitions.registry import Change, Definition, Definitions, collect, diff
-from featurestore.errors import DefinitionError, FeatureStoreError
+from featurestore.modules import load_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from featurestore.checks.verify import VerifyResult
     from featurestore.jobs.job import Job
@@ -253,11 +249,7 @@ class FeatureStore:
         )  # fmt: skip
 
     def rebuild_training_set(self, manifest: Mapping[str, Any], spine: Any) -> TrainingSet:
-        """Return the training set a manifest describes, made again from the same table versions, equal bit for bit.
-
-        Args:
-            manifest: ``TrainingSet.manifest``, or what was read from _manifest.json.
-            spine: The same spine, of any kind.
+        """Return the training set that a ``TrainingSet.manifest`` describes, made again from the same spine, of any kind.
 
         Raises:
             SpineError: The spine is not the one it was made from.
@@ -280,11 +272,11 @@ class FeatureStore:
         """Write the features of all keys at an instant, or at every step of a range, to a Delta table; return its path.
 
         Columns: keys, ``at``, features. Keys without an event before an instant are left out there. Rows that the table has
-        between the first and the last instant are replaced.
+        from the first to the last instant are replaced.
 
         Args:
             name: A view, or a service whose views share their key columns.
-            at: The instant: an aware datetime, ISO 8601 text, or microseconds.
+            at: The instant, as :func:`~featurestore.timeline.to_instant` takes it.
             start: First instant of a range.
             end: Its last possible instant.
             every: Its step, for example "1h".
@@ -347,63 +339,3 @@ class FeatureStore:
 
     def __repr__(self) -> str:
         return f"FeatureStore(project={self.settings.project!r}, root={str(self.settings.root)!r})"
-
-
-def load_module(settings: Settings) -> ModuleType:
-    """Return the module that ``settings.definitions`` names, imported afresh from its file or by its name.
-
-    Raises:
-        DefinitionError: It does not exist or fails; the message names file and line.
-    """
-    named = settings.definitions
-    if named.endswith(".py") or "/" in named:
-        path = settings.root / Path(named).expanduser()
-        if not path.is_file():
-            raise DefinitionError(
-                f"definitions {path} does not exist.", hint="write one with featurestore init, or correct definitions."
-            )
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-    else:
-        path = None
-        with _importable(settings.root):
-            try:
-                spec = importlib.util.find_spec(named)
-            except (ImportError, ValueError):
-                spec = None
-    if spec is None or spec.loader is None:
-        raise DefinitionError(
-            f"definitions module {named!r} cannot be found from {settings.root}.",
-            hint='name a file, definitions = "features.py", or an importable module.',
-        )
-    module = importlib.util.module_from_spec(spec)
-    with _importable(path.parent if path else settings.root):
-        try:
-            spec.loader.exec_module(module)
-        except FeatureStoreError as error:
-            place = _place(error, spec.origin)
-            raise type(error)(f"{place}: {error.message}", hint=error.hint, **error.context) from error
-        except Exception as error:  # whatever the user's own code raises
-            what = " ".join(str(error).split())[:300]
-            raise DefinitionError(f"{_place(error, spec.origin)}: {type(error).__name__}: {what}.") from error
-    return module
-
-
-class _importable:  # noqa: N801 - reads as a statement
-    """Puts a folder first on the import path for the duration of a ``with`` block."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = str(folder)
-
-    def __enter__(self) -> None:
-        sys.path.insert(0, self._folder)
-
-    def __exit__(self, *_: object) -> None:
-        sys.path.remove(self._folder)
-
-
-def _place(error: Exception, file: str | None) -> str:
-    """Return "features.py, line 12": the last line of the user's file that led to the error."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}, line {error.lineno}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    return f"{file}, line {lines[-1]}" if lines else str(file)

@@ -85,7 +85,7 @@ def apply(
 ) -> None:
     """Record the definitions and publish them to the online store. Applying the same again changes nothing."""
     store = open_store(config, **named(definitions))
-    from featurestore.store import load_module
+    from featurestore.modules import load_module
 
     module = load_module(store.settings)
     changes = store.plan(module)

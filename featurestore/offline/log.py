@@ -180,20 +180,12 @@ def _open(name: str, path: str, version: int | None) -> EventLog:
     rows = column.get("num_records", nothing)
     is_open = "://" not in local and not table.protocol().reader_features and None not in rows
     is_open = is_open and table.protocol().min_reader_version == 1
-    files = zip(
-        column["path"],
-        rows,
-        column.get("min._event_time", nothing),
-        column.get("max._event_time", nothing),
-        strict=True,
-    )
-    return EventLog(
-        name,
-        path,
-        int(table.version()),
-        tuple(LogFile(f"{Path(local).resolve() if is_open else path}/{unquote(each)}", count or 0, first, last) for each, count, first, last in files),
-        is_open,
-    )
+    root = Path(local).resolve() if is_open else path
+    places = [f"{root}/{unquote(each)}" for each in column["path"]]
+    first, last = column.get("min._event_time", nothing), column.get("max._event_time", nothing)
+    counts = [count or 0 for count in rows]
+    files = tuple(LogFile(*each) for each in zip(places, counts, first, last, strict=True))
+    return EventLog(name, path, int(table.version()), files, is_open)
 
 
 def _needs(views: Sequence[FeatureView]) -> tuple[dict[str, pa.DataType], int | None]:

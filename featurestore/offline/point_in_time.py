@@ -266,5 +266,6 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
 
 def _arrow_column(values: np.ndarray, valid: np.ndarray, kind: DataType) -> pa.Array:
     if kind.is_object:
-        return pa.array(np.where(valid, values, None).tolist(), ARROW_TYPES[kind])
+        known = zip(values.tolist(), valid.tolist(), strict=True)
+        return pa.array([value if ok else None for value, ok in known], ARROW_TYPES[kind])
     return pa.array(values, mask=~valid).cast(ARROW_TYPES[kind])

@@ -83,7 +83,8 @@ def _number(
 ) -> Spine:
     """Return a Spark frame, or Parquet files or a Delta table at a path, with row numbers; one small job, no sort.
 
-    A frame's order is that of its partitions and of the rows in them. The order of files is that of their names.
+    A frame's order is that of its partitions and of the rows in them, and so is a Delta table's. The order of Parquet files is
+    that of their names.
     """
     from pyspark.errors import AnalysisException
     from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
@@ -99,18 +100,20 @@ def _number(
             frame = session.read.format(kind).load(path)
         except AnalysisException as error:
             raise SpineError(
-                f"spine {path} cannot be read as {kind}: {error.getErrorClass()}.",
+                f"spine {path} cannot be read as {kind}: {error.getCondition()}.",
                 hint="pass Parquet files, a Delta table or a .csv.",
             ) from error
+    else:
+        kind, frame = "frame", spine
+    if kind == "parquet":
         place, index = F.col("_metadata.file_path"), F.col("_metadata.row_index")
     else:
-        frame = spine
         number = F.monotonically_increasing_id()
         place, index = F.shiftright(number, 33), number.bitwiseAND(F.lit((1 << 33) - 1))
     check_spine(to_arrow_schema(frame.schema, timezone="UTC"), service, event_time, visible_at)
     columns = [F.col(f"`{name}`") for name in frame.columns]
     marked = frame.select(*columns, place.alias("__place"), index.alias("__index"))
-    if is_spark(spine):
+    if kind != "parquet":
         # Numbers and rows must come from one evaluation of whatever the frame is.
         kept = (marked.persist(),)
     kinds = dict(frame.dtypes)

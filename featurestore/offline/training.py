@@ -102,7 +102,7 @@ class TrainingSet:
         try:
             self.frame.write.parquet(path)
         except AnalysisException as error:
-            raise OfflineError(f"{path} cannot be written: {error.getErrorClass()}.", hint="choose another.") from error
+            raise OfflineError(f"{path} cannot be written: {error.getCondition()}.", hint="choose another.") from error
         text = json.dumps(self.manifest, indent=1, default=str)
         context: Any = session.sparkContext
         # by Hadoop, so that it lands wherever the files did

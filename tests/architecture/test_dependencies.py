@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "algebra": CORE,
     "definitions": CORE | {"algebra"},
     "config": SHAPES,
+    "modules": CORE | {"config"},
     "events": SHAPES,
     "engines": SHAPES | {"events", "stack", "config"},
     "online": STORES | {"config"},
@@ -33,8 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs": STORES | {"config", "online", "offline", "scoring"},
     "testing": STORES | {"config", "online", "offline", "scoring", "jobs"},
     "checks": STORES | {"config", "online", "offline", "scoring", "jobs", "testing"},
-    "store": STORES | {"config", "online", "offline", "scoring", "jobs", "testing", "checks"},
-    "cli": STORES | {"config", "online", "offline", "scoring", "jobs", "testing", "checks", "store"},
+    "store": STORES | {"config", "online", "offline", "scoring", "jobs", "testing", "checks", "modules"},
+    "cli": STORES | {"config", "online", "offline", "scoring", "jobs", "testing", "checks", "store", "modules"},
 }
 """Part of the package -> parts it may import, besides itself. ``featurestore/__init__.py`` may import any of them."""
 

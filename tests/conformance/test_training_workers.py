@@ -10,11 +10,15 @@ import pytest
 
 from featurestore.datatypes import DataType
 from featurestore.engines.oracle import values_at
-from featurestore.offline.point_in_time import Assemble, EncodePoints, Evaluate, ShapeEvents
 from featurestore.testing.streams import hostile_stream, to_batch
-from tests.conformance.cases import LIFETIME, MANY, SOURCE, WIDE, WINDOWS, assert_same
+from tests.conformance.cases import LIFETIME, MANY, SEVERAL, SKETCHES, SOURCE, WIDE, WINDOWS, assert_same
+from tests.unit.offline.local import run
 
-SERVICES = [pytest.param((MANY, WIDE), id="many-wide"), pytest.param((WINDOWS, LIFETIME), id="windows-lifetime")]
+SERVICES = [
+    pytest.param((SEVERAL, SKETCHES), id="several-sketches"),
+    pytest.param((MANY, WIDE), id="many-wide"),
+    pytest.param((WINDOWS, LIFETIME), id="windows-lifetime"),
+]
 
 
 def logged(events):
@@ -37,24 +41,23 @@ def test_training_rows_are_the_oracle(views, as_served):
         dice = random.Random(seed)
         stream = hostile_stream(views[0], seed=seed, events=80, probes=20)
         events = list(stream.events)
-        rows = [*ShapeEvents(views, SOURCE.name)(iter([logged(events[:30]), logged(events[30:])]))]
         keys = [key for key, _ in stream.probes]
         at = np.array([t for _, t in stream.probes], dtype=np.int64)
         visible = at + np.array([dice.choice([0, -(10**8), 10**13]) for _ in at])
-        spine = pa.RecordBatch.from_pydict(
-            {"card_id": [key[0] for key in keys], "__row": np.arange(len(at)), "__at": at, "__visible": visible}
+        spine = pa.table({"card_id": [key[0] for key in keys], "row": np.arange(len(at))})
+        logs = {SOURCE.name: pa.Table.from_batches([logged(events)])}
+        made, _ = run(
+            views, logs, spine, at, visible=visible if as_served else None, buckets=dice.choice([1, 3]), batch=30
         )
-        rows += [*EncodePoints(views)(iter([spine]))]
-        dice.shuffle(rows)
-        values = [*Evaluate(views, as_served)(iter(rows))]
-        (assembled,) = Assemble(views)(iter(values))
-        assert assembled.column("__row").to_pylist() == list(range(len(at)))
+        assert made.column("row").to_pylist() == list(range(len(at)))
         for view in views:
             columns = []
             for feature, name in zip(view.layout.features, view.layout.feature_ids, strict=True):
-                column = assembled.column(name)
+                column = made.column(name)
                 if feature.aggregate.result_type == DataType.TIMESTAMP:
                     column = column.cast(pa.int64())
+                elif feature.aggregate.result_type == DataType.LIST_TIMESTAMP:
+                    column = column.cast(pa.list_(pa.int64()))
                 columns.append(column.to_pylist())
             for row, (key, t) in enumerate(stream.probes):
                 seen = int(visible[row]) if as_served else None

@@ -95,6 +95,8 @@ def _number(
         from delta.tables import DeltaTable
 
         path = str(spine)
+        if "://" not in path:
+            path = str(Path(path).absolute())  # a session started elsewhere has a working directory of its own
         kind = "delta" if DeltaTable.isDeltaTable(session, path) else "parquet"
         try:
             frame = session.read.format(kind).load(path)

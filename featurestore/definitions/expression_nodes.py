@@ -265,6 +265,16 @@ def column_types(node: Node) -> dict[str, DataType]:
     return dict(sorted(found.items()))
 
 
+def depth_of(node: Node) -> int:
+    """Return how many levels of a tree lie below its root, and the root."""
+    if isinstance(node, Call):
+        return 1 + max(map(depth_of, node.args), default=0)
+    if isinstance(node, Case):
+        parts = [node.otherwise, *(part for branch in node.branches for part in branch)]
+        return 1 + max(map(depth_of, [*parts, node.subject] if node.subject is not None else parts))
+    return 1
+
+
 class PatternError(ValueError):
     """A LIKE pattern with an escape that escapes nothing."""
 

@@ -22,6 +22,7 @@ from featurestore.definitions.expression_nodes import (
     Node,
     Op,
     PatternError,
+    depth_of,
     like_parts,
 )
 from featurestore.definitions.expression_syntax import MAX_DEPTH, SourceText, Tree, name_of, signature_hint
@@ -65,13 +66,13 @@ _PARTS_OF_TIME["DOW"] = Op.DAYOFWEEK
 _CASTS = {exp.DType.BIGINT: INT, exp.DType.DOUBLE: FLOAT, exp.DType.TEXT: TEXT, exp.DType.BOOLEAN: BOOL}
 
 
-def read_expression(text: str, columns: Mapping[str, DataType], *, where: str) -> Node:
-    """Return the typed tree of a row expression.
+def read_expression(text: str, columns: Mapping[str, DataType | Node], *, where: str, unknown: str = "") -> Node:
+    """Return the typed tree of a row expression; arguments as of ``Expression.parse``.
 
     Raises:
         ExpressionError: See ``Expression.parse``.
     """
-    reader = _Reader(SourceText(text, where), columns)
+    reader = _Reader(SourceText(text, where), columns, unknown)
     try:
         node = reader.read(reader.source.parse())
     except RecursionError:
@@ -84,10 +85,11 @@ def read_expression(text: str, columns: Mapping[str, DataType], *, where: str) -
 class _Reader:
     """Reads one text; every method returns the typed node of one of the parser's."""
 
-    def __init__(self, source: SourceText, columns: Mapping[str, DataType]) -> None:
+    def __init__(self, source: SourceText, columns: Mapping[str, DataType | Node], unknown: str) -> None:
         self.source = source
         self.error = source.error
         self.columns = columns
+        self.unknown = unknown
         self.depth = 0
 
     def read(self, node: Tree) -> Node:
@@ -149,8 +151,15 @@ class _Reader:
             self.source.refuse(node.this)
         name = ".".join(part.name for part in node.parts)
         if name not in self.columns:
-            raise self.error(f"unknown column {name!r}", node, hint=did_you_mean(name, self.columns, what="columns"))
-        return Column(name, DataType(self.columns[name]))
+            hint = did_you_mean(name, self.columns, what="columns")
+            raise self.error(f"unknown column {name!r}", node, hint=f"{hint} {self.unknown}".rstrip())
+        known = self.columns[name]
+        found = Column(name, DataType(known)) if isinstance(known, str) else known
+        if DataType(found.type).element is not None:
+            raise self.error(f"{name!r} is {found.type}, and an expression takes single values,", node)
+        if self.depth + depth_of(found) > MAX_DEPTH:
+            self.source.too_deep()
+        return found
 
     def literal(self, node: Tree) -> Node:
         return self.constant(node, 1)

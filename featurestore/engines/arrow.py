@@ -23,10 +23,12 @@ from featurestore.events.arrow_types import ARROW_TYPES
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from featurestore.definitions.derived import DerivedLayout
     from featurestore.definitions.expression import Expression
 
 
-def evaluate(expression: Expression, columns: Mapping[str, pa.Array | pa.ChunkedArray], rows: int) -> pa.Array:
+def evaluate(
+    expression: Expression | DerivedLayout, columns: Mapping[str, pa.Array | pa.ChunkedArray], rows: int) -> pa.Array:
     """Return the value of an expression for every row, as one array of its type. Never fails on data.
 
     Args:

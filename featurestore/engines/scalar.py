@@ -17,13 +17,14 @@ from featurestore.definitions.expression_nodes import Case, Column, Literal, Nod
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from featurestore.definitions.derived import DerivedLayout
     from featurestore.definitions.expression import Expression
 
 _EXACT = Context(prec=2000)
 _HOUR_US, _MINUTE_US, _DAY_US = 3_600_000_000, 60_000_000, 86_400_000_000
 
 
-def evaluate_row(expression: Expression, row: Mapping[str, object]) -> object:
+def evaluate_row(expression: Expression | DerivedLayout, row: Mapping[str, object]) -> object:
     """Return the value of an expression for one row; a column that the row lacks is null. Never raises.
 
     >>> from featurestore.definitions.expression import Expression

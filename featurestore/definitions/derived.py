@@ -47,7 +47,7 @@ class Derived:
 
 @dataclass(frozen=True)
 class Ratio:
-    """One feature of a view divided by another, as float64, when they are read. Null where the denominator is 0 or either is null.
+    """One feature of a view divided by another, when they are read: float64, null where the denominator is 0 or either is null.
 
     Args:
         numerator: Name of a feature of the view, window included.
@@ -111,7 +111,9 @@ class RequestFeature:
                 )
             if kind not in SCALARS:
                 allowed = ", ".join(each for each in DataType if each in SCALARS)
-                raise DefinitionError(f"{where}: request value {value!r} has type {kind!r}.", hint=f"use one of {allowed}.")
+                raise DefinitionError(
+                    f"{where}: request value {value!r} has type {kind!r}.", hint=f"use one of {allowed}."
+                )
         object.__setattr__(self, "request", {value: DataType(kind) for value, kind in self.request.items()})
 
     def to_dict(self) -> dict[str, Any]:

@@ -59,9 +59,9 @@ class FeatureService:
         if not found or not all(isinstance(each, FeatureView | RequestFeature) for each in (*given, *asked)):
             raise DefinitionError(f"service {self.name}: {views!r} is not a list of feature views.")
         names = [view.name for view in self.views]
-        for name in names:
-            if names.count(name) > 1:
-                raise DuplicateNameError(f"service {self.name} names view {name} twice.")
+        for one in names:
+            if names.count(one) > 1:
+                raise DuplicateNameError(f"service {self.name} names view {one} twice.")
         for kind in ("source", "entity"):
             seen: dict[str, Any] = {}
             for view in self.views:
@@ -101,13 +101,14 @@ class FeatureService:
                 fields.setdefault(name, set()).add(kind)
         declared: dict[str, DataType] = {}
         for each in self.request_features:
-            for name, kind in each.request.items():
+            for name, given in each.request.items():
+                kind = DataType(given)
                 if name in keys:
                     raise DuplicateNameError(
                         f"service {self.name}: request value {name!r} of {each.name} is a key column.",
                         hint="leave it out: keys can be used as they are.",
                     )
-                if declared.setdefault(name, DataType(kind)) != kind:
+                if declared.setdefault(name, kind) != kind:
                     raise DefinitionError(
                         f"service {self.name}: request value {name!r} is both {declared[name]} and {kind}."
                     )

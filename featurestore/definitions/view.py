@@ -31,8 +31,8 @@ class FeatureView:
         entity: What the features describe. Its key columns are fields of the source.
         source: Where the events come from.
         where: SQL row condition; events for which it is not true do not enter the view.
-        features: Name to aggregate over windows: ``{"spend": Sum("amount").over("1h", "24h")}``; or to ``Ratio`` or ``Derived`` of
-            the others, which keep the name as it is and come after them in the view's order.
+        features: Name to aggregate over windows: ``{"spend": Sum("amount").over("1h", "24h")}``; or to ``Ratio`` or
+            ``Derived`` of the others, which keep the name as it is and come after them in the view's order.
         columns: Name to SQL of columns derived from a row: ``{"amount_usd": "amount * fx_rate"}``. ``where``, aggregates and the
             columns after it take them as they take fields of the contract. They are not stored, and are no keys.
         owner: Who answers for it.
@@ -169,9 +169,7 @@ class FeatureView:
         self, derived: Mapping[str, ReadTime], types: Mapping[str, DataType]
     ) -> tuple[DerivedLayout, ...]:
         """Return the compiled features of read time; each may use those before it."""
-        known: dict[str, DataType | Node] = {
-            name.partition(".")[2]: Column(name, kind) for name, kind in types.items()
-        }
+        known: dict[str, DataType | Node] = {name.partition(".")[2]: Column(name, kind) for name, kind in types.items()}
         found = []
         for name, each in derived.items():
             where = f"{self.name}.{name}"

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    expression: Expression | DerivedLayout, columns: Mapping[str, pa.Array | pa.ChunkedArray], rows: int) -> pa.Array:
+    expression: Expression | DerivedLayout, columns: Mapping[str, pa.Array | pa.ChunkedArray], rows: int
+) -> pa.Array:
     """Return the value of an expression for every row, as one array of its type. Never fails on data.
 
     Args:

@@ -1,5 +1,4 @@
-"""Features of read time: values of finalized features, request values and keys -> those of ``Derived``, ``Ratio`` and
-``RequestFeature``.
+"""Features of read time: ``Derived``, ``Ratio`` and ``RequestFeature``, from finalized features, request values and keys.
 
 A few rows go through the evaluator of single rows, many through the Arrow one, whose fixed cost per expression is that of some
 forty rows. The two agree bit for bit, which the conformance suite proves on every function, so which one ran never shows.
@@ -58,7 +57,7 @@ def derive_columns(
 
 def derive_rows(layouts: Sequence[DerivedLayout], rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     """Return what ``derive_row`` does for each of many rows."""
-    if len(rows) <= FEW_ROWS:
+    if len(rows) <= FEW_ROWS or not layouts:
         return [derive_row(layouts, row) for row in rows]
     import pyarrow as pa
 
@@ -72,4 +71,3 @@ def derive_rows(layouts: Sequence[DerivedLayout], rows: Sequence[Mapping[str, An
         plain = column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
         made.append(plain.to_pylist())
     return [list(values) for values in zip(*made, strict=True)]
-

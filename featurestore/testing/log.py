@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.algebra import sequence_of
+from featurestore.datatypes import DataType
 from featurestore.definitions.keys import encode_key
 from featurestore.engines.derive import derive_columns
 from featurestore.engines.oracle import Event
@@ -166,8 +167,8 @@ def _rows(
         name: pa.array(column, ARROW_TYPES[kind])
         for (name, kind), column in zip(view.layout.types.items(), typed, strict=False)
     }
-    for column in derive_columns(view.layout.derived, arrays, len(at)).values():
-        typed.append((column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist())
+    derived = derive_columns(view.layout.derived, arrays, len(at)).values()
+    typed += [(each.cast(pa.int64()) if pa.types.is_timestamp(each.type) else each).to_pylist() for each in derived]
     return [list(row) for row in zip(*typed, strict=True)]
 
 
@@ -194,8 +195,8 @@ def training_set(
         rows = _rows(view, shaped, key, at, seen)
         for position, (name, kind) in enumerate(view.layout.types.items()):
             table = table.append_column(name, pa.array([row[position] for row in rows], ARROW_TYPES[kind]))
-    known = dict(zip(table.column_names, table.columns, strict=True))
-    for name, column in derive_columns(service.request_layouts, known, table.num_rows).items():
+    columns = {name: table.column(name) for name in table.column_names}
+    for name, column in derive_columns(service.request_layouts, columns, table.num_rows).items():
         table = table.append_column(name, column)
     return table
 
@@ -203,9 +204,13 @@ def training_set(
 def _spine_table(service: FeatureService, spine: Any, times: Sequence[str]) -> pa.Table:
     if not isinstance(spine, list):
         return as_arrow(spine)
-    rows = [{**row, **{name: to_instant(row[name], name=name) for name in times if name in row}} for row in spine]
-    names = list(dict.fromkeys(name for row in rows for name in row))
     given = {**service.request_values, **service.keys}
+    instants = {*times, *(name for name, kind in service.request_values.items() if kind == DataType.TIMESTAMP)}
+    rows = [
+        {n: to_instant(value, name=n) if n in instants and value is not None else value for n, value in row.items()}
+        for row in spine
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row))
     types = {**{n: ARROW_TYPES[k] for n, k in given.items()}, **dict.fromkeys(times, pa.timestamp("us", "UTC"))}
     return pa.table({name: pa.array([row.get(name) for row in rows], types.get(name)) for name in names})
 

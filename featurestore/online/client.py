@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from featurestore.datatypes import DataType
     from featurestore.online.request import RequestRows
     from featurestore.online.store import OnlineStore
     from featurestore.online.vector import FeatureTable, FeatureVector
@@ -145,6 +146,10 @@ class FeatureClient:
     def service_fingerprint(self, service: str) -> str:
         """Return the fingerprint of a service as it is published."""
         return self.service(service).plan.fingerprint
+
+    def request_values(self, service: str) -> dict[str, DataType]:
+        """Return name to type of the request values a service takes, as it is published."""
+        return self.service(service).plan.request_values
 
     def ping(self) -> None:
         """Raise unless the online store answers."""

@@ -41,7 +41,9 @@ SERVICE = FeatureService(
         RequestFeature("ratio", "price / derived.mean_1h", request={"price": "float64"}),
         SHORT,
         RequestFeature("odd", "ratio > 3 AND NOT coalesce(derived.rising, false)"),
-        RequestFeature("same_card", "card_id = lower(other) OR count > derived.n_1h", {"other": "string", "count": "int64"}),
+        RequestFeature(
+            "same_card", "card_id = lower(other) OR count > derived.n_1h", {"other": "string", "count": "int64"}
+        ),
         RequestFeature("away", "epoch_us(seen) - epoch_us(derived.when)", {"seen": "timestamp"}),
         RequestFeature("both", "coalesce(derived.n_1h, 0) + coalesce(count, 0)"),
         RequestFeature("alone", "IF(flag, price, NULL)", {"flag": "bool"}),

@@ -147,7 +147,11 @@ def test_an_empty_store_derives_nothing_but_what_needs_no_feature():
 @pytest.mark.parametrize(
     ("request_", "error", "message"),
     [
-        (None, UnknownNameError, r"service asked: request value 'price' is missing.*request=\{'price': ...\} of type float64"),
+        (
+            None,
+            UnknownNameError,
+            r"service asked: request value 'price' is missing.*request=\{'price': ...\} of type float64",
+        ),
         ({**ASKED, "count": 1.0}, DefinitionError, "service asked: request value 'count' is 1.0, not of type int64"),
         ({**ASKED, "count": True}, DefinitionError, "request value 'count' is True, not of type int64"),
         ({**ASKED, "count": 2**63}, DefinitionError, "not of type int64"),
@@ -185,7 +189,10 @@ def test_requests_for_many_are_as_many_as_entities():
     ("changes", "message"),
     [
         ({"price": None}, "the spine has no request value 'price'; service asked needs it"),
-        ({"price": pa.array(["1"])}, "spine request value 'price' is string, the request value of service asked is float64"),
+        (
+            {"price": pa.array(["1"])},
+            "spine request value 'price' is string, the request value of service asked is float64",
+        ),
         ({"count": pa.array([1.0])}, "spine request value 'count' is double"),
         ({"seen": pa.array([0], pa.timestamp("us"))}, "request value 'seen' is timestamp"),
         ({"ratio": pa.array([1.0])}, "already has a column 'ratio'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from featurestore.checks.verify import verify
 from featurestore.datatypes import DataType
+from featurestore.definitions.derived import Derived
 from featurestore.engines.derive import FEW_ROWS
 from featurestore.engines.oracle import values_at
 from featurestore.engines.scalar import evaluate_row
@@ -17,9 +19,10 @@ from featurestore.errors import DefinitionError, SpineError, UnknownNameError
 from featurestore.online.client import FeatureClient
 from featurestore.online.lookup import LookupPlan
 from featurestore.online.memory import MemoryOnlineStore
+from featurestore.online.writer import FencedWriter
 from featurestore.testing.compare import values_agree
 from featurestore.testing.replay import replay
-from featurestore.testing.streams import hostile_stream
+from featurestore.testing.streams import hostile_stream, shape_events
 from featurestore.timeline import VirtualClock
 from tests.conformance.cases import SHORT, SOURCE
 from tests.conformance.derived import DERIVED, SERVICE
@@ -116,6 +119,23 @@ def test_lookup_and_training_set_agree_on_every_feature_of_a_service():
 
 FIRST = {"card_id": "c1", "amount": 6.0, "status": "a", "shop": 2}
 ASKED = {"price": 3, "other": "C1", "count": None, "seen": "1970-01-01T00:00:01Z", "flag": None, "more": "ignored"}
+
+
+def test_another_formula_starts_nothing_anew_and_applies_nothing_twice():
+    store = MemoryOnlineStore()
+    stream = hostile_stream(DERIVED, seed=1, events=30, probes=2, partitions=1)
+    changed = dataclasses.replace(DERIVED, features={**DERIVED.features, "rising": Derived("trend > 0.9")})
+    assert changed.fingerprint != DERIVED.fingerprint
+    until = stream.events[-1].offset + 1
+    arrival = max(event.arrival for event in stream.events)
+    counts = FencedWriter(store, SOURCE.name, [DERIVED]).apply(
+        0, until, arrival, [shape_events(DERIVED, stream.events)]
+    )
+    before = dict(store.values)
+    again = FencedWriter(store, SOURCE.name, [changed]).apply(0, until, arrival, [shape_events(changed, stream.events)])
+    assert counts["applied"] == again["fenced"] > 0
+    assert again["applied"] == 0
+    assert store.values == before
 
 
 def test_null_rules_and_statuses_of_a_lookup():

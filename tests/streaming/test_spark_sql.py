@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,9 +25,9 @@ CASES = [case for cases in TABLE["cases"].values() for case in cases]
 
 def agree(ours, theirs):
     """Return whether two values are the same; Java may differ from C in the last place of a logarithm or power."""
-    if ours is None or theirs is None or isinstance(ours, str) or isinstance(ours, bool):
+    if ours is None or theirs is None or isinstance(ours, (str, bool)):
         return ours == theirs and type(ours) is type(theirs)
-    if isinstance(theirs, str) or isinstance(theirs, bool):
+    if isinstance(theirs, (str, bool)):
         return False
     if math.isnan(ours) or math.isnan(theirs):
         return math.isnan(ours) and math.isnan(theirs)
@@ -57,11 +56,14 @@ def answers(spark):
         except AnalysisException as error:
             refused[sql] = f"refused: {error.getCondition()}"
             continue
-        cast = {"timestamp": "unix_micros({})", "void": "string({})"}.get(kind, "double({})" if "decimal" in kind else "{}")
+        cast = {"timestamp": "unix_micros({})", "void": "string({})"}.get(
+            kind, "double({})" if "decimal" in kind else "{}"
+        )
         asked[sql] = (f"c{number}", cast.format(text))
     found = frame.selectExpr("row", *(f"{text} AS {name}" for name, text in asked.values())).orderBy("row").toArrow()
     return [
-        refused[sql] if sql in refused else found.column(asked[sql][0])[row].as_py() for row, (sql, _, _) in enumerate(CASES)
+        refused[sql] if sql in refused else found.column(asked[sql][0])[row].as_py()
+        for row, (sql, _, _) in enumerate(CASES)
     ]
 
 
@@ -71,10 +73,6 @@ def test_spark_gives_the_same_value_or_the_deviation_is_listed(spark):
         ours = from_json(expected, Expression.parse(sql, COLUMNS).type)
         if not agree(ours, theirs):
             deviations[f"{sql} with {json.dumps(row)}"] = shown(theirs)
-    if dump := os.environ.get("SPARK_DEVIATIONS"):
-        Path(dump).write_text(json.dumps(deviations, indent=1), encoding="utf-8")
     listed = {case: value for each in LISTED for case, value in each["cases"].items()}
     assert deviations == listed
     assert all(each["reason"] for each in LISTED)
-
-

@@ -9,6 +9,8 @@ from tests.conformance.cases import COMPOSITE, CONDITIONS, LIFETIME, MANY, SHORT
 from tests.conformance.derived import DERIVED
 from tests.conformance.planted import BUGS
 
+pytestmark = pytest.mark.thorough
+
 WITHIN = 200
 """Cases after which every bug has been met."""
 

@@ -13,6 +13,8 @@ import pytest
 from examples.flights import data
 from featurestore.errors import StackError
 
+pytestmark = pytest.mark.thorough
+
 
 def test_the_year_has_the_published_number_of_events(flights):
     sizes = {name: len(getattr(flights, name)) for name in ("schedule", "departures", "arrivals", "weather")}

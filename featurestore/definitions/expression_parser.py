@@ -142,7 +142,7 @@ class _Reader:
         known = self.columns[name]
         found = Column(name, DataType(known)) if isinstance(known, str) else known
         if DataType(found.type).element is not None:
-            raise self.error(f"{name!r} is {found.type}, and an expression takes single values,", node)
+            raise self.error(f"{name!r} is {found.type}, and an expression takes single values,", node, hint=_OF_LISTS)
         if self.depth + depth_of(found) > MAX_DEPTH:
             self.source.too_deep()
         return found
@@ -356,6 +356,7 @@ class _Reader:
 
 _UNTYPED: Any = None
 """The type of a NULL until it is used beside something typed."""
+_OF_LISTS = "a view with explode= has a row for each element of an array; features that are lists cannot be used."
 _READERS: dict[type[Any], tuple[Callable[[_Reader, Tree], Node], frozenset[str]]] = {}
 
 

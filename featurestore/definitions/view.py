@@ -19,6 +19,7 @@ from featurestore.definitions.layout import ViewLayout, aggregate_from_dict, agg
 from featurestore.errors import DefinitionError, DuplicateNameError, UnknownNameError, did_you_mean
 
 if TYPE_CHECKING:
+    from featurestore.definitions.contract import ContractField
     from featurestore.definitions.source import EventSource
 
 
@@ -35,6 +36,9 @@ class FeatureView:
             ``Derived`` of the others, which keep the name as it is and come after them in the view's order.
         columns: Name to SQL of columns derived from a row: ``{"amount_usd": "amount * fx_rate"}``. ``where``, aggregates and the
             columns after it take them as they take fields of the contract. They are not stored, and are no keys.
+        explode: An array of the contract: each of its elements is a row of its own, in their order, with the event's other
+            fields. A scalar goes by the array's name, a property by ``items.price``, or ``price`` where no field is called
+            that; keys can be either. An event without elements has no row.
         owner: Who answers for it.
         description: For people.
 
@@ -50,10 +54,17 @@ class FeatureView:
     owner: str = ""
     description: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
+    explode: str | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "view")
-        columns = self.source.contract.columns
+        arrays = self.source.contract.arrays
+        if self.explode is not None and self.explode not in arrays:
+            raise UnknownNameError(
+                f"view {self.name}: explode {self.explode!r} is no array of contract {self.source.contract.name}.",
+                hint=did_you_mean(str(self.explode), arrays, what="arrays"),
+            )
+        columns = {**self.fields, **{name: self.fields[column] for name, column in self.aliases.items()}}
         for column, kind in self.entity.keys.items():
             if column not in columns:
                 raise UnknownNameError(
@@ -93,9 +104,42 @@ class FeatureView:
         return {name: each for name, each in self.features.items() if isinstance(each, Windowed)}
 
     @cached_property
+    def fields(self) -> dict[str, DataType]:
+        """The contract's columns with their types; those of the exploded array with the types of its elements."""
+        found = dict(self.source.contract.columns)
+        for one in self.exploded:
+            assert one.type.element is not None  # noqa: S101 - an array's column
+            found[one.name] = one.type.element
+        return found
+
+    @property
+    def exploded(self) -> tuple[ContractField, ...]:
+        """The columns of the exploded array; none without ``explode``."""
+        return () if self.explode is None else self.source.contract.arrays[self.explode]
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """The exploded array's properties that no field is called like, and their columns."""
+        columns = self.source.contract.columns
+        return {str(one.property): one.name for one in self.exploded if one.property and one.property not in columns}
+
+    @cached_property
+    def key_columns(self) -> tuple[str, ...]:
+        """The columns of the entity's keys, in order."""
+        return tuple(self.aliases.get(name, name) for name in self.entity.keys)
+
+    @cached_property
+    def reads(self) -> tuple[str, ...]:
+        """The columns of the contract that the view is computed from."""
+        used = [self.condition, *(each for pair in self.expressions for each in pair)]
+        names = [*self.key_columns, *(name for each in used if each is not None for name in each.columns)]
+        return tuple(dict.fromkeys([*names, *(one.name for one in self.exploded[:1])]))
+
+    @cached_property
     def row(self) -> Mapping[str, DataType | Node]:
         """What a row expression can name: the contract's fields, with their types, and the trees of derived columns."""
-        known: dict[str, DataType | Node] = dict(self.source.contract.columns)
+        known: dict[str, DataType | Node] = dict(self.fields)
+        known |= {name: Column(column, self.fields[column]) for name, column in self.aliases.items()}
         for name, text in self.columns.items():
             check_name(name, f"view {self.name}: column")
             if name in known:
@@ -205,6 +249,7 @@ class FeatureView:
             "topic": self.source.topic,
             "event_time": self.source.event_time,
             "where": canonical(self.where),
+            **({} if self.explode is None else {"explode": self.explode, "keys_of": list(self.key_columns)}),
             "features": [
                 {
                     **aggregate_to_dict(windowed.aggregate),
@@ -238,6 +283,7 @@ class FeatureView:
             "owner": self.owner,
             "description": self.description,
             **({"columns": dict(self.columns)} if self.columns else {}),
+            **({} if self.explode is None else {"explode": self.explode}),
         }
 
     @staticmethod
@@ -261,4 +307,5 @@ class FeatureView:
             owner=data["owner"],
             description=data["description"],
             columns=data.get("columns", {}),
+            explode=data.get("explode"),
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions.keys import key_values
 from featurestore.engines.oracle import values_at
+from featurestore.engines.rows import rows_of
 from featurestore.engines.scalar import evaluate_row
 from featurestore.errors import FeatureStoreError, PastLookupError
 from featurestore.online.lookup import LookupPlan, ServiceLookup
@@ -71,7 +72,7 @@ def entering(view: FeatureView, events: Sequence[Event], keys: Keys) -> list[Eve
     """Return the events of a key that enter the view."""
     return [
         event
-        for event in events
+        for event in rows_of(view, events)
         if tuple(event.row[column] for column in view.entity.keys) == keys
         and (view.condition is None or evaluate_row(view.condition, event.row) is True)
     ]
@@ -90,7 +91,8 @@ def differences(
     """Return where training set and online store differ from the specification, for one key or all of a view's."""
     events = log.events()
     if keys is None:
-        wanted = list(dict.fromkeys(tuple(event.row[column] for column in view.entity.keys) for event in events))
+        rows = rows_of(view, events)
+        wanted = list(dict.fromkeys(tuple(event.row[column] for column in view.entity.keys) for event in rows))
     else:
         wanted = [tuple(key_values(keys, view.layout.keys, where=f"view {view.name}"))]
     judge = Judge(view, events, log.shaped(view), store, now)

@@ -131,8 +131,12 @@ class EventLog:
 def _plain_rows(table: pa.Table) -> list[dict[str, Any]]:
     """Return the rows of a table with instants as microseconds."""
     columns = [
-        table.column(name).cast(pa.int64()) if pa.types.is_timestamp(table.schema.field(name).type) else column
-        for name, column in zip(table.column_names, table.columns, strict=True)
+        column.cast(pa.int64())
+        if pa.types.is_timestamp(column.type)
+        else column.cast(pa.list_(pa.int64()))
+        if pa.types.is_list(column.type) and pa.types.is_timestamp(column.type.value_type)
+        else column
+        for column in table.columns
     ]
     return list(pa.table(columns, names=table.column_names).to_pylist())
 

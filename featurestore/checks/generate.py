@@ -101,5 +101,7 @@ def _delay(dice: random.Random, skew: int) -> int:
 def _key_of(view: FeatureView, *events: Event) -> tuple[Any, ...]:
     """Return the key of the first of some events; of an array's element, of the first there is, or else null."""
     rows = rows_of(view, events)
-    row = (rows or events)[0].row
-    return tuple(row.get(column) for column in view.entity.keys)
+    if rows:
+        return tuple(rows[0].row[column] for column in view.entity.keys)
+    inside = {one.name for one in view.exploded}
+    return tuple(None if column in inside else events[0].row[column] for column in view.key_columns)

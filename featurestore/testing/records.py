@@ -102,9 +102,7 @@ def _nested(source: EventSource, row: Mapping[str, Any]) -> dict[str, Any]:
         given = [(one, made.pop(one.name)) for one in columns if one.property and one.name in made]
         if not given:
             continue
-        lists = [
-            [_plain(source, one.name, each) for each in value] for one, value in given if value is not None
-        ]
+        lists = [[_plain(source, one.name, each) for each in value] for one, value in given if value is not None]
         names = [str(one.property) for one, _ in given]
         made[name] = [dict(zip(names, each, strict=True)) for each in zip(*lists, strict=True)] if lists else None
     return made

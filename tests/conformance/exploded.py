@@ -87,9 +87,15 @@ BY_TAG = FeatureView(
     "by_tag",
     Entity("tag", {"tags": "string"}),
     ORDERS,
-    {"n": Count().over("10m"), "cards": LastK("card_id", 2).over("1h"), "long": Count(where="length(tags) > 0").over("1h")},
+    {
+        "n": Count().over("10m"),
+        "cards": LastK("card_id", 2).over("1h"),
+        "long": Count(where="length(tags) > 0").over("1h"),
+    },
     explode="tags",
 )
-WHOLE = FeatureView("whole", Entity("card", {"card_id": "string"}), ORDERS, {"n": Count().over("10m"), "fx": Last("fx").over("1h")})
+WHOLE = FeatureView(
+    "whole", Entity("card", {"card_id": "string"}), ORDERS, {"n": Count().over("10m"), "fx": Last("fx").over("1h")}
+)
 VIEWS = (BY_CARD, BY_ITEM, BY_TAG, WHOLE)
 BASKET = FeatureService("basket", [BY_CARD, WHOLE])

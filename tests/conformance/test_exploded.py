@@ -43,7 +43,9 @@ def test_verify_finds_no_difference(view):
 
 def test_elements_come_in_their_order_and_empty_arrays_have_none():
     with replay(BASKET) as job:
-        job.send("orders", order({"sku": "a", "price": 1.0}, {"sku": "b", "price": 2.0, "count": 2}, {"sku": "c"}), at=DAY)
+        job.send(
+            "orders", order({"sku": "a", "price": 1.0}, {"sku": "b", "price": 2.0, "count": 2}, {"sku": "c"}), at=DAY
+        )
         job.send("orders", order(), at=DAY)
         job.send("orders", order({"sku": "d", "price": 60.0}), at=DAY)
         job.advance("1s")
@@ -82,14 +84,20 @@ def test_an_event_that_breaks_its_contract_inside_an_array_is_quarantined_whole(
 
 def test_keys_can_be_of_the_element():
     with replay(BY_ITEM, BY_TAG) as job:
-        job.send("orders", order({"sku": "a", "count": 3}, {"sku": "b"}, {"sku": "a", "price": 2.0}, tags=["x", None, "x"]), at=DAY)
+        job.send(
+            "orders",
+            order({"sku": "a", "count": 3}, {"sku": "b"}, {"sku": "a", "price": 2.0}, tags=["x", None, "x"]),
+            at=DAY,
+        )
         job.advance("1s")
         vector = job.get({"sku": "a", "card_id": "c"}, service="by_item")
         assert vector.to_list() == [2, 2, [3, 1], 2.0]
         assert job.get({"sku": "b", "card_id": "c"}, service="by_item")["by_item.n_10m"] == 1
         assert job.get({"tags": "x"}, service="by_tag")["by_tag.n_10m"] == 2
         assert job.get({"tags": None}, service="by_tag").to_list() == [1, ["c"], 0]
-        table = job.training_set([{"sku": "a", "card_id": "c", "event_time": "2024-01-01T00:00:01Z"}], service="by_item")
+        table = job.training_set(
+            [{"sku": "a", "card_id": "c", "event_time": "2024-01-01T00:00:01Z"}], service="by_item"
+        )
         assert table.column("by_item.most_1h").to_pylist() == [[3, 1]]
         job.assert_equal()
 
@@ -101,8 +109,12 @@ def test_training_rows_are_the_oracle(as_served):
         stream = hostile_stream(BY_CARD, seed=seed, events=60, probes=20)
         batch = to_batch(ORDERS, stream.events)
         place = [pa.array([event.partition for event in stream.events], pa.int32())]
-        place += [pa.array([getattr(e, n) for e in stream.events], pa.int64()) for n in ("offset", "arrival", "event_time")]
-        log = pa.table([*batch.columns, *place], [*batch.schema.names, "_partition", "_offset", "_arrival", "_event_time"])
+        place += [
+            pa.array([getattr(e, n) for e in stream.events], pa.int64()) for n in ("offset", "arrival", "event_time")
+        ]
+        log = pa.table(
+            [*batch.columns, *place], [*batch.schema.names, "_partition", "_offset", "_arrival", "_event_time"]
+        )
         keys = [key for key, _ in stream.probes]
         at = np.array([t for _, t in stream.probes], dtype=np.int64)
         visible = at + np.array([dice.choice([0, -(10**8), 10**13]) for _ in at])
@@ -130,7 +142,9 @@ def test_the_printed_test_of_a_case_with_arrays_runs():
 
 
 def test_the_place_of_an_element_orders_elements_and_knows_its_offset():
-    places = [element_sequence(sequence_of(p, o), e) for p in (0, 4095) for o in (0, 7, 2**41 - 1) for e in (0, 1, 1023)]
+    places = [
+        element_sequence(sequence_of(p, o), e) for p in (0, 4095) for o in (0, 7, 2**41 - 1) for e in (0, 1, 1023)
+    ]
     assert places == sorted(places)
     assert [offset_of(place, elements=True) for place in places[:9:3]] == [0, 7, 2**41 - 1]
     assert offset_of(sequence_of(3, 9)) == 9
@@ -162,7 +176,11 @@ def test_a_contract_with_arrays_is_data():
         ({"where": "price > 1"}, ExpressionError, "unknown column 'price'"),
         ({"explode": "tags", "where": "items.price > 1"}, ExpressionError, "'items.price' is list<float64>"),
         ({"features": {"x": Last("tags").over("1h")}}, ExpressionError, "'tags' is list<string>"),
-        ({"entity": Entity("tag", {"tags": "string"})}, DefinitionError, "'tags' is string in entity tag but list<string>"),
+        (
+            {"entity": Entity("tag", {"tags": "string"})},
+            DefinitionError,
+            "'tags' is string in entity tag but list<string>",
+        ),
         ({"entity": Entity("sku", {"sku": "string"})}, UnknownNameError, "key column 'sku' of entity sku is no field"),
     ],
 )

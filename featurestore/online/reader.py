@@ -95,14 +95,15 @@ class ViewReader:
             if as_of < t:
                 break
             if exact_time:
-                raise self._past(t, as_of)
+                raise self.past(t, as_of)
             t = as_of + 1
         values: list[Any] = [None] * len(self.layout.features)
         for part, (blob, frame, _), tail in zip(self.parts, opened, tails, strict=True):
             part.read(values, blob, frame, tail, t)
         return ViewValues(tuple(values), known=True, as_of=None if as_of == MIN_INSTANT else as_of)
 
-    def _past(self, t: Instant, newest: Instant) -> PastLookupError:
+    def past(self, t: Instant, newest: Instant) -> PastLookupError:
+        """Return the refusal of a time that is not after the newest merged event."""
         return PastLookupError(
             f"view {self.layout.view}: time {format_instant(t)} is not after the newest applied event, "
             f"{format_instant(newest)}.",

@@ -67,4 +67,6 @@ def values_at(
                 value = None if expression is None else evaluate_row(expression, event.row)
                 partial = feature.aggregate.merge(partial, feature.aggregate.prepare(value, event.order))
         values[f"{view.name}.{feature.name}"] = feature.aggregate.value(partial, t, feature.window)
+    for derived in view.layout.derived:
+        values[derived.id] = evaluate_row(derived, values)
     return values

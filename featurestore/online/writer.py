@@ -83,7 +83,8 @@ class FencedWriter:
         """
         counts = {"applied": 0, "fenced": 0, "records": 0, "folded": 0}
         fields = [
-            self.store.space.fence_field(view.name, view.fingerprint, self.source, partition) for view in self.views
+            self.store.space.fence_field(view.name, view.layout.fingerprint, self.source, partition)
+            for view in self.views
         ]
         fences = self.store.fences(fields)
         self._wide.clear()

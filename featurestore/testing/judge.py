@@ -10,7 +10,7 @@ from featurestore.engines.oracle import values_at
 from featurestore.engines.scalar import evaluate_row
 from featurestore.errors import FeatureStoreError, PastLookupError
 from featurestore.online.lookup import LookupPlan, ServiceLookup
-from featurestore.testing.compare import values_match
+from featurestore.testing.compare import values_agree, values_match
 from featurestore.testing.log import values_of
 from featurestore.timeline import Instant, format_instant
 
@@ -164,11 +164,18 @@ class Judge:
         self, engine: str, keys: Keys, t: Instant, values: Sequence[Any], visible_at: Instant | None = None
     ) -> list[Difference]:
         expected = values_at(self.view, self.events, keys, t, visible_at=visible_at)
-        return [
-            self._difference(engine, keys, t, name, wanted, got, visible_at)
-            for feature, (name, wanted), got in zip(self.view.layout.features, expected.items(), values, strict=True)
-            if not values_match(feature, wanted, got)
+        answered = dict(zip(self.view.layout.feature_ids, values, strict=True))
+        found = [
+            self._difference(engine, keys, t, name, wanted, answered[name], visible_at)
+            for feature, (name, wanted) in zip(self.view.layout.features, expected.items(), strict=False)
+            if not values_match(feature, wanted, answered[name])
         ]
+        for derived in self.view.layout.derived:
+            # Of the path's own values, and exactly: what they are derived from may differ within a tolerance.
+            wanted = evaluate_row(derived, answered)
+            if not values_agree(wanted, answered[derived.id]):
+                found.append(self._difference(engine, keys, t, derived.id, wanted, answered[derived.id], visible_at))
+        return found
 
     def _difference(
         self,

@@ -16,10 +16,39 @@ import hiredis
 import redis
 
 from featurestore.online.breaker import CircuitBreaker
-from featurestore.online.redis_errors import reply_error
+from featurestore.online.redis_connection import handshake
+from featurestore.online.redis_errors import mapped_errors, reply_error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+
+class AsyncReads:
+    """The read side of an online store on Redis, for asyncio.
+
+    Args:
+        url: redis://, rediss:// or unix:// URL.
+        timeout_s: Deadline of a call, in seconds.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float) -> None:
+        self.url = url
+        self._connection = PipelinedConnection(redis.connection.parse_url(url), timeout_s=timeout_s)
+
+    async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the values of the keys in one round trip, None where there is none."""
+        with mapped_errors(self.url):
+            values: list[bytes | None] = await self._connection.call(b"MGET", *keys)
+        return values
+
+    async def ping(self) -> None:
+        """Raise unless the store answers."""
+        with mapped_errors(self.url):
+            await self._connection.call(b"PING")
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._connection.close()
 
 
 class PipelinedConnection:
@@ -104,13 +133,15 @@ class PipelinedConnection:
                 await self._opening
         if self._protocol is not None:
             self._protocol.close()
+            await self._protocol.closed
             self._protocol = None
 
 
 class _Replies(asyncio.Protocol):
     """A connection's replies, given to whoever waits, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
         self._reader = hiredis.Reader(replyError=reply_error, protocolError=redis.exceptions.InvalidResponse)
         self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
         self._unsent: list[bytes] = []
@@ -118,6 +149,7 @@ class _Replies(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self.is_open = False
+        self.closed = self._loop.create_future()
 
     def ask(self, packed: bytes, deadline: float) -> asyncio.Future[Any]:
         """Send a command; the future holds its reply."""
@@ -136,20 +168,20 @@ class _Replies(asyncio.Protocol):
         self._unsent.clear()
 
     def _expire(self) -> None:
-        """Fail whose time is up. Deadlines pass in the order of the commands, so one timer serves all."""
+        """Fail whose time is up, and close a connection whose server has been silent for a whole deadline since."""
         self._timer = None
         now = self._loop.time()
-        silent = bool(self._waiting) and self._waiting[0][0].done()  # it was given up one deadline ago
         for future, deadline in self._waiting:
-            if deadline > now:
-                if not future.done():
-                    self._timer = self._loop.call_at(deadline, self._expire)
-                    break
-                continue
-            if not future.done():
+            if deadline <= now and not future.done():
                 future.set_exception(redis.exceptions.TimeoutError("no reply in time"))
-        if silent:
+        if not self._waiting:
+            return
+        first, deadline = self._waiting[0]
+        if first.done() and deadline + self._timeout_s <= now:
             self.close()
+            return
+        open_ = [deadline for future, deadline in self._waiting if not future.done()]
+        self._timer = self._loop.call_at(min([*open_, deadline + self._timeout_s]), self._expire)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101
@@ -172,6 +204,8 @@ class _Replies(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
+        if not self.closed.done():
+            self.closed.set_result(None)
         self._fail(redis.exceptions.ConnectionError(str(exc) if exc else "it closed the connection"))
 
     def _fail(self, error: redis.exceptions.RedisError) -> None:
@@ -200,16 +234,16 @@ async def _open(options: Mapping[str, Any], timeout_s: float) -> _Replies:
     try:
         async with asyncio.timeout(timeout_s):
             if "path" in options:
-                _, protocol = await loop.create_unix_connection(_Replies, options["path"])
+                _, protocol = await loop.create_unix_connection(lambda: _Replies(timeout_s), options["path"])
             else:
                 is_tls = options.get("connection_class") is redis.SSLConnection
                 _, protocol = await loop.create_connection(
-                    _Replies,
+                    lambda: _Replies(timeout_s),
                     options.get("host", "localhost"),
                     int(options.get("port", 6379)),
                     ssl=_tls(options) if is_tls else None,
                 )
-            for command in _handshake(options):
+            for command in handshake(options):
                 arguments: Any = command
                 await protocol.ask(hiredis.pack_command(arguments), loop.time() + timeout_s)
     except TimeoutError as error:
@@ -222,20 +256,14 @@ async def _open(options: Mapping[str, Any], timeout_s: float) -> _Replies:
     return protocol
 
 
-def _handshake(options: Mapping[str, Any]) -> list[tuple[bytes, ...]]:
-    commands = []
-    if options.get("password") is not None:
-        names = [options[name].encode() for name in ("username", "password") if options.get(name) is not None]
-        commands.append((b"AUTH", *names))
-    if options.get("db"):
-        commands.append((b"SELECT", str(options["db"]).encode()))
-    return commands
-
-
 def _tls(options: Mapping[str, Any]) -> ssl.SSLContext:
     """Return the TLS settings that the URL's options name, as redis-py reads them."""
     context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"), capath=options.get("ssl_ca_path"))
-    if options.get("ssl_cert_reqs") in {"none", "optional"} or options.get("ssl_check_hostname") in {False, "False", "false"}:
+    if options.get("ssl_cert_reqs") in {"none", "optional"} or options.get("ssl_check_hostname") in {
+        False,
+        "False",
+        "false",
+    }:
         context.check_hostname = False
     if options.get("ssl_cert_reqs") == "none":
         context.verify_mode = ssl.CERT_NONE

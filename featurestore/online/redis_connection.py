@@ -19,7 +19,7 @@ from featurestore.online.redis_errors import reply_error
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
 _CHUNK = 1 << 16
 
@@ -31,13 +31,14 @@ class ReadConnections:
     is called here only reads. After failures in a row, calls fail at once for a while (``CircuitBreaker``).
 
     Args:
-        connect: Returns a redis-py connection that is not yet connected.
+        kind: redis-py's class of connection.
+        options: What it takes, from the URL: address, TLS, credentials, database.
         timeout_s: Deadline of a call: for connecting, sending and the whole reply together.
         most_idle: Idle connections kept; more calls at once open more, and close them again.
     """
 
-    def __init__(self, connect: Callable[[], Any], *, timeout_s: float, most_idle: int = 64) -> None:
-        self._connect = connect
+    def __init__(self, kind: type[Any], options: Mapping[str, Any], *, timeout_s: float, most_idle: int = 64) -> None:
+        self._kind, self._options = kind, dict(options)
         self._timeout_s = timeout_s
         self._idle: deque[_Connection] = deque()
         self._most_idle = most_idle
@@ -72,14 +73,14 @@ class ReadConnections:
         try:
             connection = self._idle.pop()
         except IndexError:
-            return self._ask(_Connection(self._connect(), deadline), packed, deadline)
+            return self._ask(self._connect(deadline), packed, deadline)
         try:
             return self._ask(connection, packed, deadline)
         except redis.exceptions.ResponseError:
             raise
         except redis.exceptions.ConnectionError:
             self._drop_idle()  # they are as old as this one
-            return self._ask(_Connection(self._connect(), deadline), packed, deadline)
+            return self._ask(self._connect(deadline), packed, deadline)
 
     def _ask(self, connection: _Connection, packed: bytes, deadline: float) -> Any:
         try:
@@ -94,6 +95,21 @@ class ReadConnections:
         if isinstance(reply, redis.exceptions.RedisError):
             raise reply
         return reply
+
+    def _connect(self, deadline: float) -> _Connection:
+        # redis-py would make the handshake with a timeout for each of its reads; ours has one deadline for all.
+        made = self._kind(**self._options, redis_connect_func=_no_handshake)
+        connection = _Connection(made, deadline)
+        try:
+            for command in handshake(self._options):
+                arguments: Any = command
+                refused = connection.ask(hiredis.pack_command(arguments), deadline)
+                if isinstance(refused, redis.exceptions.RedisError):
+                    raise redis.exceptions.AuthenticationError(str(refused))  # noqa: TRY301 - it closes on any error
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _drop_idle(self) -> None:
         while True:
@@ -141,6 +157,21 @@ class _Connection:
 
     def close(self) -> None:
         self._kept.disconnect()
+
+
+def _no_handshake(connection: Any) -> None:
+    """Leave it to whoever has the deadline."""
+
+
+def handshake(options: Mapping[str, Any]) -> list[tuple[bytes, ...]]:
+    """Return the commands that begin a connection, from the options of its URL: credentials, database."""
+    commands = []
+    if options.get("password") is not None:
+        names = [str(options[name]).encode() for name in ("username", "password") if options.get(name) is not None]
+        commands.append((b"AUTH", *names))
+    if options.get("db"):
+        commands.append((b"SELECT", str(options["db"]).encode()))
+    return commands
 
 
 def _left(deadline: float) -> float:

@@ -68,7 +68,7 @@ class RedisOnlineStore:
         self.space = KeySpace(project)
         self.redis: Any = connect(url, timeout_s=timeout_s)
         pool = self.redis.connection_pool
-        self._reads = ReadConnections(lambda: pool.connection_class(**pool.connection_kwargs), timeout_s=timeout_s)
+        self._reads = ReadConnections(pool.connection_class, pool.connection_kwargs, timeout_s=timeout_s)
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the values of the keys in one round trip, None where there is none."""

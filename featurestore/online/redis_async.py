@@ -132,8 +132,7 @@ class PipelinedConnection:
             with contextlib.suppress(asyncio.CancelledError, redis.exceptions.RedisError):
                 await self._opening
         if self._protocol is not None:
-            self._protocol.close()
-            await self._protocol.closed
+            await self._protocol.close()
             self._protocol = None
 
 
@@ -149,7 +148,7 @@ class _Replies(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self.is_open = False
-        self.closed = self._loop.create_future()
+        self._closed = self._loop.create_future()
 
     def ask(self, packed: bytes, deadline: float) -> asyncio.Future[Any]:
         """Send a command; the future holds its reply."""
@@ -178,7 +177,7 @@ class _Replies(asyncio.Protocol):
             return
         first, deadline = self._waiting[0]
         if first.done() and deadline + self._timeout_s <= now:
-            self.close()
+            self.abort()
             return
         open_ = [deadline for future, deadline in self._waiting if not future.done()]
         self._timer = self._loop.call_at(min([*open_, deadline + self._timeout_s]), self._expire)
@@ -200,12 +199,12 @@ class _Replies(asyncio.Protocol):
                     future.set_result(reply)
         except (redis.exceptions.InvalidResponse, IndexError) as error:
             self._fail(redis.exceptions.ConnectionError(f"it sent what is no reply: {error}"))
-            self.close()
+            self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
-        if not self.closed.done():
-            self.closed.set_result(None)
+        if not self._closed.done():
+            self._closed.set_result(None)
         self._fail(redis.exceptions.ConnectionError(str(exc) if exc else "it closed the connection"))
 
     def _fail(self, error: redis.exceptions.RedisError) -> None:
@@ -217,11 +216,17 @@ class _Replies(asyncio.Protocol):
             if not future.done():
                 future.set_exception(error)
 
-    def close(self) -> None:
-        """Close the connection; ``connection_lost`` follows."""
+    def abort(self) -> None:
+        """Close the connection at once; ``connection_lost`` follows."""
         self.is_open = False
         if self._transport is not None:
             self._transport.abort()
+
+    async def close(self) -> None:
+        """Close the connection, and return when it is closed."""
+        if self._transport is not None:
+            self.abort()
+            await self._closed
 
 
 async def _open(options: Mapping[str, Any], timeout_s: float) -> _Replies:
@@ -231,28 +236,27 @@ async def _open(options: Mapping[str, Any], timeout_s: float) -> _Replies:
         redis.exceptions.RedisError: It cannot be reached, is too slow, or refuses the credentials or the database.
     """
     loop = asyncio.get_running_loop()
+    protocol = _Replies(timeout_s)
     try:
         async with asyncio.timeout(timeout_s):
             if "path" in options:
-                _, protocol = await loop.create_unix_connection(lambda: _Replies(timeout_s), options["path"])
+                await loop.create_unix_connection(lambda: protocol, options["path"])
             else:
                 is_tls = options.get("connection_class") is redis.SSLConnection
-                _, protocol = await loop.create_connection(
-                    lambda: _Replies(timeout_s),
-                    options.get("host", "localhost"),
-                    int(options.get("port", 6379)),
-                    ssl=_tls(options) if is_tls else None,
-                )
+                host, port = options.get("host", "localhost"), int(options.get("port", 6379))
+                await loop.create_connection(lambda: protocol, host, port, ssl=_tls(options) if is_tls else None)
             for command in handshake(options):
                 arguments: Any = command
                 await protocol.ask(hiredis.pack_command(arguments), loop.time() + timeout_s)
-    except TimeoutError as error:
-        raise redis.exceptions.TimeoutError("no connection in time") from error
-    except OSError as error:
-        raise redis.exceptions.ConnectionError(str(error)) from error
-    except redis.exceptions.ResponseError as error:
-        protocol.close()
-        raise redis.exceptions.AuthenticationError(str(error)) from error
+    except BaseException as error:
+        await protocol.close()
+        if isinstance(error, TimeoutError):
+            raise redis.exceptions.TimeoutError("no connection in time") from error
+        if isinstance(error, OSError):
+            raise redis.exceptions.ConnectionError(str(error)) from error
+        if isinstance(error, redis.exceptions.ResponseError):
+            raise redis.exceptions.AuthenticationError(str(error)) from error
+        raise
     return protocol
 
 

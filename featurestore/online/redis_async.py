@@ -67,7 +67,6 @@ class PipelinedConnection:
         self._options = dict(options)
         self._timeout_s = timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._protocol: _Replies | None = None
         self._opening: asyncio.Task[_Replies] | None = None
         self.breaker = CircuitBreaker()
 
@@ -97,32 +96,34 @@ class PipelinedConnection:
         return reply
 
     async def _ask_twice(self, packed: bytes, deadline: float) -> Any:
-        protocol = self._protocol
-        if protocol is not None and protocol.is_open:
+        protocol = self._connected()
+        if protocol is not None:
             try:
                 return await protocol.ask(packed, deadline)
-            except redis.exceptions.ResponseError:
-                raise
             except redis.exceptions.ConnectionError:
                 pass
-        return await (await self._connected(deadline)).ask(packed, deadline)
+        return await (await self._connect(deadline)).ask(packed, deadline)
 
-    async def _connected(self, deadline: float) -> _Replies:
-        """Return an open connection; all who wait for one wait for the same."""
-        if self._protocol is not None and self._protocol.is_open:
-            return self._protocol
-        if self._opening is None or self._opening.done():
+    def _connected(self) -> _Replies | None:
+        """Return the connection if it is open."""
+        opening = self._opening
+        if opening is None or not opening.done() or opening.cancelled() or opening.exception() is not None:
+            return None
+        return opening.result() if opening.result().is_open else None
+
+    async def _connect(self, deadline: float) -> _Replies:
+        """Return an open connection; all who need one wait for the same."""
+        if self._opening is None or (self._opening.done() and self._connected() is None):
             self._opening = asyncio.ensure_future(_open(self._options, self._timeout_s))
         try:
             async with asyncio.timeout_at(deadline):
-                self._protocol = await asyncio.shield(self._opening)
+                return await asyncio.shield(self._opening)
         except TimeoutError as error:
             raise redis.exceptions.TimeoutError("no connection in time") from error
-        return self._protocol
 
     def _leave(self, loop: asyncio.AbstractEventLoop) -> None:
         """Forget what belongs to another event loop."""
-        self._protocol = self._opening = None
+        self._opening = None
         self._loop = loop
 
     async def close(self) -> None:
@@ -131,9 +132,9 @@ class PipelinedConnection:
             self._opening.cancel()
             with contextlib.suppress(asyncio.CancelledError, redis.exceptions.RedisError):
                 await self._opening
-        if self._protocol is not None:
-            await self._protocol.close()
-            self._protocol = None
+        protocol = self._connected()
+        if protocol is not None:
+            await protocol.close()
 
 
 class _Replies(asyncio.Protocol):

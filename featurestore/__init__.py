@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from featurestore.definitions.service import FeatureService
     from featurestore.definitions.source import EventSource
     from featurestore.definitions.view import FeatureView
+    from featurestore.online.async_client import AsyncFeatureClient
     from featurestore.online.client import FeatureClient
     from featurestore.online.vector import FeatureTable, FeatureVector
     from featurestore.store import FeatureStore
@@ -86,6 +87,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ApproxDistinct",
     "ApproxQuantile",
+    "AsyncFeatureClient",
     "BreakingChangeError",
     "BrokerUnavailableError",
     "CheckpointMismatchError",
@@ -163,6 +165,7 @@ _MODULES = {
     "Entity": "definitions.entity",
     "EventSource": "definitions.source",
     "Exact": "algebra",
+    "AsyncFeatureClient": "online.async_client",
     "FeatureClient": "online.client",
     "FeatureService": "definitions.service",
     "FeatureStore": "store",

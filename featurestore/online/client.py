@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 MAX_ENTITIES = 10_000
 
 
+def check_entities(keys: Sequence[Mapping[str, Any]]) -> None:
+    """Raise DefinitionError for no entities, or too many for one lookup."""
+    if not 1 <= len(keys) <= MAX_ENTITIES:
+        raise DefinitionError(f"get_many takes 1 to {MAX_ENTITIES:,} entities, got {len(keys):,}.")
+
+
 class FeatureClient:
     """Reads feature vectors from the online store. Thread-safe; needs a URL and nothing else.
 
@@ -109,8 +115,7 @@ class FeatureClient:
             DefinitionError: There are no entities, or too many.
             Others: As ``get``.
         """
-        if not 1 <= len(keys) <= MAX_ENTITIES:
-            raise DefinitionError(f"get_many takes 1 to {MAX_ENTITIES:,} entities, got {len(keys):,}.")
+        check_entities(keys)
         lookup, vectors = self._read(service, keys, now, request, single=False)
         return lookup.table(vectors)
 

@@ -19,19 +19,23 @@ from featurestore.definitions.keys import encode_key, key_values
 from featurestore.definitions.layout import ViewLayout, service_fingerprint
 from featurestore.engines.derive import derive_rows
 from featurestore.errors import CodecError, DefinitionError
+from featurestore.online.batch import BatchReader
 from featurestore.online.keys import KeySpace
 from featurestore.online.reader import ViewReader
 from featurestore.online.request import request_rows, typed_value
 from featurestore.online.vector import FeatureTable, FeatureVector
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from featurestore.datatypes import DataType
     from featurestore.definitions.service import FeatureService
+    from featurestore.online.reader import ViewValues
     from featurestore.online.request import RequestRows
     from featurestore.timeline import Instant
 
+MANY = 16
+"""Entities from which on reading them at once is quicker than one by one."""
 PLAN_FORMATS = (1, 2)
 """1: windowed features alone. 2: with features derived from them, of which a client of 1 would know nothing."""
 
@@ -104,6 +108,7 @@ class ServiceLookup:
         self.plan = plan
         self.space = KeySpace(project)
         self.readers = tuple(ViewReader(view) for view in plan.views)
+        self._batches = [BatchReader(each) if BatchReader.serves(each.layout) else None for each in self.readers]
         self._width = sum(len(view.parts) for view in plan.views)
         self.sources = tuple(dict.fromkeys(view.source for view in plan.views))
         self._complete_keys = [self.space.complete(source) for source in self.sources]
@@ -194,23 +199,18 @@ class ServiceLookup:
             exact_time: See ``ViewReader.read``.
             inputs: Of every entity, what ``inputs`` gave; needed where there are request features.
         """
-        at = 0
         stamps = replies[count * self._width :]
         complete = None if None in stamps or not stamps else min(int(stamp) for stamp in stamps if stamp is not None)
         rows: list[list[Any]] = []
         said: list[tuple[dict[str, bool], dict[str, Instant | None]]] = []
-        for _ in range(count):
+        for reads in zip(*self._read_views(replies, count, t, exact_time=exact_time), strict=True):
             values: list[Any] = []
             known: dict[str, bool] = {}
             as_of: dict[str, Instant | None] = {}
-            for reader in self.readers:
-                end = at + len(reader.parts)
-                read = reader.read(replies[at:end], t, exact_time=exact_time)
-                at = end
-                name = reader.layout.view
+            for view, read in zip(self.plan.views, reads, strict=True):
                 # An empty store is not an empty window: without any sign of progress, an unknown key has no values.
                 values += read.values if read.known or complete is not None else [None] * len(read.values)
-                known[name], as_of[name] = read.known, read.as_of
+                known[view.view], as_of[view.view] = read.known, read.as_of
             rows.append(values)
             said.append((known, as_of))
         if self._derived or self.plan.request:
@@ -219,6 +219,22 @@ class ServiceLookup:
             FeatureVector(self.names, tuple(values), known, as_of, complete, t, self._reads)
             for values, (known, as_of) in zip(rows, said, strict=True)
         ]
+
+    def _read_views(
+        self, replies: Sequence[bytes | None], count: int, t: Instant, *, exact_time: bool
+    ) -> Iterator[list[ViewValues]]:
+        """Yield per view what it says of every entity."""
+        width, at = self._width, 0
+        for reader, batch in zip(self.readers, self._batches, strict=True):
+            if batch is not None and count >= MANY:
+                yield batch.read(replies[at : count * width : width], t, exact_time=exact_time)
+            else:
+                parts = len(reader.parts)
+                yield [
+                    reader.read(replies[first : first + parts], t, exact_time=exact_time)
+                    for first in range(at, count * width, width)
+                ]
+            at += len(reader.parts)
 
     def _with_derived(
         self,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions.keys import key_values
+from featurestore.engines.fates import inputs_at
 from featurestore.engines.oracle import values_at
 from featurestore.engines.scalar import evaluate_row
 from featurestore.errors import FeatureStoreError, PastLookupError
@@ -167,7 +169,9 @@ class Judge:
         return [
             self._difference(engine, keys, t, name, wanted, got, visible_at)
             for feature, (name, wanted), got in zip(self.view.layout.features, expected.items(), values, strict=True)
-            if not values_match(feature, wanted, got)
+            if not values_match(
+                feature, wanted, got, partial(inputs_at, self.view, feature, self.events, keys, t, visible_at=visible_at)
+            )
         ]
 
     def _difference(

@@ -49,7 +49,7 @@ def lookup(
     timeout = max(store.settings.online.timeout, _LEAST_TIMEOUT, key=parse_duration)
     with store.client(timeout=timeout) as client:
         columns = {name: kind for view in client.service(service).plan.views for name, kind in view.keys}
-        vector = client.get(service, parse_keys(service, keys or [], columns), now=at)
+        vector = client.get(service, parse_keys(f"service {service}", keys or [], columns), now=at)
     if as_json:
         print_json(vector.to_dict())
         return
@@ -63,8 +63,8 @@ def lookup(
     note(f"complete through {shown['complete_through'] or 'unknown'}")
 
 
-def parse_keys(service: str, given: Sequence[str], columns: Mapping[str, DataType]) -> dict[str, Any]:
-    """Return typed key values out of ``name=value`` texts.
+def parse_keys(where: str, given: Sequence[str], columns: Mapping[str, DataType]) -> dict[str, Any]:
+    """Return typed key values out of ``name=value`` texts; ``where`` says what has these keys.
 
     Raises:
         UnknownNameError: A key is missing, or one is none of the service's.
@@ -76,14 +76,12 @@ def parse_keys(service: str, given: Sequence[str], columns: Mapping[str, DataTyp
         if not separator:
             raise DefinitionError(f"{each!r} is not name=value.", hint=f"write {next(iter(columns))}=....")
         if name not in columns:
-            raise UnknownNameError(
-                f"service {service} has no key {name!r}.", hint=did_you_mean(name, columns, what="keys")
-            )
+            raise UnknownNameError(f"{where} has no key {name!r}.", hint=did_you_mean(name, columns, what="keys"))
         keys[name] = _typed(name, value, columns[name])
     missing = [name for name in columns if name not in keys]
     if missing:
         raise UnknownNameError(
-            f"service {service} needs key {missing[0]!r}.", hint=f"add {' '.join(f'{name}=...' for name in missing)}."
+            f"{where} needs key {missing[0]!r}.", hint=f"add {' '.join(f'{name}=...' for name in missing)}."
         )
     return keys
 

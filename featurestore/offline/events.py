@@ -7,7 +7,8 @@ with the events of the key between the times, not with the log.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from featurestore.errors import OfflineError, OfflineStoreUnavailableError
 from featurestore.events.arrow_types import ARROW_TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from featurestore.algebra.aggregate import Partial
     from featurestore.definitions.parts import Part
@@ -54,8 +55,9 @@ class KeyEvents:
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
+    @cached_property
     def events(self) -> list[Event]:
-        """Return the events as the specification takes them: instants as microseconds."""
+        """The events as the specification takes them: instants as microseconds."""
         plain = pa.table(
             {
                 name: column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
@@ -75,6 +77,11 @@ class KeyEvents:
         keys, key = encode_columns(found.keys, [kind for _, kind in view.layout.keys])
         columns = prepared(view, found.values, found.event_time, found.sequence)
         return Shaped(keys, key, found.event_time, found.sequence, found.arrival, columns)
+
+    def newest(self, most: int) -> KeyEvents:
+        """Return the newest events by event time, at most so many."""
+        order = [("_event_time", "ascending"), ("_partition", "ascending"), ("_offset", "ascending")]
+        return replace(self, table=self.table.sort_by(order)[-most:])
 
     def repeated(self) -> list[tuple[int, int]]:
         """Return the (partition, offset) places that are there more than once; a sound log has none."""
@@ -143,6 +150,33 @@ def events_of_key(
     ]
     newest = None if not arrivals or None in arrivals else max(arrivals)
     return KeyEvents(pa.table(columns, schema=schema).combine_chunks(), int(table.version()), newest)
+
+
+def has_reached(offline: str, source: str, fences: Mapping[int, int | None]) -> bool:
+    """Return whether event log and quarantine hold, per partition, the record before the given offset.
+
+    Args:
+        offline: Root of the Delta tables.
+        source: Name of the source.
+        fences: Partition to the next offset that the online store will apply; None or 0 asks nothing.
+
+    Raises:
+        OfflineError: A table cannot be read.
+    """
+    missing = {partition: offset for partition, offset in fences.items() if offset}
+    for name in (f"events/{source}", "quarantine"):
+        path = f"{offline.rstrip('/')}/{name}"
+        with _reading(path, name):
+            if not DeltaTable.is_deltatable(path):
+                continue
+            dataset = DeltaTable(path).to_pyarrow_dataset()
+            for partition, offset in list(missing.items()):
+                kept = (ds.field("_partition") == partition) & (ds.field("_offset") >= offset - 1)
+                if name == "quarantine":
+                    kept &= ds.field("source") == source
+                if dataset.scanner(["_offset"], filter=kept, fragment_readahead=1).head(1).num_rows:
+                    del missing[partition]
+    return not missing
 
 
 _PLACE_TYPES = {

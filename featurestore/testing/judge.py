@@ -170,7 +170,10 @@ class Judge:
             self._difference(engine, keys, t, name, wanted, got, visible_at)
             for feature, (name, wanted), got in zip(self.view.layout.features, expected.items(), values, strict=True)
             if not values_match(
-                feature, wanted, got, partial(inputs_at, self.view, feature, self.events, keys, t, visible_at=visible_at)
+                feature,
+                wanted,
+                got,
+                partial(inputs_at, self.view, feature, self.events, keys, t, visible_at=visible_at),
             )
         ]
 

@@ -95,6 +95,20 @@ class EventLog:
         schema = pa.schema([(one.name, ARROW_TYPES[one.type]) for one in self.source.contract.fields])
         return pa.Table.from_batches(self._batches, schema=schema).combine_chunks()
 
+    def archived(self) -> pa.Table:
+        """Return all events as the archive query writes them: the contract's columns and their place in Kafka."""
+        table, count = self.table(), len(self._accepted)
+        place = {
+            "_topic": pa.array([self.source.topic] * count, pa.string()),
+            "_partition": pa.array([record.partition for record in self._accepted], pa.int32()),
+            "_offset": pa.array([record.offset for record in self._accepted], pa.int64()),
+            "_arrival": pa.array([record.arrival for record in self._accepted], pa.int64()),
+            "_event_time": pa.array(self._times, pa.int64()),
+        }
+        for name, column in place.items():
+            table = table.append_column(name, column)
+        return table
+
     def shaped(self, view: FeatureView) -> Shaped:
         """Return all events as a view sees them."""
         table = self.table()

@@ -63,8 +63,10 @@ def lookup(
     note(f"complete through {shown['complete_through'] or 'unknown'}")
 
 
-def parse_keys(where: str, given: Sequence[str], columns: Mapping[str, DataType]) -> dict[str, Any]:
-    """Return typed key values out of ``name=value`` texts; ``where`` says what has these keys.
+def parse_keys(
+    where: str, given: Sequence[str], columns: Mapping[str, DataType], *, option: str = ""
+) -> dict[str, Any]:
+    """Return typed key values out of ``name=value`` texts; ``where`` says what has these keys, ``option`` how they are given.
 
     Raises:
         UnknownNameError: A key is missing, or one is none of the service's.
@@ -74,14 +76,14 @@ def parse_keys(where: str, given: Sequence[str], columns: Mapping[str, DataType]
     for each in given:
         name, separator, value = each.partition("=")
         if not separator:
-            raise DefinitionError(f"{each!r} is not name=value.", hint=f"write {next(iter(columns))}=....")
+            raise DefinitionError(f"{each!r} is not name=value.", hint=f"write {option}{next(iter(columns))}=....")
         if name not in columns:
             raise UnknownNameError(f"{where} has no key {name!r}.", hint=did_you_mean(name, columns, what="keys"))
         keys[name] = _typed(name, value, columns[name])
     missing = [name for name in columns if name not in keys]
     if missing:
         raise UnknownNameError(
-            f"{where} needs key {missing[0]!r}.", hint=f"add {' '.join(f'{name}=...' for name in missing)}."
+            f"{where} needs key {missing[0]!r}.", hint=f"add {' '.join(f'{option}{name}=...' for name in missing)}."
         )
     return keys
 

@@ -313,13 +313,14 @@ class FeatureStore:
             view: Only this view.
             seconds: How long to look; every view gets at least one case.
             seed: Chooses the cases; random when None, and part of the result.
-            engines: "memory" and "redis": the online stores to run on. Both when None, where a server can be started.
+            engines: "memory" and "redis", the online stores to run on, and "spark", the training sets of production on a local
+                Spark session, which needs Java. The first two when None, where a server can be started.
             progress: Called after every case.
 
         Raises:
             DefinitionError: A definition is invalid, or there is no view.
             UnknownNameError: There is no such service, view or engine.
-            StackError: "redis" is asked for and no server can be started.
+            StackError: "redis" is asked for and no server can be started, or "spark" and there is no Java.
         """
         from featurestore.checks.run import verify_definitions
 

@@ -39,7 +39,11 @@ def causes_of(
     """
     if online.status == "unreadable":
         return [
-            Cause("unreadable", f"the record in the online store cannot be read: {online.detail}", "rebuild the online store.")
+            Cause(
+                "unreadable",
+                f"the record in the online store cannot be read: {online.detail}",
+                "rebuild the online store.",
+            )
         ]
     found = []
     if service is not None and published != applied:

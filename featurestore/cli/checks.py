@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     epilog=example(
         "featurestore verify",
         "featurestore verify --service fraud_v1 --seconds 60",
+        "featurestore verify --engines spark",
         "featurestore verify --seed 7 --json",
     )
 )
@@ -35,7 +36,10 @@ def verify(
     seconds: Annotated[float, typer.Option(min=0.0, help="How long to look; every view gets a case.")] = 20.0,
     seed: Annotated[int | None, typer.Option(help="Chooses the cases; random by default, and printed.")] = None,
     engines: Annotated[
-        str | None, typer.Option(help="memory, redis or both with a comma; both where a server can be started.")
+        str | None,
+        typer.Option(
+            help="memory, redis, spark, or several with commas; memory and redis by default, where a server can be started."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the failing case here, as a pytest.")] = None,
     definitions: DefinitionsOption = None,

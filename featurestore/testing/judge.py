@@ -128,7 +128,7 @@ class Judge:
             ((*values,),) = values_of(self.view, self.shaped, [(keys, t, visible_at)])
         except FeatureStoreError as error:
             return [self._difference("training set", keys, t, "refusal", None, str(error), visible_at)]
-        return self._compare("training set", keys, t, values, visible_at)
+        return self.compare("training set", keys, t, values, visible_at)
 
     def online(self, keys: Keys, t: Instant) -> list[Difference]:
         """Return where the online store differs; the past may be refused, and is then asked as "now" would be."""
@@ -146,7 +146,7 @@ class Judge:
         except FeatureStoreError as error:
             return [self._difference("online", keys, t, "refusal", None, str(error))]
         name = self.view.name
-        found = self._compare("online", keys, at, vector.to_list())
+        found = self.compare("online", keys, at, vector.to_list())
         if vector.known[name] != bool(mine):
             found.append(self._difference("online", keys, at, "known", bool(mine), vector.known[name]))
         newest = max((event.event_time for event in mine if event.event_time < at), default=None)
@@ -162,9 +162,10 @@ class Judge:
     def _named(self, keys: Keys) -> dict[str, Any]:
         return dict(zip(self.view.entity.keys, keys, strict=True))
 
-    def _compare(
+    def compare(
         self, engine: str, keys: Keys, t: Instant, values: Sequence[Any], visible_at: Instant | None = None
     ) -> list[Difference]:
+        """Return where an engine's values of all features differ from the specification's."""
         expected = values_at(self.view, self.events, keys, t, visible_at=visible_at)
         return [
             self._difference(engine, keys, t, name, wanted, got, visible_at)

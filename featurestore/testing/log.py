@@ -131,7 +131,7 @@ class EventLog:
             return self._events
         rows: list[Mapping[str, Any] | None] = [record.row for record in self._accepted]
         if None in rows:
-            decoded = _plain_rows(self.table())
+            decoded = plain_rows(self.table())
             rows = [given if row is None else row for row, given in zip(rows, decoded, strict=True)]
         self._events = [
             Event(row or {}, row[self.source.event_time] if row else 0, record.arrival, record.partition, record.offset)
@@ -140,11 +140,15 @@ class EventLog:
         return self._events
 
 
-def _plain_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Return the rows of a table with instants as microseconds."""
+def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Return the rows of a table with instants as microseconds, in lists too."""
     columns = [
-        table.column(name).cast(pa.int64()) if pa.types.is_timestamp(table.schema.field(name).type) else column
-        for name, column in zip(table.column_names, table.columns, strict=True)
+        column.cast(pa.int64())
+        if pa.types.is_timestamp(column.type)
+        else column.cast(pa.list_(pa.int64()))
+        if pa.types.is_list(column.type) and pa.types.is_timestamp(column.type.value_type)
+        else column
+        for column in table.columns
     ]
     return list(pa.table(columns, names=table.column_names).to_pylist())
 

@@ -92,7 +92,7 @@ def written(run, tmp_path):
 
 
 def archived(run, folder, *, source="payments"):
-    write_events(str(folder), source, run._logs[source].archived())
+    write_events(str(folder), source, run.log(source).archived())
     return str(folder)
 
 
@@ -248,7 +248,7 @@ def test_a_log_that_holds_a_batch_twice_is_named(run, written):
 
 
 def test_stored_tiles_are_compared_with_the_log(run, written):
-    (log,) = run._logs["payments"].archived().combine_chunks().to_batches()
+    (log,) = run.log("payments").archived().combine_chunks().to_batches()
     (made,) = [batch for batch in TileWorker((SPEND,))([log]) if batch.column("part")[0].as_py() == 0]
     write_deltalake(f"{written}/tiles", made)
     found = ask(run, written)

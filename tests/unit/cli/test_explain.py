@@ -43,7 +43,7 @@ def project(tmp_path, monkeypatch, run, online_url):
             row = {"purchase_id": f"p{minute}", "customer_id": "c1", "price": 2.5, "quantity": 1 + minute}
             played.send("purchases", row, at=f"2024-01-01T12:{minute:02}:00Z")
         played.advance("1m")
-        write_events(store.settings.offline, "purchases", played._logs["purchases"].archived())
+        write_events(store.settings.offline, "purchases", played.log("purchases").archived())
     return tmp_path / "shop"
 
 

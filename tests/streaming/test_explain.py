@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from featurestore.definitions.keys import encode_key
+from featurestore.jobs.job import CHILDREN
 from featurestore.online.keys import bucket_of
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.timeline import HOUR
@@ -21,12 +22,15 @@ def applied(kafka_server, online_server, tmp_path_factory):
     store = SHOP.open(tmp_path_factory.mktemp("explained"), kafka_server.bootstrap_servers, url)
     stream = SHOP.stream(seed=7, events=160)
     job = store.submit("materialize", service="shop", archive_every="1 second")
+    process = CHILDREN[job.record["pid"]]
     try:
+        job.wait_until("running", timeout="5m")
         produce_events(kafka_server.bootstrap_servers, SHOP.source.topic, stream.events)
         wait_applied(url, SHOP.name, ends_of(stream.events), job)
         wait_archived(store.settings.offline, len(stream.events), job)
     finally:
         job.stop()
+        process.wait(30.0)
     return store, stream.events
 
 

@@ -7,22 +7,21 @@ import pytest
 from featurestore.checks.spark import spark_batches
 from featurestore.checks.verify import verify
 from featurestore.offline import log as event_log
-from tests.conformance.cases import COMPOSITE, SEVERAL, WINDOWS
+from tests.conformance.cases import COMPOSITE, WINDOWS
 
 pytestmark = pytest.mark.jvm
 
 
 def test_cases_of_every_kind_are_equal_on_spark(spark):
     with spark_batches() as run:
-        views = [WINDOWS, COMPOSITE, SEVERAL]
-        result = verify(views, seconds=0, seed=21, most_cases=60, stores={}, batches={"spark": run})
+        result = verify([WINDOWS, COMPOSITE], seconds=0, seed=21, stores={}, batches={"spark": run})
     assert result.equal, str(result)
     assert result.engines == ("spark",)
-    assert result.cases == {"windows": 20, "composite": 20, "several": 20}
-    assert result.probes > 500
+    assert result.cases == {"windows": 20, "composite": 20}
+    assert result.probes > 300
 
 
-def test_a_bug_that_only_spark_has_is_found_and_shrunk(spark, monkeypatch):
+def test_a_bug_that_only_spark_has_is_found(spark, monkeypatch):
     needs = event_log._needs
 
     def too_short(views):
@@ -31,11 +30,8 @@ def test_a_bug_that_only_spark_has_is_found_and_shrunk(spark, monkeypatch):
 
     monkeypatch.setattr(event_log, "_needs", too_short)
     with spark_batches() as run:
-        result = verify(
-            [COMPOSITE], seconds=0, seed=21, most_cases=40, stores={}, batches={"spark": run}, shrink_seconds=20
-        )
+        result = verify([COMPOSITE], seconds=0, seed=21, stores={}, batches={"spark": run}, shrink_seconds=0)
     assert result.failure is not None
     assert result.failure.engine == "spark"
-    assert len(result.failure.case.steps) < result.failure.steps_before
     assert "training set on Spark" in str(result.failure.differences[0])
     assert "on spark" in result.failure.test

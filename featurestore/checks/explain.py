@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from featurestore.algebra import sequence_of
-from featurestore.algebra.aggregate import EventOrder
 from featurestore.checks.causes import causes_of
 from featurestore.checks.explanation import (
     DIFFERENT,
@@ -325,8 +323,7 @@ class _Offline:
             if one.fate in MERGED:
                 tile = one.event.event_time - one.event.event_time % size
                 count, total = merged.get(tile, (0, aggregate.empty()))
-                order = EventOrder(one.event.event_time, sequence_of(one.event.partition, one.event.offset))
-                merged[tile] = count + 1, aggregate.merge(total, aggregate.prepare(one.value, order))
+                merged[tile] = count + 1, aggregate.merge(total, aggregate.prepare(one.value, one.event.order))
         stored: dict[Instant, Any] = {}
         if is_compared:
             encoded = encode_key(self.key, [kind for _, kind in self.named.view.layout.keys])

@@ -49,7 +49,7 @@ def lookup(
     timeout = max(store.settings.online.timeout, _LEAST_TIMEOUT, key=parse_duration)
     with store.client(timeout=timeout) as client:
         plan = client.service(service).plan
-        given = parse_keys(service, keys or [], {**plan.keys, **plan.request_values})
+        given = parse_keys(f"service {service}", keys or [], {**plan.keys, **plan.request_values})
         vector = client.get(service, {name: given[name] for name in plan.keys}, now=at, request=given)
     if as_json:
         print_json(vector.to_dict())
@@ -64,8 +64,10 @@ def lookup(
     note(f"complete through {shown['complete_through'] or 'unknown'}")
 
 
-def parse_keys(service: str, given: Sequence[str], columns: Mapping[str, DataType]) -> dict[str, Any]:
-    """Return typed key values out of ``name=value`` texts.
+def parse_keys(
+    where: str, given: Sequence[str], columns: Mapping[str, DataType], *, option: str = ""
+) -> dict[str, Any]:
+    """Return typed key values out of ``name=value`` texts; ``where`` says what has these keys, ``option`` how they are given.
 
     Raises:
         UnknownNameError: A key is missing, or one is none of the service's.
@@ -75,16 +77,14 @@ def parse_keys(service: str, given: Sequence[str], columns: Mapping[str, DataTyp
     for each in given:
         name, separator, value = each.partition("=")
         if not separator:
-            raise DefinitionError(f"{each!r} is not name=value.", hint=f"write {next(iter(columns))}=....")
+            raise DefinitionError(f"{each!r} is not name=value.", hint=f"write {option}{next(iter(columns))}=....")
         if name not in columns:
-            raise UnknownNameError(
-                f"service {service} has no key {name!r}.", hint=did_you_mean(name, columns, what="keys")
-            )
+            raise UnknownNameError(f"{where} has no key {name!r}.", hint=did_you_mean(name, columns, what="keys"))
         keys[name] = _typed(name, value, columns[name])
     missing = [name for name in columns if name not in keys]
     if missing:
         raise UnknownNameError(
-            f"service {service} needs key {missing[0]!r}.", hint=f"add {' '.join(f'{name}=...' for name in missing)}."
+            f"{where} needs key {missing[0]!r}.", hint=f"add {' '.join(f'{option}{name}=...' for name in missing)}."
         )
     return keys
 

@@ -97,6 +97,20 @@ class EventLog:
         schema = pa.schema([(one.name, ARROW_TYPES[one.type]) for one in self.source.contract.fields])
         return pa.Table.from_batches(self._batches, schema=schema).combine_chunks()
 
+    def archived(self) -> pa.Table:
+        """Return all events as the archive query writes them: the contract's columns and their place in Kafka."""
+        table, count = self.table(), len(self._accepted)
+        place = {
+            "_topic": pa.array([self.source.topic] * count, pa.string()),
+            "_partition": pa.array([record.partition for record in self._accepted], pa.int32()),
+            "_offset": pa.array([record.offset for record in self._accepted], pa.int64()),
+            "_arrival": pa.array([record.arrival for record in self._accepted], pa.int64()),
+            "_event_time": pa.array(self._times, pa.int64()),
+        }
+        for name, column in place.items():
+            table = table.append_column(name, column)
+        return table
+
     def shaped(self, view: FeatureView) -> Shaped:
         """Return all events as a view sees them."""
         table = self.table()
@@ -119,7 +133,7 @@ class EventLog:
             return self._events
         rows: list[Mapping[str, Any] | None] = [record.row for record in self._accepted]
         if None in rows:
-            decoded = _plain_rows(self.table())
+            decoded = plain_rows(self.table())
             rows = [given if row is None else row for row, given in zip(rows, decoded, strict=True)]
         self._events = [
             Event(row or {}, row[self.source.event_time] if row else 0, record.arrival, record.partition, record.offset)
@@ -128,8 +142,8 @@ class EventLog:
         return self._events
 
 
-def _plain_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Return the rows of a table with instants as microseconds."""
+def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Return the rows of a table with instants as microseconds, in lists too."""
     columns = [
         column.cast(pa.int64())
         if pa.types.is_timestamp(column.type)

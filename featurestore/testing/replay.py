@@ -295,6 +295,10 @@ class Replay:
 
         return training_set(self._service(service), self._logs, spine, event_time=event_time, as_served=as_served)
 
+    def log(self, source: str) -> EventLog:
+        """Return the records sent to a source, by its name or topic, as its event log."""
+        return self._logs[self._source(source).name]
+
     @property
     def quarantine(self) -> list[Quarantined]:
         """The records that are no events, with reason and coordinates, in order of arrival."""

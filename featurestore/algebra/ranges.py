@@ -13,6 +13,10 @@ keys with few events need few levels: with the longest sequences first, a level 
 
 Nothing is subtracted, so it serves every aggregate. Where merging adds integers slot by slot (``Aggregate.adds``),
 differences of running totals are the same numbers for less, and are used instead.
+
+Partials of bytes cost far more to merge two by two than all at once (``Aggregate.merge_groups``): each merge reads and writes
+a whole sketch. So their ranges are cut into blocks of a tree of wide nodes, and all blocks of a range are merged in one go;
+a range that is asked for many times is merged once.
 """
 
 from __future__ import annotations
@@ -21,10 +25,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurestore.algebra.columns import empty_columns, merge_ranges, take
+from featurestore.algebra.columns import empty_columns, reduce_groups, take
 
 if TYPE_CHECKING:
     from featurestore.algebra.aggregate import Aggregate, Columns
+
+
+_WIDTHS = (32, 4)
+"""Rows of a leaf block of the tree for partials of bytes, and children of every other node."""
+_GATHERED = 1 << 20
+"""Blocks that are gathered before they are merged."""
 
 
 class Ranges:
@@ -61,7 +71,7 @@ class Ranges:
         if aggregate.adds:
             return self._differences(columns)
         if not aggregate.is_fixed:
-            return merge_ranges(aggregate, columns, self.low, self.high)
+            return self._gathered(aggregate, columns)
         result = empty_columns(aggregate, len(self))
         rows = self._rows(0)
         _put(result, self._asked[rows], take(columns, self._first[rows]))
@@ -77,6 +87,33 @@ class Ranges:
             _put(result, self._asked[rows], merged)
         return result
 
+    def _gathered(self, aggregate: Aggregate, columns: Columns) -> Columns:
+        """Return the merge of every range, all of its blocks at once; for partials that are bytes."""
+        step = int(self.high.max(initial=0)) + 1
+        different, place = np.unique(self.low * step + self.high, return_inverse=True)
+        low, high = different // step, different % step
+        levels, tree = [columns[0][:step]], [1]
+        longest = int((high - low).max(initial=0))
+        while tree[-1] * _WIDTHS[len(levels) > 1] <= longest:
+            width = _WIDTHS[len(levels) > 1]
+            whole = len(levels[-1]) // width * width
+            levels.append(reduce_groups(aggregate, (levels[-1][:whole],), np.arange(0, whole, width))[0])
+            tree.append(tree[-1] * width)
+        blocks = np.concatenate(levels)
+        begins = np.cumsum([0, *map(len, levels[:-1])])
+        found = []
+        for rows in _pieces(np.arange(len(low)), 2 * sum(_WIDTHS) * len(levels)):
+            owner, block = _blocks(low[rows], high[rows], begins)
+            order = np.argsort(owner, kind="stable")
+            counts = np.bincount(owner, minlength=len(rows))
+            some = np.flatnonzero(counts)
+            result = empty_columns(aggregate, len(rows))
+            if len(some):
+                starts = np.cumsum(counts[some]) - counts[some]
+                _put(result, some, reduce_groups(aggregate, (blocks[block[order]],), starts))
+            found.append(result[0])
+        return (np.concatenate(found)[place] if found else np.empty(0, object),)
+
     def _rows(self, level: int) -> slice:
         return slice(int(self._bounds[level]), int(self._bounds[level + 1]))
 
@@ -87,6 +124,35 @@ class Ranges:
             np.cumsum(column, out=running[1:])
             result.append(running[self.high] - running[self.low])
         return tuple(result)
+
+
+def _pieces(rows: np.ndarray, each: int) -> list[np.ndarray]:
+    """Return rows in pieces that gather a bounded number of blocks."""
+    size = max(1, _GATHERED // each)
+    return [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+
+
+def _blocks(low: np.ndarray, high: np.ndarray, begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the blocks that make up each range: whose they are, and their places; ``begins`` are the places of levels."""
+    owners, places = [], []
+
+    def add(level: int, first: np.ndarray, last: np.ndarray) -> None:
+        sizes = np.maximum(last - first, 0)
+        owner = np.repeat(np.arange(len(sizes)), sizes)
+        owners.append(owner)
+        places.append(np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + first[owner] + begins[level])
+
+    for level in range(len(begins)):
+        width = _WIDTHS[level > 0]
+        inner, outer = -(-low // width), high // width
+        if level == len(begins) - 1:
+            add(level, low, high)
+            break
+        whole = inner < outer
+        add(level, low, np.where(whole, inner * width, high))
+        add(level, np.where(whole, outer * width, high), high)
+        low, high = np.where(whole, inner, 0), np.where(whole, outer, 0)
+    return np.concatenate(owners), np.concatenate(places)
 
 
 def _bits(values: np.ndarray) -> np.ndarray:

@@ -12,7 +12,8 @@ level, so that only one level is held). A level costs one merge per row, and the
 keys with few events need few levels: with the longest sequences first, a level is computed only as far as it is asked for.
 
 Nothing is subtracted, so it serves every aggregate. Where merging adds integers slot by slot (``Aggregate.adds``),
-differences of running totals are the same numbers for less, and are used instead.
+differences of running totals are the same numbers for less, and are used instead. Rows are in the order of their events, so
+what keeps one event alone (``Aggregate.picks``) is found without merging.
 
 Partials of bytes cost far more to merge two by two than all at once (``Aggregate.merge_groups``): each merge reads and writes
 a whole sketch. So their ranges are cut into blocks of a tree of wide nodes, and all blocks of a range are merged in one go;
@@ -39,6 +40,8 @@ _GATHERED = 1 << 20
 
 class Ranges:
     """Many ranges [low, high) of one sequence, laid out once and merged for any number of measures.
+
+    The rows of each range ascend by (event time, sequence).
 
     Args:
         low: First row of every range.
@@ -70,6 +73,8 @@ class Ranges:
         """Return the merge of every range, in order."""
         if aggregate.adds:
             return self._differences(columns)
+        if aggregate.picks:
+            return self._picked(aggregate, columns)
         if not aggregate.is_fixed:
             return self._gathered(aggregate, columns)
         result = empty_columns(aggregate, len(self))
@@ -92,27 +97,41 @@ class Ranges:
         step = int(self.high.max(initial=0)) + 1
         different, place = np.unique(self.low * step + self.high, return_inverse=True)
         low, high = different // step, different % step
-        levels, tree = [columns[0][:step]], [1]
+        level, size = take(columns, slice(0, step)), 1
+        levels = [level]
         longest = int((high - low).max(initial=0))
-        while tree[-1] * _WIDTHS[len(levels) > 1] <= longest:
+        while size * _WIDTHS[len(levels) > 1] <= longest:
             width = _WIDTHS[len(levels) > 1]
-            whole = len(levels[-1]) // width * width
-            levels.append(reduce_groups(aggregate, (levels[-1][:whole],), np.arange(0, whole, width))[0])
-            tree.append(tree[-1] * width)
-        blocks = np.concatenate(levels)
-        begins = np.cumsum([0, *map(len, levels[:-1])])
-        found = []
-        for rows in _pieces(np.arange(len(low)), 2 * sum(_WIDTHS) * len(levels)):
+            whole = len(level[0]) // width * width
+            level = reduce_groups(aggregate, take(level, slice(0, whole)), np.arange(0, whole, width))
+            levels.append(level)
+            size *= width
+        begins = np.cumsum([0, *(len(each[0]) for each in levels[:-1])])
+        every = tuple(np.concatenate(slot) for slot in zip(*levels, strict=True))
+        result = empty_columns(aggregate, len(low))
+        for rows in _pieces(np.flatnonzero(low < high), 2 * sum(_WIDTHS) * len(levels)):
             owner, block = _blocks(low[rows], high[rows], begins)
-            order = np.argsort(owner, kind="stable")
-            counts = np.bincount(owner, minlength=len(rows))
-            some = np.flatnonzero(counts)
-            result = empty_columns(aggregate, len(rows))
-            if len(some):
-                starts = np.cumsum(counts[some]) - counts[some]
-                _put(result, some, reduce_groups(aggregate, (blocks[block[order]],), starts))
-            found.append(result[0])
-        return (np.concatenate(found)[place] if found else np.empty(0, object),)
+            counts = np.bincount(owner)
+            merged = reduce_groups(
+                aggregate, take(every, block[np.argsort(owner, kind="stable")]), np.cumsum(counts) - counts
+            )
+            _put(result, rows, merged)
+        return take(result, place)
+
+    def _picked(self, aggregate: Aggregate, columns: Columns) -> Columns:
+        """Return for every range its last row that is not empty, or its first; see ``Aggregate.picks``."""
+        rows = np.arange(len(columns[0]))
+        counts = columns[0] != aggregate.empty()[0]
+        asked = np.flatnonzero(self.low < self.high)
+        if aggregate.picks > 0:
+            found = np.maximum.accumulate(np.where(counts, rows, -1))[self.high[asked] - 1]
+            inside = found >= self.low[asked]
+        else:
+            found = np.minimum.accumulate(np.where(counts, rows, len(rows))[::-1])[::-1][self.low[asked]]
+            inside = found < self.high[asked]
+        result = empty_columns(aggregate, len(self))
+        _put(result, asked[inside], take(columns, found[inside]))
+        return result
 
     def _rows(self, level: int) -> slice:
         return slice(int(self._bounds[level]), int(self._bounds[level + 1]))

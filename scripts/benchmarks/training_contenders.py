@@ -62,7 +62,9 @@ def spark(settings: dict[str, Any]) -> Callable[[Path, Path], None]:
         session.read.parquet(str(folder / "spine.parquet")).selectExpr(
             "*", "unix_micros(t) et"
         ).createOrReplaceTempView("spine")
-        session.sql(_join_sql("first(label)", "max_by(amount, CASE WHEN INSIDE THEN struct(_event_time, _offset) END)")).write.parquet(str(out))
+        session.sql(
+            _join_sql("first(label)", "max_by(amount, CASE WHEN INSIDE THEN struct(_event_time, _offset) END)")
+        ).write.parquet(str(out))
 
     return run
 
@@ -131,9 +133,7 @@ def _window_sql() -> str:
     for name, window in windows().items():
         columns += [f"{what}(amount) {_over(window)} AS {what}_{name}" for what in ("count", "sum", "min", "max")]
         columns.append(f"last_value(amount ORDER BY et, place IGNORE NULLS) {_over(window)} AS last_{name}")
-    out = ", ".join(
-        f"count_{name} AS n_{name}, sum_{name}, min_{name}, max_{name}, last_{name}" for name in windows()
-    )
+    out = ", ".join(f"count_{name} AS n_{name}, sum_{name}, min_{name}, max_{name}, last_{name}" for name in windows())
     inner = f"SELECT number, label, {', '.join(columns)} FROM ({_BOTH})"
     return f"SELECT number, label, {out} FROM ({inner}) WHERE number IS NOT NULL"
 
@@ -155,8 +155,7 @@ def _totals_sql() -> str:
         f"{what}(amount) {_over(window)} AS {what}_{name}" for name, window in made.items() for what in ("min", "max")
     )
     out = ", ".join(
-        f"n_{name}, CASE WHEN n_{name} > 0 THEN total_{name} END AS sum_{name}, "
-        f"min_{name}, max_{name}, last_{name}"
+        f"n_{name}, CASE WHEN n_{name} > 0 THEN total_{name} END AS sum_{name}, min_{name}, max_{name}, last_{name}"
         for name in made
     )
     running = "OVER (PARTITION BY card_id ORDER BY _event_time, _offset ROWS UNBOUNDED PRECEDING)"

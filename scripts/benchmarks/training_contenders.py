@@ -161,7 +161,8 @@ def _totals_sql() -> str:
     running = "OVER (PARTITION BY card_id ORDER BY _event_time, _offset ROWS UNBOUNDED PRECEDING)"
     return (
         "WITH totals AS (SELECT card_id, et, max(n) AS n, arg_max(total, n) AS total, arg_max(amount, n) AS last "
-        f"FROM (SELECT card_id, _event_time AS et, amount, count(*) {running} AS n, sum(amount) {running} AS total FROM events) GROUP BY card_id, et), "
+        f"FROM (SELECT card_id, _event_time AS et, amount, count(*) {running} AS n, sum(amount) {running} AS total FROM events) "
+        "GROUP BY card_id, et), "
         f"s AS (SELECT *, {', '.join(f'{edge} AS e_{name}' for name, edge in edges.items())} FROM spine), "
         f"sums AS (SELECT s.number, s.label, {sums} FROM s {joins}), "
         f"extremes AS (SELECT * FROM (SELECT number, {extremes} FROM ({_BOTH})) WHERE number IS NOT NULL) "
@@ -181,13 +182,11 @@ def _tiles_sql() -> str:
 
     The part of a window in its newest hop is cut into hops of the 24-hour window where those are finer, and events after that.
     """
-    fine = windows()["24h"].hop
-    assert fine is not None
+    fine = windows()["24h"].hop or 1
     single = "1 AS n, amount AS sum, amount AS min, amount AS max, amount AS last, _event_time AS et, _offset AS place"
     made, parts = [], []
     for name, window in windows().items():
-        hop = window.hop
-        assert hop is not None
+        hop = window.hop or 1
         made.append(
             f"tiles_{name} AS MATERIALIZED (SELECT card_id, _event_time // {hop} AS tile, {_PARTS} FROM "
             f"(SELECT card_id, _event_time, {single} FROM events) GROUP BY ALL)"
@@ -195,8 +194,8 @@ def _tiles_sql() -> str:
         own = "t.n, t.sum, t.min, t.max, t.last, t.et, t.place"
         begin, end, rest = f"{_start(window)} // {hop}", f"et // {hop}", hop
         pieces = [
-            f"SELECT s.number, {own} FROM (SELECT number, card_id, unnest(range({begin}, {end})) AS tile FROM spine) s "
-            f"JOIN tiles_{name} t USING (card_id, tile)"
+            f"SELECT s.number, {own} FROM (SELECT number, card_id, unnest(range({begin}, {end})) AS tile FROM spine) s JOIN "
+             f"tiles_{name} t USING (card_id, tile)"
         ]
         if hop > fine:
             rest = fine

@@ -24,6 +24,7 @@ from scripts.benchmarks.training_data import HOT, make
 
 CACHE = Path(".cache/bench")
 SPARK = ("ours", "spark-join")
+"""What runs on Spark; the words of BENCH_SPARK_UNDER come before its command, such as those that lock a file."""
 
 
 def main() -> int:
@@ -70,7 +71,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--join-events", default="", help="sizes, comma-separated, at which spark-join takes part too")
     parser.add_argument("--scale-events", default="", help="sizes at which ours runs alone, to show how cost grows")
     parser.add_argument("--memory", default="2g", help="memory of Spark's JVM")
-    parser.add_argument("--spark-under", default="", help="command that starts what runs on Spark, e.g. 'flock FILE'")
     parser.add_argument("--more", type=Path, help="a JSON file of earlier runs, which are kept")
     parser.add_argument("--timeout", type=int, default=1200, help="seconds after which a contender is stopped")
     parser.add_argument("--quick", action="store_true", help="200,000 events and one round, to see that it works")
@@ -104,8 +104,8 @@ def _one(name: str, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         sys.executable, "-m", "scripts.benchmarks.training_contenders", name, str(folder.resolve()), str(out),
         json.dumps({"memory": given.memory} if name == "ours" else {}),
     ]  # fmt: skip
-    if given.spark_under and name in SPARK:
-        command = [*given.spark_under.split(), *command]
+    if name in SPARK:
+        command = [*os.environ.get("BENCH_SPARK_UNDER", "").split(), *command]
     load = os.getloadavg()[0]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=given.timeout, check=False)
@@ -163,8 +163,7 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the summary as a Markdown table."""
     lines = [
-        "| events | rows | hot | contender | rounds | CPU s (range) | CPU: times ours | wall s (range) | wall: times ours | "
-        "peak MB | rows/s |",
+        "| events | rows | hot | contender | rounds | CPU s (range) | x ours | wall s (range) | x ours | peak MB | rows/s |",
         "| ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:

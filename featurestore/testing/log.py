@@ -176,7 +176,7 @@ def training_set(
     """Return the spine with a service's features, as ``FeatureStore.training_set`` does it without Spark."""
     visible_at = event_time if as_served is True else as_served or None
     table = _spine_table(service, spine, [name for name in (event_time, visible_at) if name])
-    check_spine(table, service, event_time, visible_at)
+    check_spine(table.schema, service, event_time, visible_at)
     at = _micros(table, event_time)
     seen = None if visible_at is None else _micros(table, visible_at)
     for view in service.views:

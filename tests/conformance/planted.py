@@ -69,20 +69,20 @@ _MERGE, _FOLD, _BOUNDS = "engines.points:_Sorted", "online.fold", "engines.point
 
 BUGS = [
     # the kernel of training sets
-    Bug("points: the event at t counts", f"{_MERGE}.__init__", "last), t)", "last), t + 1)"),
-    Bug("points: the event at lo(t) does not count", f"{_MERGE}.merge", "first, last, start)", "first, last, start + 1)"),
+    Bug("points: the event at t counts", f"{_MERGE}._edges", "self._key, self._t)", "self._key, self._t + 1)"),
+    Bug("points: the event at lo(t) does not count", f"{_MERGE}._edges", "self._key, begin)", "self._key, begin + 1)"),
     Bug("points: lo(t) a hop late", _BOUNDS, "(edge - window.length)", "window.hop + (edge - window.length)"),
     Bug("points: lo(t) a hop early", _BOUNDS, "(edge - window.length)", "-window.hop + (edge - window.length)"),
     Bug(
         "points: lo(t) truncated towards 1970", _BOUNDS,
         "(edge - window.length) // window.hop", "np.fix((edge - window.length) / window.hop).astype(np.int64)",
     ),
-    Bug("points: what arrives at the instant is hidden", f"{_MERGE}._merge_seen", "<= self.visible_at", "< self.visible_at"),
-    Bug("points: what has not arrived is seen", f"{_MERGE}.__init__", "visible_at - usual_delay + 1", "visible_at + 1"),
-    Bug("points: the last straggler is left out", f"{_MERGE}.merge", "last[rows])", "last[rows] - 1)"),
+    Bug("points: what arrives at the instant is hidden", f"{_MERGE}._merge_seen", "<= visible_at[point]", "< visible_at[point]"),
+    Bug("points: what has not arrived is seen", f"{_MERGE}._sure", "self.visible_at - self._usual_delay + 1", "self.visible_at + 1"),
+    Bug("points: the last straggler is left out", f"{_MERGE}.merge", "end[rows])", "end[rows] - 1)"),
     Bug("points: a delay is forgotten", _BOUNDS, "edge = t - window.delay", "edge = t"),
     Bug("points: a closed window ends at t", _BOUNDS, "if window.is_closed and window.hop is not None else edge", "if False else edge"),
-    Bug("points: the event at the end of a closed window counts", f"{_MERGE}.merge", "self.end, end)", "self.end, end + 1)"),
+    Bug("points: the event at the end of a closed window counts", f"{_MERGE}._edges", "self._key, until)", "self._key, until + 1)"),
     # the online reader and the codec
     Bug("reader: a tail record at t counts", _READ, "record[1] < t]", "record[1] <= t]"),
     Bug("reader: the past is answered one microsecond too far", _READ, "if as_of < t:", "if as_of <= t:"),
@@ -124,7 +124,7 @@ BUGS = [
     Bug("rows: NaN is null", "engines.shape:to_numpy", "valid = pc.is_valid(array)", "valid = pc.is_valid(array, nan_is_null=True) if False else pc.invert(array.is_null(nan_is_null=True))"),
     Bug("rows: NaN is zero", "engines.shape:to_numpy", "array.cast(pa.float64()).fill_null(0.0)", "pc.if_else(pc.is_nan(array.cast(pa.float64())), 0.0, array.cast(pa.float64())).fill_null(0.0)"),
     Bug("rows: a condition that is null holds", "engines.shape:_is_true", "fill_null(False)", "fill_null(True)"),
-    Bug("rows: the condition of a feature is ignored", "engines.shape:shape", "valid = valid & _is_true(condition, events)", "valid = valid & True"),
+    Bug("rows: the condition of a feature is ignored", "engines.shape:inputs_of", "_is_true(condition, events)", "np.ones(events.num_rows, bool)"),
     Bug("rows: parts of a key run together", "engines.shape:encode_columns", "code * (len(encoded.dictionary) + 1)", "code * 1"),
     Bug("rows: less is less or equal", "engines.scalar:_less", "<", "<="),
     # aggregates

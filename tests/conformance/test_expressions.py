@@ -19,6 +19,7 @@ from featurestore.engines.arrow import evaluate
 from featurestore.engines.scalar import evaluate_row
 from featurestore.events.arrow_types import ARROW_TYPES
 from featurestore.timeline import to_instant
+from tests.effort import tries
 
 TABLE = json.loads((Path(__file__).parents[1] / "cases" / "expressions.json").read_text(encoding="utf-8"))
 COLUMNS = {name: DataType(kind) for name, kind in TABLE["columns"].items()}
@@ -222,7 +223,9 @@ def sql_of(draw, kind, depth):
     return form.format(*(draw(sql_of(one, depth - 1)) for one in kinds))
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=tries(400), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(
     sql=st.sampled_from([I, F, S, B, T]).flatmap(lambda kind: sql_of(kind, 3)),
     rows=st.lists(ROWS, min_size=1, max_size=6),

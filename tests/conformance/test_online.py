@@ -20,6 +20,7 @@ from featurestore.online.reader import ViewReader
 from featurestore.testing.streams import hostile_stream, shape_events
 from featurestore.timeline import MAX_INSTANT
 from tests.conformance.cases import LIFETIME, SHORT, VIEWS, assert_same, encoded
+from tests.effort import tries
 
 
 class Store:
@@ -63,7 +64,7 @@ def entering(view, events, key):
     ]
 
 
-CASES = [pytest.param(view, seed, id=f"{view.name}-{seed}") for view in VIEWS for seed in range(10)]
+CASES = [pytest.param(view, seed, id=f"{view.name}-{seed}") for view in VIEWS for seed in range(tries(10))]
 
 
 @pytest.mark.parametrize(("view", "seed"), CASES)
@@ -108,7 +109,7 @@ def test_the_online_blob_is_the_oracle_or_refuses_the_past(view, seed):
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
 def test_a_lookup_after_everything_applied_is_never_refused(view):
-    for seed in range(20, 24):
+    for seed in range(20, 20 + tries(4)):
         stream = hostile_stream(view, seed=seed, events=60, probes=4)
         store, reader = Store(view), ViewReader(view.layout)
         for begin in range(0, 60, 20):

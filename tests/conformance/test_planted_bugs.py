@@ -8,6 +8,8 @@ from featurestore.checks.verify import verify
 from tests.conformance.cases import COMPOSITE, CONDITIONS, LIFETIME, MANY, SHORT, VIEWS, WINDOWS
 from tests.conformance.planted import BUGS
 
+pytestmark = pytest.mark.thorough
+
 WITHIN = 200
 """Cases after which every bug has been met."""
 

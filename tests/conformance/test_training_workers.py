@@ -12,6 +12,7 @@ from featurestore.datatypes import DataType
 from featurestore.engines.oracle import values_at
 from featurestore.testing.streams import hostile_stream, to_batch
 from tests.conformance.cases import LIFETIME, MANY, SEVERAL, SKETCHES, SOURCE, WIDE, WINDOWS, assert_same
+from tests.effort import tries
 from tests.unit.offline.local import run
 
 SERVICES = [
@@ -37,7 +38,7 @@ def logged(events):
 @pytest.mark.parametrize("views", SERVICES)
 @pytest.mark.parametrize("as_served", [False, True])
 def test_training_rows_are_the_oracle(views, as_served):
-    for seed in range(3):
+    for seed in range(tries(3)):
         dice = random.Random(seed)
         stream = hostile_stream(views[0], seed=seed, events=80, probes=20)
         events = list(stream.events)

@@ -11,6 +11,7 @@ from featurestore.errors import CodecError, DefinitionError
 from featurestore.testing.streams import hostile_stream
 from tests.conformance.cases import PARTS, TEXTS, WIDE, WINDOWS
 from tests.conformance.support import Online, batches, one
+from tests.effort import tries
 from tests.laws.wide import Longest, Texts
 
 
@@ -26,7 +27,7 @@ def part_suffixes(online):
     return {name.split(b":v:")[1].partition(b"@")[2][16:].partition(b":")[0] for name in online.blobs()}
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(tries(4)))
 def test_every_part_of_every_view_is_the_oracle_and_survives_replays(open_store, seed):
     """Several blobs per key, written, folded and read together."""
     dice = random.Random(200 + seed)

@@ -14,6 +14,8 @@ from featurestore.algebra.columns import reduce_groups
 from featurestore.datatypes import DataType
 from featurestore.testing.laws import LawViolationError, check_laws
 
+pytestmark = pytest.mark.thorough
+
 
 def parts_of(aggregate, values):
     kind = {DataType.FLOAT64: np.float64, DataType.STRING: object}.get(aggregate.value_type, np.int64)

@@ -31,6 +31,7 @@ from featurestore.algebra import (
 )
 from featurestore.datatypes import SCALARS, DataType
 from featurestore.testing.laws import HOSTILE_VALUES, LawViolationError, check_laws
+from tests.effort import tries
 from tests.laws.wide import Longest, Texts
 
 INT64 = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([0, -1, 1, 2**63 - 1, -(2**63), 2**32, -(2**32) - 1])
@@ -65,15 +66,15 @@ CASES = [
 
 @pytest.mark.parametrize("aggregate", CASES)
 def test_laws_hold_on_hostile_values(aggregate):
-    for seed in range(4):
-        check_laws(aggregate, seed=seed)
+    for seed in range(tries(4)):
+        check_laws(aggregate, seed=seed, rounds=max(5, tries(25)))
 
 
 @pytest.mark.parametrize("aggregate", CASES)
 def test_laws_hold_on_generated_events(aggregate):
     events = st.lists(st.tuples(st.none() | VALUES[aggregate.value_type], st.integers(-30, 30)), max_size=12)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=tries(30), deadline=None)
     @given(events=events, seed=st.integers(0, 2**16))
     def check(events, seed):
         check_laws(aggregate, [value for value, _ in events], [time for _, time in events], seed=seed, rounds=6)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from featurestore.algebra.columns import partial_at, to_columns
 from featurestore.algebra.rows import row_format
 from featurestore.errors import CodecError
+from tests.effort import tries
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 VALUE = {"i8": INT64, "f8": st.floats(allow_nan=False), "b": st.binary(max_size=20)}
@@ -72,7 +73,7 @@ def test_lengths_that_do_not_fit_are_refused_without_allocating(data):
 def test_any_bytes_are_rows_or_refused(slots):
     form = row_format(slots)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=tries(200), deadline=None)
     @given(
         st.binary(max_size=80) | st.lists(st.integers(-3, 20), max_size=9).map(lambda n: struct.pack(f"<{len(n)}q", *n))
     )

@@ -206,6 +206,7 @@ def test_an_unreachable_store_is_one_line(project, run, closed_port, monkeypatch
     assert run("plan")[1].startswith("+"), "a failed apply must leave nothing behind"
 
 
+@pytest.mark.thorough
 def test_an_unreachable_broker_is_one_line(project, online_url, closed_port, monkeypatch):
     monkeypatch.setenv("FEATURESTORE_ONLINE__URL", online_url)
     monkeypatch.setenv("FEATURESTORE_KAFKA__BOOTSTRAP_SERVERS", f"127.0.0.1:{closed_port}")

@@ -14,6 +14,7 @@ from featurestore.datatypes import DataType
 from featurestore.definitions.expression import Expression
 from featurestore.definitions.expression_nodes import FUNCTIONS
 from featurestore.errors import ExpressionError
+from tests.effort import tries
 
 COLUMNS = {
     "amount": DataType.FLOAT64,
@@ -180,7 +181,7 @@ def test_a_refused_function_lists_what_is_allowed():
         assert name in caught.value.hint
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=tries(300), deadline=None)
 @given(
     st.text(max_size=30)
     | st.lists(

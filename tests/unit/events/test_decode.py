@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from featurestore.definitions.contract import Contract
 from featurestore.events.decode import ARROW_TYPES, Decoder, Reason
 from featurestore.timeline import MINUTE, to_instant
+from tests.effort import tries
 
 SCHEMA = {
     "type": "object",
@@ -183,7 +184,7 @@ def check_total(values):
     return decoded
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=tries(200), deadline=None)
 @given(st.lists(st.none() | st.binary(max_size=60), max_size=8))
 def test_any_bytes_are_a_row_or_a_rejection(values):
     check_total(values)
@@ -201,7 +202,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=tries(200), deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from(sorted(SCHEMA["properties"])), JSON), max_size=4), st.data())
 def test_any_json_and_any_damage_to_it_is_a_row_or_a_rejection(changes, data):
     values = [json.dumps({**GOOD, **change}).encode() for change in changes]
@@ -212,7 +213,7 @@ def test_any_json_and_any_damage_to_it_is_a_row_or_a_rejection(changes, data):
     check_total(values)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=tries(150), deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(

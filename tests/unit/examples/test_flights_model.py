@@ -13,6 +13,8 @@ from examples.flights.model import STATIC_FEATURES, Codes, TrainedModel, check_p
 from featurestore.errors import ModelError
 from featurestore.scoring.model import OnnxModel
 
+pytestmark = pytest.mark.thorough
+
 INPUTS = (*STATIC_FEATURES, "origin_departures.mean_delay_1h")
 
 

@@ -14,6 +14,8 @@ from examples.flights.stream import FAULTS, SEED, TOPICS, build_stream
 from featurestore.events.decode import Decoder, Reason
 from featurestore.timeline import DAY, MINUTE, to_instant
 
+pytestmark = pytest.mark.thorough
+
 SCHEMAS = Path(__file__).resolve().parents[3] / "schemas"
 EVENTS = {"flight_departures": "flight_departure", "flight_arrivals": "flight_arrival", "weather": "weather"}
 WEEK = ("2013-03-08T00:00:00Z", "2013-03-15T00:00:00Z")

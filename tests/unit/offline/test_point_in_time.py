@@ -14,6 +14,7 @@ from featurestore.offline.blobs import codes_of, hashes
 from featurestore.offline.digest import digest_of
 from featurestore.offline.snapshot import instants_of
 from featurestore.timeline import HOUR, to_instant
+from tests.effort import tries
 from tests.streaming.support import Shop, differences, oracle
 from tests.unit.offline.local import keys_at, leaks, run
 
@@ -56,7 +57,7 @@ def expected_of(stream, spine, at, visible=None):
     ]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(tries(4)))
 @pytest.mark.parametrize("as_served", [False, True])
 def test_any_cut_gives_the_oracles_values_in_the_spines_order(seed, as_served):
     stream = SHOP.stream(seed=seed, events=180, probes=40)
@@ -119,6 +120,7 @@ def test_codes_follow_the_keys_not_the_order_of_rows():
     assert mixed.tolist() == [0, 2, 1, 3]
 
 
+@pytest.mark.thorough
 def test_the_leak_report_counts_the_rows_where_the_oracle_differs():
     stream = SHOP.stream(seed=3, events=200, probes=60)
     spine, at = spine_of(stream.probes), np.array([t for _, t in stream.probes])

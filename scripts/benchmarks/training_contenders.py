@@ -195,7 +195,7 @@ def _tiles_sql() -> str:
         begin, end, rest = f"{_start(window)} // {hop}", f"et // {hop}", hop
         pieces = [
             f"SELECT s.number, {own} FROM (SELECT number, card_id, unnest(range({begin}, {end})) AS tile FROM spine) s JOIN "
-             f"tiles_{name} t USING (card_id, tile)"
+            f"tiles_{name} t USING (card_id, tile)"
         ]
         if hop > fine:
             rest = fine

@@ -193,10 +193,8 @@ def _tiles_sql() -> str:
         )
         own = "t.n, t.sum, t.min, t.max, t.last, t.et, t.place"
         begin, end, rest = f"{_start(window)} // {hop}", f"et // {hop}", hop
-        pieces = [
-            f"SELECT s.number, {own} FROM (SELECT number, card_id, unnest(range({begin}, {end})) AS tile FROM spine) s JOIN "
-            f"tiles_{name} t USING (card_id, tile)"
-        ]
+        body = f"SELECT number, card_id, unnest(range({begin}, {end})) AS tile FROM spine"
+        pieces = [f"SELECT s.number, {own} FROM ({body}) s JOIN tiles_{name} t USING (card_id, tile)"]
         if hop > fine:
             rest = fine
             pieces.append(

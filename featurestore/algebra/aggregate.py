@@ -116,6 +116,10 @@ class Aggregate(ABC):
     finalize_only: ClassVar[frozenset[str]] = frozenset()
     """Fields that change how a partial is finalized, not the partial: aggregates that differ in them alone share one."""
 
+    picks: ClassVar[int] = 0
+    """What the merge of rows in ascending order of (event time, sequence) is: 1 their last row that is not empty, -1 the
+    first of those; 0 is neither. Whether a row is empty is told by its first slot."""
+
     def over(self, *windows: str | Window | Sequence[Window]) -> Windowed:
         """Return one feature per window: ``"24h"`` (sawtooth), ``"lifetime"``, a window object or a ``Series`` of them."""
         given: list[str | Window] = []

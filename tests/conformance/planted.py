@@ -85,6 +85,8 @@ BUGS = [
     Bug("points: what arrives at the instant is hidden", f"{_MERGE}._merge_seen", "<= visible_at[point]", "< visible_at[point]"),
     Bug("points: what has not arrived is seen", f"{_MERGE}._sure", "self.visible_at - self._usual_delay + 1", "self.visible_at + 1"),
     Bug("points: the last straggler is left out", f"{_MERGE}.merge", "end[rows])", "end[rows] - 1)"),
+    Bug("ranges: the last event before a window counts", "algebra.ranges:Ranges._picked", "inside = found >= self.low[asked]", "inside = found >= 0"),
+    Bug("ranges: a null hides the last value", "algebra.ranges:Ranges._picked", "np.where(counts, rows, -1)", "rows"),
     Bug("points: a delay is forgotten", _BOUNDS, "edge = t - window.delay", "edge = t"),
     Bug("points: a closed window ends at t", _BOUNDS, "if window.is_closed and window.hop is not None else edge", "if False else edge"),
     Bug("points: the event at the end of a closed window counts", f"{_MERGE}._edges", "self._key, until)", "self._key, until + 1)"),

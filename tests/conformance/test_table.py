@@ -5,20 +5,41 @@ Paths without a JVM run here, the specification among them; those through Kafka 
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 import featurestore
 from featurestore.algebra import AGGREGATES
 from featurestore.engines.oracle import values_at
 from featurestore.errors import PastLookupError
+from featurestore.jobs.archive import DecodeWorker
+from featurestore.jobs.hot import HotWorker
+from featurestore.online.client import FeatureClient
+from featurestore.online.lookup import LookupPlan
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.testing.log import values_of
 from featurestore.testing.replay import replay
 from featurestore.testing.streams import shape_events
-from tests.conformance.table import SOURCE, instant, load_all, named, spoilt, wrong
+from tests.conformance.table import SOURCE, instant, named, spoilt, wrong
+from tests.conformance.together import (
+    QUESTIONS,
+    TABLE,
+    VIEWS,
+    answer_of,
+    judge,
+    kafka_rows,
+    mixed,
+    row_answer,
+    spine_of,
+    steps_of,
+)
+from tests.unit.offline.local import run as run_workers
 
-TABLE = load_all()
-QUESTIONS = sum(len(case.questions) for case in TABLE)
 each_case = pytest.mark.parametrize("case", TABLE, ids=lambda case: case.id)
 
 
@@ -112,7 +133,7 @@ def test_nearly_every_question_can_be_asked_of_an_online_store_in_time():
         for case, question in asked
         if any(event.event_time >= question.t for event in case.events[: question.known])
     ]
-    assert len(early) < QUESTIONS / 10
+    assert len(early) < len(QUESTIONS) / 10
 
 
 @pytest.mark.server
@@ -126,7 +147,58 @@ def test_a_real_store(online_url, tail_cap):
                 right += ask(case, run)[0]
         finally:
             store.close()
-    assert right > 0.9 * QUESTIONS
+    assert right > 0.9 * len(QUESTIONS)
+
+
+# ------------------------------------------------------------------------- all cases at once, in Spark's workers
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_the_workers_of_a_training_set(served):
+    """What runs in Spark's Python workers, in this process: decoder, event log, training set."""
+    events = mixed({case.id: case.events for case in TABLE}, random.Random(1))
+    log = pa.Table.from_batches(DecodeWorker(SOURCE)(iter([kafka_rows(events, Counter())])))
+    assert log.num_rows == len(events)
+    assert log.column("_reason").null_count == len(events)
+    asked = [question for question in QUESTIONS if (question.seen is not None) == served]
+    at = np.array([question.t for question in asked])
+    seen = np.array([question.seen for question in asked]) if served else None
+    made, _ = run_workers(VIEWS, {SOURCE.name: log}, spine_of(asked), at, visible=seen)
+    judge([(question, row_answer(question, row)) for question, row in zip(asked, made.to_pylist(), strict=True)])
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_worker_of_the_stream_in_any_cuts(online_url, seed):
+    """The stream's worker on Kafka rows, cut at random offsets, with ranges that come again as after a lost checkpoint."""
+    dice, offsets, refused, answers, fenced = random.Random(seed), Counter(), 0, [], 0
+    worker = HotWorker(online_url, f"cuts_{seed}", {SOURCE.topic: (SOURCE, VIEWS)})
+    store = RedisOnlineStore(online_url, f"cuts_{seed}")
+    for view in VIEWS:
+        store.publish_plan(LookupPlan(view.name, (view.layout,)))
+    client = FeatureClient.over(store)
+    for queues, asked in steps_of(TABLE):
+        rows = pa.Table.from_batches([kafka_rows(mixed(queues, dice), offsets)])
+        for partition in range(3):
+            mine = rows.filter(pc.equal(rows.column("partition"), partition))
+            done = 0
+            while done < mine.num_rows:
+                begin, done = dice.randrange(done + 1), min(mine.num_rows, done + dice.randrange(1, 40))
+                for counts in worker(iter(mine.slice(begin, done - begin).combine_chunks().to_batches())):
+                    fenced += counts.column("fenced")[0].as_py()
+        # Until something is complete, a key without events is unknown rather than empty.
+        store.publish_complete(SOURCE.name, max(arrival for _, arrival in store.progress(SOURCE.name).values()))
+        for case, question in asked:
+            answer = answer_of(client, case, question)
+            if answer is None:
+                refused += 1
+            else:
+                answers.append((question, answer))
+    client.close()
+    judge(answers)
+    assert len(answers) + refused == len(QUESTIONS)
+    assert len(answers) > 0.9 * len(QUESTIONS)
+    assert fenced > 0
 
 
 # --------------------------------------------------------------------------------------------- what the table covers

@@ -206,28 +206,26 @@ class Peer:
             stderr=subprocess.DEVNULL,
             text=True,
         )
+        self._orders: Any = self._process.stdin
+        self._answers: Any = self._process.stdout
         address = redis.connection.parse_url(url)
         order = {"folder": str(folder), "rows": str(rows), "redis": f"{address['host']}:{address['port']}"}
         self.ask({"setup": order})
 
     def ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """Send an order and return its answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
+        self._orders.write(json.dumps(order) + "\n")
+        self._orders.flush()
+        line = self._answers.readline()
         if not line:
             raise SystemExit("Feast ended; run scripts/benchmarks/feast_peer.py by hand to see why.")
         return dict(json.loads(line))
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
+        self._orders.close()
         self._process.wait(30)
-        self._process.stdout.close()
+        self._answers.close()
 
 
 def _feast_environment() -> Path:
@@ -357,15 +355,11 @@ def _interleaved(
 
 
 async def _async_calls(client: AsyncFeatureClient, keys: list[dict[str, str]], calls: int, flight: int) -> list[float]:
-    if len(keys) > 1:
-        ask = lambda: client.get_many("cards", keys, now=NOW)  # noqa: E731
-    else:
-        ask = lambda: client.get("cards", keys[0], now=NOW)  # noqa: E731
     seconds: list[float] = []
 
     async def timed() -> None:
         began = time.perf_counter()
-        await ask()
+        await (client.get_many("cards", keys, now=NOW) if len(keys) > 1 else client.get("cards", keys[0], now=NOW))
         seconds.append(time.perf_counter() - began)
 
     for _ in range(max(1, calls // flight)):
@@ -380,7 +374,7 @@ def _server_cpu(admin: Any) -> float:
 
 def _memory(admin: Any, cards: int) -> dict[str, Any]:
     """Return bytes per card: ours, and Feast's hash where it is there."""
-    ours = [key for key in admin.scan_iter("fs:*:v:*", 1000)]
+    ours = list(admin.scan_iter("fs:*:v:*", 1000))
     others = [key for key in admin.scan_iter("*", 1000) if not key.startswith(b"fs:") and admin.type(key) == b"hash"]
     found = {"bytes_per_card": round(sum(admin.memory_usage(key) for key in ours) / cards)}
     if others:
@@ -410,9 +404,11 @@ def table(cells: list[dict[str, Any]]) -> str:
                     f"  to {name}: CPU x{(ours['cpu_client_us'] + ours['cpu_server_us']) / both:.2f}, "
                     f"p50 x{ours['p50_us'] / mine[name]['p50_us']:.2f}"
                 )
-    for cell in cells:
-        if cell["contender"] == "memory":
-            lines.append(f"\n{cell['kind']} keys: " + ", ".join(f"{k} {v}" for k, v in cell.items() if "bytes" in k))
+    lines += [
+        f"\n{cell['kind']} keys: " + ", ".join(f"{name} {value}" for name, value in cell.items() if "bytes" in name)
+        for cell in cells
+        if cell["contender"] == "memory"
+    ]
     return "\n".join(lines)
 
 

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
         Variance,
     )
     from featurestore.config import Settings
+    from featurestore.definitions.derived import Derived, Ratio, RequestFeature
     from featurestore.definitions.entity import Entity
     from featurestore.definitions.service import FeatureService
     from featurestore.definitions.source import EventSource
@@ -93,6 +94,7 @@ __all__ = [
     "ContractError",
     "Count",
     "DefinitionError",
+    "Derived",
     "DistinctCount",
     "DuplicateNameError",
     "Entity",
@@ -130,6 +132,8 @@ __all__ = [
     "OnlineStoreUnavailableError",
     "PastLookupError",
     "Rate",
+    "Ratio",
+    "RequestFeature",
     "Sawtooth",
     "ScoringError",
     "SecondsSinceFirst",
@@ -154,6 +158,7 @@ _MODULES = {
     "ApproxDistinct": "algebra",
     "ApproxQuantile": "algebra",
     "Count": "algebra",
+    "Derived": "definitions.derived",
     "DistinctCount": "algebra",
     "Entity": "definitions.entity",
     "EventSource": "definitions.source",
@@ -178,6 +183,8 @@ _MODULES = {
     "Min": "algebra",
     "MinK": "algebra",
     "Rate": "algebra",
+    "Ratio": "definitions.derived",
+    "RequestFeature": "definitions.derived",
     "Sawtooth": "algebra",
     "SecondsSinceFirst": "algebra",
     "SecondsSinceLast": "algebra",

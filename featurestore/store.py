@@ -138,7 +138,7 @@ class FeatureStore:
                 topics = ensure_topics(self.settings.kafka, dict.fromkeys(sorted(names), partitions))
             changes = registry.apply(wanted)
             for service in wanted.services.values():
-                online.publish_plan(LookupPlan(service.name, tuple(view.layout for view in service.views)))
+                online.publish_plan(LookupPlan.of(service))
             for name in set(applied.services) - set(wanted.services):
                 online.remove_plan(name)
         finally:

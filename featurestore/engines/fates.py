@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from featurestore.engines.rows import rows_of
 from featurestore.engines.scalar import evaluate_row
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def fates(
 ) -> list[Judged]:
     """Return the fate of every event of a key in one value, in the order of event time, partition and offset.
 
+    Of a view that explodes an array it is the fate of every element.
+
     Args:
         view: The definition.
         feature: One of its windowed features.
@@ -69,7 +72,7 @@ def fates(
     expression, condition = view.expressions[feature.measure]
     window = feature.window.interval(t)
     found = []
-    for event in events:
+    for event in rows_of(view, events):
         if [event.row[column] for column in view.entity.keys] != list(key):
             continue
         value = None if expression is None else evaluate_row(expression, event.row)

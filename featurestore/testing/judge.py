@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from featurestore.definitions.keys import key_values
 from featurestore.engines.fates import inputs_at
 from featurestore.engines.oracle import values_at
+from featurestore.engines.rows import rows_of
 from featurestore.engines.scalar import evaluate_row
 from featurestore.errors import FeatureStoreError, PastLookupError
 from featurestore.online.lookup import LookupPlan, ServiceLookup
-from featurestore.testing.compare import values_match
+from featurestore.testing.compare import values_agree, values_match
 from featurestore.testing.log import values_of
 from featurestore.timeline import Instant, format_instant
 
@@ -73,7 +74,7 @@ def entering(view: FeatureView, events: Sequence[Event], keys: Keys) -> list[Eve
     """Return the events of a key that enter the view."""
     return [
         event
-        for event in events
+        for event in rows_of(view, events)
         if tuple(event.row[column] for column in view.entity.keys) == keys
         and (view.condition is None or evaluate_row(view.condition, event.row) is True)
     ]
@@ -92,7 +93,8 @@ def differences(
     """Return where training set and online store differ from the specification, for one key or all of a view's."""
     events = log.events()
     if keys is None:
-        wanted = list(dict.fromkeys(tuple(event.row[column] for column in view.entity.keys) for event in events))
+        rows = rows_of(view, events)
+        wanted = list(dict.fromkeys(tuple(event.row[column] for column in view.entity.keys) for event in rows))
     else:
         wanted = [tuple(key_values(keys, view.layout.keys, where=f"view {view.name}"))]
     judge = Judge(view, events, log.shaped(view), store, now)
@@ -167,16 +169,23 @@ class Judge:
     ) -> list[Difference]:
         """Return where an engine's values of all features differ from the specification's."""
         expected = values_at(self.view, self.events, keys, t, visible_at=visible_at)
-        return [
-            self._difference(engine, keys, t, name, wanted, got, visible_at)
-            for feature, (name, wanted), got in zip(self.view.layout.features, expected.items(), values, strict=True)
+        answered = dict(zip(self.view.layout.feature_ids, values, strict=True))
+        found = [
+            self._difference(engine, keys, t, name, wanted, answered[name], visible_at)
+            for feature, (name, wanted) in zip(self.view.layout.features, expected.items(), strict=False)
             if not values_match(
                 feature,
                 wanted,
-                got,
+                answered[name],
                 partial(inputs_at, self.view, feature, self.events, keys, t, visible_at=visible_at),
             )
         ]
+        for derived in self.view.layout.derived:
+            # Of the path's own values, and exactly: what they are derived from may differ within a tolerance.
+            wanted = evaluate_row(derived, answered)
+            if not values_agree(wanted, answered[derived.id]):
+                found.append(self._difference(engine, keys, t, derived.id, wanted, answered[derived.id], visible_at))
+        return found
 
     def _difference(
         self,

@@ -220,6 +220,7 @@ class Explanation:
                     "topic": self.topic,
                     "partition": one.event.partition,
                     "offset": one.event.offset,
+                    **({} if one.event.position is None else {"position": one.event.position}),
                     "event_time": _time(one.event.event_time),
                     "arrival": _time(one.event.arrival),
                     "inputs": inputs_of(one),

@@ -59,6 +59,8 @@ def fates(
 ) -> list[Judged]:
     """Return the fate of every event of a key in one value, in the order of event time, partition and offset.
 
+    Of a view that explodes an array it is the fate of every element.
+
     Args:
         view: The definition.
         feature: One of its windowed features.

@@ -59,10 +59,7 @@ class KeyEvents:
     def events(self) -> list[Event]:
         """The events as the specification takes them: instants as microseconds."""
         plain = pa.table(
-            {
-                name: column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
-                for name, column in zip(self.table.column_names, self.table.columns, strict=True)
-            }
+            {name: _micros(column) for name, column in zip(self.table.column_names, self.table.columns, strict=True)}
         )
         return [
             Event(row, row["_event_time"], row["_arrival"], row["_partition"], row["_offset"])
@@ -89,6 +86,15 @@ class KeyEvents:
         twice = places.filter(pc.greater(places.column("count_all"), 1))
         pairs = zip(twice.column("_partition").to_pylist(), twice.column("_offset").to_pylist(), strict=True)
         return sorted(pairs)
+
+
+def _micros(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return instants as microseconds, in lists too; everything else as it is."""
+    if pa.types.is_timestamp(column.type):
+        return column.cast(pa.int64())
+    if pa.types.is_list(column.type) and pa.types.is_timestamp(column.type.value_type):
+        return column.cast(pa.list_(pa.int64()))
+    return column
 
 
 @contextmanager
@@ -120,9 +126,9 @@ def events_of_key(
         OfflineError: It cannot be read.
     """
     path = f"{offline.rstrip('/')}/events/{view.source.name}"
-    used = [view.condition, *(each for pair in view.expressions for each in pair)]
-    wanted = dict.fromkeys([*view.entity.keys, *(name for each in used if each is not None for name in each.columns)])
     kinds = view.source.contract.columns
+    lists = {one.name for one in view.exploded}
+    wanted = dict.fromkeys((*view.reads, *lists))
     schema = pa.schema([(name, ARROW_TYPES[kinds[name]]) for name in wanted])
     schema = pa.unify_schemas([schema, pa.schema([(name, _PLACE_TYPES[name]) for name in PLACE])])
     with _reading(path, "event log"):
@@ -135,7 +141,9 @@ def events_of_key(
         kept = ds.field("_event_time") < end
         if begin is not None:
             kept &= ds.field("_event_time") >= begin
-        for (name, kind), value in zip(view.layout.keys, key, strict=True):
+        for name, (_, kind), value in zip(view.key_columns, view.layout.keys, key, strict=True):
+            if name in lists:
+                continue  # an element of an array: told apart once the array is exploded
             column = ds.field(name)
             kept &= column.is_null() if value is None else column == pa.scalar(value, ARROW_TYPES[kind])
         scanner = dataset.scanner(

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from featurestore.algebra.aggregate import EventOrder
 
 _LEAST_CAPACITY = 8
-_ONE_VALUE = struct.Struct("<qd")
 _SINGLE = struct.Struct("<4BHBBd")
 _FULL = struct.Struct("<4BHBBQHBB")
 _EMPTY, _SORTED, _ONE = 1, 2, 4
@@ -176,7 +175,7 @@ class ApproxQuantile(Packed):
 
     def merge_parts(self, parts: Sequence[bytes]) -> bytes:
         """Return the sketch of all parts: the levels joined, then compressed."""
-        ones = self.parse_ones(b"".join([part for part in parts if len(part) == 16]))
+        ones = self.parse_ones(b"".join([part for part in parts if len(part) == 16])).tolist()
         sketches = [self.parse(part) for part in parts if len(part) != 16]
         levels: list[list[Any]] = [[ones] if ones else []]
         for sketch in sketches:
@@ -188,21 +187,20 @@ class ApproxQuantile(Packed):
         n = len(ones) + sum(sketch.n for sketch in sketches)
         return self.write(Sketch(n, min(ends), max(ends), compress(self.k, joined)))
 
-    def parse_ones(self, data: bytes) -> list[float]:
+    def parse_ones(self, data: bytes) -> np.ndarray:
         """Return the values of sketches of one value each."""
-        values = []
-        for head, value in _ONE_VALUE.iter_unpack(data):
-            if head | _SORTED << 24 != self.one_header:
-                raise broken(self, f"of 16 bytes is no KLL sketch of one double with k={self.k}")
-            if value != value:  # noqa: PLR0124 - NaN is unequal to itself
-                raise broken(self, "holds NaN")
-            values.append(value)
+        words = np.frombuffer(data, "<i8")
+        if ((words[0::2] | _SORTED << 24) != self.one_header).any():
+            raise broken(self, f"of 16 bytes is no KLL sketch of one double with k={self.k}")
+        values = words[1::2].view("<f8")
+        if np.isnan(values).any():
+            raise broken(self, "holds NaN")
         return values
 
     def parse(self, data: bytes) -> Sketch:
         """Return a sketch, its levels in the order of the bytes: DataSketches and Spark leave level 0 unsorted."""
         if len(data) == 16:
-            (value,) = self.parse_ones(data)
+            value = float(self.parse_ones(data)[0])
             return Sketch(1, value, value, [np.array([value])])
         if len(data) < _FULL.size:
             raise broken(self, f"has {len(data)} bytes")

@@ -101,6 +101,7 @@ class First(_Ordered):
 
     partial_kind: ClassVar[str] = "first"
     never: ClassVar[Instant] = MAX_INSTANT
+    picks: ClassVar[int] = -1
 
     @staticmethod
     def comes_first(time: Any, sequence: Any, other_time: Any, other_sequence: Any) -> Any:
@@ -125,6 +126,7 @@ class Last(_Ordered):
 
     partial_kind: ClassVar[str] = "last"
     never: ClassVar[Instant] = MIN_INSTANT
+    picks: ClassVar[int] = 1
 
     @staticmethod
     def comes_first(time: Any, sequence: Any, other_time: Any, other_sequence: Any) -> Any:

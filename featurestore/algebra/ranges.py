@@ -12,7 +12,12 @@ level, so that only one level is held). A level costs one merge per row, and the
 keys with few events need few levels: with the longest sequences first, a level is computed only as far as it is asked for.
 
 Nothing is subtracted, so it serves every aggregate. Where merging adds integers slot by slot (``Aggregate.adds``),
-differences of running totals are the same numbers for less, and are used instead.
+differences of running totals are the same numbers for less, and are used instead. Rows are in the order of their events, so
+what keeps one event alone (``Aggregate.picks``) is found without merging.
+
+Partials of bytes cost far more to merge two by two than all at once (``Aggregate.merge_groups``): each merge reads and writes
+a whole sketch. So their ranges are cut into blocks of a tree of wide nodes, and all blocks of a range are merged in one go;
+a range that is asked for many times is merged once.
 """
 
 from __future__ import annotations
@@ -21,14 +26,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurestore.algebra.columns import empty_columns, merge_ranges, take
+from featurestore.algebra.columns import empty_columns, reduce_groups, take
 
 if TYPE_CHECKING:
     from featurestore.algebra.aggregate import Aggregate, Columns
 
 
+_WIDTHS = (32, 4)
+"""Rows of a leaf block of the tree for partials of bytes, and children of every other node."""
+_GATHERED = 1 << 20
+"""Blocks that are gathered before they are merged."""
+
+
 class Ranges:
     """Many ranges [low, high) of one sequence, laid out once and merged for any number of measures.
+
+    The rows of each range ascend by (event time, sequence).
 
     Args:
         low: First row of every range.
@@ -60,8 +73,10 @@ class Ranges:
         """Return the merge of every range, in order."""
         if aggregate.adds:
             return self._differences(columns)
+        if aggregate.picks:
+            return self._picked(aggregate, columns)
         if not aggregate.is_fixed:
-            return merge_ranges(aggregate, columns, self.low, self.high)
+            return self._gathered(aggregate, columns)
         result = empty_columns(aggregate, len(self))
         rows = self._rows(0)
         _put(result, self._asked[rows], take(columns, self._first[rows]))
@@ -77,6 +92,47 @@ class Ranges:
             _put(result, self._asked[rows], merged)
         return result
 
+    def _gathered(self, aggregate: Aggregate, columns: Columns) -> Columns:
+        """Return the merge of every range, all of its blocks at once; for partials that are bytes."""
+        step = int(self.high.max(initial=0)) + 1
+        different, place = np.unique(self.low * step + self.high, return_inverse=True)
+        low, high = different // step, different % step
+        level, size = take(columns, slice(0, step)), 1
+        levels = [level]
+        longest = int((high - low).max(initial=0))
+        while size * _WIDTHS[len(levels) > 1] <= longest:
+            width = _WIDTHS[len(levels) > 1]
+            whole = len(level[0]) // width * width
+            level = reduce_groups(aggregate, take(level, slice(0, whole)), np.arange(0, whole, width))
+            levels.append(level)
+            size *= width
+        begins = np.cumsum([0, *(len(each[0]) for each in levels[:-1])])
+        every = tuple(np.concatenate(slot) for slot in zip(*levels, strict=True))
+        result = empty_columns(aggregate, len(low))
+        for rows in _pieces(np.flatnonzero(low < high), 2 * sum(_WIDTHS) * len(levels)):
+            owner, block = _blocks(low[rows], high[rows], begins)
+            counts = np.bincount(owner)
+            merged = reduce_groups(
+                aggregate, take(every, block[np.argsort(owner, kind="stable")]), np.cumsum(counts) - counts
+            )
+            _put(result, rows, merged)
+        return take(result, place)
+
+    def _picked(self, aggregate: Aggregate, columns: Columns) -> Columns:
+        """Return for every range its last row that is not empty, or its first; see ``Aggregate.picks``."""
+        rows = np.arange(len(columns[0]))
+        counts = columns[0] != aggregate.empty()[0]
+        asked = np.flatnonzero(self.low < self.high)
+        if aggregate.picks > 0:
+            found = np.maximum.accumulate(np.where(counts, rows, -1))[self.high[asked] - 1]
+            inside = found >= self.low[asked]
+        else:
+            found = np.minimum.accumulate(np.where(counts, rows, len(rows))[::-1])[::-1][self.low[asked]]
+            inside = found < self.high[asked]
+        result = empty_columns(aggregate, len(self))
+        _put(result, asked[inside], take(columns, found[inside]))
+        return result
+
     def _rows(self, level: int) -> slice:
         return slice(int(self._bounds[level]), int(self._bounds[level + 1]))
 
@@ -87,6 +143,35 @@ class Ranges:
             np.cumsum(column, out=running[1:])
             result.append(running[self.high] - running[self.low])
         return tuple(result)
+
+
+def _pieces(rows: np.ndarray, each: int) -> list[np.ndarray]:
+    """Return rows in pieces that gather a bounded number of blocks."""
+    size = max(1, _GATHERED // each)
+    return [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+
+
+def _blocks(low: np.ndarray, high: np.ndarray, begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the blocks that make up each range: whose they are, and their places; ``begins`` are the places of levels."""
+    owners, places = [], []
+
+    def add(level: int, first: np.ndarray, last: np.ndarray) -> None:
+        sizes = np.maximum(last - first, 0)
+        owner = np.repeat(np.arange(len(sizes)), sizes)
+        owners.append(owner)
+        places.append(np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + first[owner] + begins[level])
+
+    for level in range(len(begins)):
+        width = _WIDTHS[level > 0]
+        inner, outer = -(-low // width), high // width
+        if level == len(begins) - 1:
+            add(level, low, high)
+            break
+        whole = inner < outer
+        add(level, low, np.where(whole, inner * width, high))
+        add(level, np.where(whole, outer * width, high), high)
+        low, high = np.where(whole, inner, 0), np.where(whole, outer, 0)
+    return np.concatenate(owners), np.concatenate(places)
 
 
 def _bits(values: np.ndarray) -> np.ndarray:

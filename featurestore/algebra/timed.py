@@ -98,6 +98,7 @@ class SecondsSinceFirst(_SecondsSince):
 
     partial_kind: ClassVar[str] = "oldest"
     never: ClassVar[Instant] = MAX_INSTANT
+    picks: ClassVar[int] = -1
 
     def merge(self, a: Partial, b: Partial) -> Partial:
         """Return the older of both."""
@@ -126,6 +127,7 @@ class SecondsSinceLast(_SecondsSince):
 
     partial_kind: ClassVar[str] = "newest"
     never: ClassVar[Instant] = MIN_INSTANT
+    picks: ClassVar[int] = 1
 
     def merge(self, a: Partial, b: Partial) -> Partial:
         """Return the newer of both."""

@@ -126,8 +126,10 @@ class TopItems(Packed):
         head = self.one_head
         ones = Counter([part[len(head) :] for part in parts if part.startswith(head)])
         n, offset = ones.total(), 0
-        for record, count in ones.items():
-            total[self.items_of(record, 1)[0]] = count
+        plain = [record for record in ones if len(record) == self.size_of(record)]
+        total.update(dict(zip(self.items_of(b"".join(plain), len(plain)), map(ones.get, plain), strict=True)))
+        for record in ones.keys() - set(plain) if len(plain) < len(ones) else ():
+            total[self.items_of(record, 1)[0]] += ones[record]
         for part in parts if n < len(parts) else ():
             if part.startswith(head):
                 continue
@@ -140,6 +142,10 @@ class TopItems(Packed):
             offset += off
             total = Counter({value: count - off for value, count in total.items() if count > off})
         return self.write(Counts(n, offset, total))
+
+    def size_of(self, record: bytes) -> int:
+        """Return how many bytes the first value of a record takes; Spark's count of nulls may follow."""
+        return 4 + int.from_bytes(record[:4], "little") if self.is_text else 8
 
     def parse(self, data: bytes) -> Counts:
         """Return the counts."""

@@ -62,7 +62,9 @@ def spark(settings: dict[str, Any]) -> Callable[[Path, Path], None]:
         session.read.parquet(str(folder / "spine.parquet")).selectExpr(
             "*", "unix_micros(t) et"
         ).createOrReplaceTempView("spine")
-        session.sql(_join_sql("first(label)")).write.parquet(str(out))
+        session.sql(
+            _join_sql("first(label)", "max_by(amount, CASE WHEN INSIDE THEN struct(_event_time, _offset) END)")
+        ).write.parquet(str(out))
 
     return run
 
@@ -72,7 +74,7 @@ def _start(window: Window, t: str = "et") -> str:
     return f"({t} - {window.length} - ({t} - {window.length}) % {window.hop})"
 
 
-def _join_sql(label: str) -> str:
+def _join_sql(label: str, last: str) -> str:
     made = windows()
     longest = made["30d"]
     columns = []
@@ -81,9 +83,9 @@ def _join_sql(label: str) -> str:
         columns += [
             f"count(CASE WHEN {inside} THEN 1 END) AS n_{name}",
             f"sum(CASE WHEN {inside} THEN amount END) AS sum_{name}",
-            f"avg(CASE WHEN {inside} THEN amount END) AS mean_{name}",
             f"min(CASE WHEN {inside} THEN amount END) AS min_{name}",
             f"max(CASE WHEN {inside} THEN amount END) AS max_{name}",
+            f"{last} AS last_{name}".replace("INSIDE", inside),
         ]
     return (
         f"SELECT s.number, {label} AS label, {', '.join(columns)} FROM spine s LEFT JOIN events e ON s.card_id = e.card_id "
@@ -120,8 +122,8 @@ def _over(window: Window) -> str:
 
 
 _BOTH = (
-    "SELECT card_id, _event_time AS et, amount, NULL::BIGINT AS number, NULL::BIGINT AS label FROM events UNION ALL "
-    "SELECT card_id, et, NULL, number, label FROM spine"
+    "SELECT card_id, _event_time AS et, _offset AS place, amount, NULL::BIGINT AS number, NULL::BIGINT AS label FROM events "
+    "UNION ALL SELECT card_id, et, NULL, NULL, number, label FROM spine"
 )
 
 
@@ -130,10 +132,8 @@ def _window_sql() -> str:
     columns = []
     for name, window in windows().items():
         columns += [f"{what}(amount) {_over(window)} AS {what}_{name}" for what in ("count", "sum", "min", "max")]
-    out = ", ".join(
-        f"count_{name} AS n_{name}, sum_{name}, sum_{name} / nullif(count_{name}, 0) AS mean_{name}, min_{name}, max_{name}"
-        for name in windows()
-    )
+        columns.append(f"last_value(amount ORDER BY et, place IGNORE NULLS) {_over(window)} AS last_{name}")
+    out = ", ".join(f"count_{name} AS n_{name}, sum_{name}, min_{name}, max_{name}, last_{name}" for name in windows())
     inner = f"SELECT number, label, {', '.join(columns)} FROM ({_BOTH})"
     return f"SELECT number, label, {out} FROM ({inner}) WHERE number IS NOT NULL"
 
@@ -147,26 +147,74 @@ def _totals_sql() -> str:
     )
     sums = ", ".join(
         f"coalesce(x_end.n, 0) - coalesce(x_{name}.n, 0) AS n_{name}, "
-        f"coalesce(x_end.total, 0) - coalesce(x_{name}.total, 0) AS total_{name}"
+        f"coalesce(x_end.total, 0) - coalesce(x_{name}.total, 0) AS total_{name}, "
+        f"CASE WHEN x_end.et >= s.e_{name} THEN x_end.last END AS last_{name}"
         for name in made
     )
     extremes = ", ".join(
         f"{what}(amount) {_over(window)} AS {what}_{name}" for name, window in made.items() for what in ("min", "max")
     )
     out = ", ".join(
-        f"n_{name}, CASE WHEN n_{name} > 0 THEN total_{name} END AS sum_{name}, "
-        f"total_{name} / nullif(n_{name}, 0) AS mean_{name}, min_{name}, max_{name}"
+        f"n_{name}, CASE WHEN n_{name} > 0 THEN total_{name} END AS sum_{name}, min_{name}, max_{name}, last_{name}"
         for name in made
     )
-    running = "OVER (PARTITION BY card_id ORDER BY _event_time ROWS UNBOUNDED PRECEDING)"
+    running = "OVER (PARTITION BY card_id ORDER BY _event_time, _offset ROWS UNBOUNDED PRECEDING)"
     return (
-        "WITH totals AS (SELECT card_id, et, max(n) AS n, arg_max(total, n) AS total FROM (SELECT card_id, _event_time AS et, "
-        f"count(*) {running} AS n, sum(amount) {running} AS total FROM events) GROUP BY card_id, et), "
+        "WITH totals AS (SELECT card_id, et, max(n) AS n, arg_max(total, n) AS total, arg_max(amount, n) AS last "
+        f"FROM (SELECT card_id, _event_time AS et, amount, count(*) {running} AS n, sum(amount) {running} AS total FROM events) "
+        "GROUP BY card_id, et), "
         f"s AS (SELECT *, {', '.join(f'{edge} AS e_{name}' for name, edge in edges.items())} FROM spine), "
         f"sums AS (SELECT s.number, s.label, {sums} FROM s {joins}), "
         f"extremes AS (SELECT * FROM (SELECT number, {extremes} FROM ({_BOTH})) WHERE number IS NOT NULL) "
         f"SELECT number, label, {out} FROM sums JOIN extremes USING (number)"
     )
+
+
+_PARTS = (
+    "sum(n)::BIGINT AS n, sum(sum) AS sum, min(min) AS min, max(max) AS max, "
+    "arg_max(last, (et, place)) AS last, max(et) AS et, arg_max(place, (et, place)) AS place"
+)
+"""The merge of partials in SQL; et and place say which event is the last."""
+
+
+def _tiles_sql() -> str:
+    """Partials per key and hop, and a window as the hops it covers: an equality join, so no key makes it explode.
+
+    The part of a window in its newest hop is cut into hops of the 24-hour window where those are finer, and events after that.
+    """
+    fine = windows()["24h"].hop or 1
+    single = "1 AS n, amount AS sum, amount AS min, amount AS max, amount AS last, _event_time AS et, _offset AS place"
+    made, parts = [], []
+    for name, window in windows().items():
+        hop = window.hop or 1
+        made.append(
+            f"tiles_{name} AS MATERIALIZED (SELECT card_id, _event_time // {hop} AS tile, {_PARTS} FROM "
+            f"(SELECT card_id, _event_time, {single} FROM events) GROUP BY ALL)"
+        )
+        own = "t.n, t.sum, t.min, t.max, t.last, t.et, t.place"
+        begin, end, rest = f"{_start(window)} // {hop}", f"et // {hop}", hop
+        body = f"SELECT number, card_id, unnest(range({begin}, {end})) AS tile FROM spine"
+        pieces = [f"SELECT s.number, {own} FROM ({body}) s JOIN tiles_{name} t USING (card_id, tile)"]
+        if hop > fine:
+            rest = fine
+            pieces.append(
+                f"SELECT s.number, {own} FROM (SELECT number, card_id, unnest(range(et // {hop} * {hop // fine}, "
+                f"et // {fine})) AS tile FROM spine) s JOIN tiles_24h t USING (card_id, tile)"
+            )
+        pieces.append(
+            f"SELECT s.number, e.* EXCLUDE (card_id, tile) FROM (SELECT number, card_id, et AS t, et // {rest} AS tile FROM "
+            f"spine) s JOIN (SELECT card_id, _event_time // {rest} AS tile, {single} FROM events) e USING (card_id, tile) "
+            f"WHERE e.et < s.t"
+        )
+        made.append(f"w_{name} AS (SELECT number, {_PARTS} FROM ({' UNION ALL '.join(pieces)}) GROUP BY number)")
+        parts.append(name)
+    out = ", ".join(
+        f"coalesce(w_{name}.n, 0) AS n_{name}, w_{name}.sum AS sum_{name}, w_{name}.min AS min_{name}, "
+        f"w_{name}.max AS max_{name}, w_{name}.last AS last_{name}"
+        for name in parts
+    )
+    joins = " ".join(f"LEFT JOIN w_{name} ON s.number = w_{name}.number" for name in parts)
+    return f"WITH {', '.join(made)} SELECT s.number, s.label, {out} FROM spine s {joins}"
 
 
 def numpy_floor(settings: dict[str, Any]) -> Callable[[Path, Path], None]:  # noqa: ARG001
@@ -202,7 +250,8 @@ def numpy_floor(settings: dict[str, Any]) -> Callable[[Path, Path], None]:  # no
             columns[f"n_{name}"] = n
             sums = np.where(n > 0, total[end] - total[low], np.nan)
             columns[f"sum_{name}"] = pa.array(sums, from_pandas=True)
-            columns[f"mean_{name}"] = pa.array(sums / np.maximum(n, 1), from_pandas=True)
+            last = np.where(n > 0, amount[end - 1], np.nan)
+            columns[f"last_{name}"] = pa.array(last, from_pandas=True)
         for what, merge in (("min", np.minimum), ("max", np.maximum)):
             for name, found in _sparse(merge, amount, lows, end).items():
                 columns[f"{what}_{name}"] = pa.array(found, from_pandas=True)
@@ -231,8 +280,11 @@ CONTENDERS: dict[str, Callable[[dict[str, Any]], Callable[[Path, Path], None]]] 
     "ours": ours,
     "spark-join": spark,
     "duckdb-window": _duckdb(_window_sql),
-    "duckdb-join": _duckdb(lambda: _join_sql("any_value(label)")),
+    "duckdb-join": _duckdb(
+        lambda: _join_sql("any_value(label)", "arg_max(amount, CASE WHEN INSIDE THEN (_event_time, _offset) END)")
+    ),
     "duckdb-totals": _duckdb(_totals_sql),
+    "duckdb-tiles": _duckdb(_tiles_sql),
     "numpy": numpy_floor,
 }
 
@@ -243,7 +295,7 @@ def answer(out: Path) -> pa.Table:
         (pq.read_table(file) for file in sorted(out.glob("*.parquet"))), promote_options="permissive"
     )
     table = table.rename_columns([name.removeprefix("card.") for name in table.column_names])
-    names = [f"{what}_{window}" for what in ("n", "sum", "mean", "min", "max") for window in WINDOWS]
+    names = [f"{what}_{window}" for what in ("n", "sum", "min", "max", "last") for window in WINDOWS]
     return table.take(pc.sort_indices(table.column("number"))).select(["number", *names])
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import write_deltalake
 
-from featurestore import Count, Entity, EventSource, FeatureService, FeatureView, Max, Mean, Min, Sum
+from featurestore import Count, Entity, EventSource, FeatureService, FeatureView, Last, Max, Min, Sum
 from featurestore.definitions.contract import Contract
 from featurestore.timeline import DAY, SECOND
 
@@ -47,9 +47,9 @@ def service() -> FeatureService:
         {
             "n": Count().over(*WINDOWS),
             "sum": Sum("amount").over(*WINDOWS),
-            "mean": Mean("amount").over(*WINDOWS),
             "min": Min("amount").over(*WINDOWS),
             "max": Max("amount").over(*WINDOWS),
+            "last": Last("amount").over(*WINDOWS),
         },
     )
     return FeatureService("bench", [view])

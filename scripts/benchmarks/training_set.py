@@ -1,7 +1,7 @@
 """scripts/bench training-set: twenty windowed features at a million rows' own times, by us and by others.
 
 Every contender runs in a process of its own, one after the other, the whole list once per round. All answers are compared
-with ours, value by value; a difference ends the run.
+with ours, value by value; a difference ends the run. On a machine that others use too, CPU seconds tell more than wall time.
 """
 
 from __future__ import annotations
@@ -23,15 +23,23 @@ from scripts.benchmarks.training_contenders import CONTENDERS, answer
 from scripts.benchmarks.training_data import HOT, make
 
 CACHE = Path(".cache/bench")
+SPARK = ("ours", "spark-join")
+"""What runs on Spark; the words of BENCH_SPARK_UNDER come before its command, such as those that lock a file."""
 
 
 def main() -> int:
     """Run the measurements, print a table and write them as JSON."""
     given = _arguments()
-    found: dict[str, Any] = {"machine": _machine(), "arguments": {**vars(given), "out": str(given.out)}, "runs": []}
+    command = " ".join(["scripts/bench training-set", *sys.argv[1:]])
+    found: dict[str, Any] = {"machine": _machine(), "commands": [command], "runs": []}
+    if given.more:
+        earlier = json.loads(given.more.read_text())
+        found["commands"] = [*earlier["commands"], command]
+        found["runs"] = earlier["runs"]
     for events, rows, names in _plan(given):
         folder = make(CACHE, events=events, keys=given.keys, rows=rows, hot=given.hot)
-        for number in range(given.rounds):
+        began = 1 + max((run["round"] for run in found["runs"]), default=-1)
+        for number in range(began, began + given.rounds):
             reference = None
             for name in names:
                 run = _one(name, folder, given)
@@ -41,7 +49,8 @@ def main() -> int:
                     reference = made if reference is None else reference
                     run["largest_difference"] = _compare(name, reference, made, rows)
                     run["rows_per_s"] = round(rows / run["wall_s"])
-                found["runs"].append({"contender": name, "events": events, "rows": rows, "round": number, **run})
+                size = {"contender": name, "events": events, "rows": rows, "hot": given.hot, "round": number}
+                found["runs"].append({**size, **run})
                 print(json.dumps(found["runs"][-1]), flush=True)
                 shutil.rmtree(out, ignore_errors=True)
                 given.out.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--join-events", default="", help="sizes, comma-separated, at which spark-join takes part too")
     parser.add_argument("--scale-events", default="", help="sizes at which ours runs alone, to show how cost grows")
     parser.add_argument("--memory", default="2g", help="memory of Spark's JVM")
+    parser.add_argument("--more", type=Path, help="a JSON file of earlier runs, which are kept")
     parser.add_argument("--timeout", type=int, default=1200, help="seconds after which a contender is stopped")
     parser.add_argument("--quick", action="store_true", help="200,000 events and one round, to see that it works")
     parser.add_argument("--out", type=Path, default=CACHE / "training-set.json")
@@ -94,6 +104,8 @@ def _one(name: str, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         sys.executable, "-m", "scripts.benchmarks.training_contenders", name, str(folder.resolve()), str(out),
         json.dumps({"memory": given.memory} if name == "ours" else {}),
     ]  # fmt: skip
+    if name in SPARK:
+        command = [*os.environ.get("BENCH_SPARK_UNDER", "").split(), *command]
     load = os.getloadavg()[0]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=given.timeout, check=False)
@@ -113,62 +125,57 @@ def _compare(name: str, reference: Any, made: Any, rows: int) -> float:
         one, other = (each.column(column).to_numpy().astype(np.float64) for each in (reference, made))
         if not (np.isnan(one) == np.isnan(other)).all():
             sys.exit(f"{name}: nulls of {column} differ")
-        scale = np.maximum(np.abs(one), 1.0) if column.startswith(("sum", "mean")) else 1.0
+        scale = np.maximum(np.abs(one), 1.0) if column.startswith("sum") else 1.0
         difference = float(np.nanmax(np.abs(one - other) / scale, initial=0.0))
         # running totals of plain doubles, as others use them, keep some ten digits
-        if difference > (1e-6 if column.startswith(("sum", "mean")) else 0.0):
+        if difference > (1e-6 if column.startswith("sum") else 0.0):
             sys.exit(f"{name}: {column} differs by {difference}")
         worst = max(worst, difference)
     return worst
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return per contender and size the median, the spread, and how many times longer than ours it took, round by round."""
-    groups: dict[tuple[int, int, str], list[dict[str, Any]]] = {}
+    """Return per contender and size the medians, the spread, and how many times ours it took, round by round."""
+    groups: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     for run in runs:
-        groups.setdefault((run["events"], run["rows"], run["contender"]), []).append(run)
+        size = (run["events"], run["rows"], run["hot"])
+        groups.setdefault(size, {}).setdefault(run["contender"], []).append(run)
     found = []
-    for (events, rows, name), each in groups.items():
-        good = [run for run in each if "failed" not in run]
-        row: dict[str, Any] = {"contender": name, "events": events, "rows": rows, "rounds": len(good)}
-        if good:
-            walls = [run["wall_s"] for run in good]
-            row |= {"wall_s": statistics.median(walls), "wall_s_range": [min(walls), max(walls)]}
-            for what in ("cpu_s", "peak_rss_mb", "python_peak_rss_mb", "rows_per_s"):
+    for (events, rows, hot), contenders in groups.items():
+        mine = {run["round"]: run for run in contenders.get("ours", []) if "failed" not in run}
+        for name, each in contenders.items():
+            good = [run for run in each if "failed" not in run]
+            row: dict[str, Any] = {"contender": name, "events": events, "rows": rows, "hot": hot, "rounds": len(good)}
+            if not good:
+                found.append({**row, "failed": each[0]["failed"]})
+                continue
+            for what in ("wall_s", "cpu_s", "peak_rss_mb", "python_peak_rss_mb", "rows_per_s", "load_before"):
                 row[what] = statistics.median(run[what] for run in good)
-            mine = {
-                run["round"]: run["wall_s"] for run in groups.get((events, rows, "ours"), []) if "failed" not in run
-            }
-            ratios = [run["wall_s"] / mine[run["round"]] for run in good if run["round"] in mine]
-            if ratios:
-                row |= {"times_ours": round(statistics.median(ratios), 2)}
-                row["times_ours_range"] = [round(min(ratios), 2), round(max(ratios), 2)]
-        else:
-            row["failed"] = each[0]["failed"]
-        found.append(row)
+            for what in ("wall_s", "cpu_s"):
+                row[f"{what}_range"] = [min(run[what] for run in good), max(run[what] for run in good)]
+                ratios = [run[what] / mine[run["round"]][what] for run in good if run["round"] in mine]
+                if ratios:
+                    row[f"{what}_times_ours"] = round(statistics.median(ratios), 2)
+            found.append(row)
     return found
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the summary as a Markdown table."""
     lines = [
-        "| contender | events | rows | wall s (range) | CPU s | peak MB | rows/s | times ours (range) |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| events | rows | hot | contender | rounds | CPU s (range) | x ours | wall s (range) | x ours | peak MB | rows/s |",
+        "| ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
+        begin = f"| {row['events']:,} | {row['rows']:,} | {row['hot']:.0%} | {row['contender']} | {row['rounds']} | "
         if "failed" in row:
-            lines.append(f"| {row['contender']} | {row['events']:,} | {row['rows']:,} | {row['failed']} | | | | |")
+            lines.append(f"{begin}{row['failed']} | | | | | |")
             continue
-        low, high = row["wall_s_range"]
-        ratio = (
-            f"{row['times_ours']} ({row['times_ours_range'][0]}-{row['times_ours_range'][1]})"
-            if "times_ours" in row
-            else ""
-        )
-        lines.append(
-            f"| {row['contender']} | {row['events']:,} | {row['rows']:,} | {row['wall_s']:.1f} ({low:.1f}-{high:.1f}) | "
-            f"{row['cpu_s']:.0f} | {row['peak_rss_mb']:.0f} | {row['rows_per_s']:,.0f} | {ratio} |"
-        )
+        costs = []
+        for what in ("cpu_s", "wall_s"):
+            low, high = row[f"{what}_range"]
+            costs.append(f"{row[what]:.1f} ({low:.1f}-{high:.1f}) | {row.get(f'{what}_times_ours', '')} | ")
+        lines.append(f"{begin}{''.join(costs)}{row['peak_rss_mb']:,.0f} | {row['rows_per_s']:,.0f} |")
     return "\n".join(lines)
 
 

@@ -68,6 +68,11 @@ _READ, _PART, _PLAIN = (
 _MERGE, _FOLD, _BOUNDS = "engines.points:_Sorted", "online.fold", "engines.points:bounds_of"
 
 BUGS = [
+    # features of read time
+    Bug("derive: a derived feature is not seen by the next, one by one", "engines.derive:derive_row", "value = known[layout.id] =", "value ="),
+    Bug("derive: a derived feature is not seen by the next, by columns", "engines.derive:derive_columns", "found[layout.id] = known[layout.id] =", "found[layout.id] ="),
+    Bug("derive: a null counts as zero", "engines.derive:derive_row", "known = dict(values)", "known = {name: value or 0 for name, value in values.items()}"),
+    Bug("derive: columns of a lookup in the order they are made", "online.lookup:ServiceLookup._with_derived", "[row[name] for name in self.names]", "[row[name] for name in sorted(self.names)]"),
     # the kernel of training sets
     Bug("points: the event at t counts", f"{_MERGE}._edges", "self._key, self._t)", "self._key, self._t + 1)"),
     Bug("points: the event at lo(t) does not count", f"{_MERGE}._edges", "self._key, begin)", "self._key, begin + 1)"),
@@ -80,6 +85,8 @@ BUGS = [
     Bug("points: what arrives at the instant is hidden", f"{_MERGE}._merge_seen", "<= visible_at[point]", "< visible_at[point]"),
     Bug("points: what has not arrived is seen", f"{_MERGE}._sure", "self.visible_at - self._usual_delay + 1", "self.visible_at + 1"),
     Bug("points: the last straggler is left out", f"{_MERGE}.merge", "end[rows])", "end[rows] - 1)"),
+    Bug("ranges: the last event before a window counts", "algebra.ranges:Ranges._picked", "inside = found >= self.low[asked]", "inside = found >= 0"),
+    Bug("ranges: a null hides the last value", "algebra.ranges:Ranges._picked", "np.where(counts, rows, -1)", "rows"),
     Bug("points: a delay is forgotten", _BOUNDS, "edge = t - window.delay", "edge = t"),
     Bug("points: a closed window ends at t", _BOUNDS, "if window.is_closed and window.hop is not None else edge", "if False else edge"),
     Bug("points: the event at the end of a closed window counts", f"{_MERGE}._edges", "self._key, until)", "self._key, until + 1)"),

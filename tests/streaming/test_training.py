@@ -155,6 +155,28 @@ def test_a_spine_that_cannot_be_answered_is_refused(spark, offline, spoil, messa
         training_set(spark, SHOP.service, made, offline=offline, event_time="at")
 
 
+@pytest.mark.parametrize("kind", ["parquet", "csv", "delta"])
+def test_a_spine_at_a_path_is_checked_like_any_other(spark, offline, tmp_path, kind):
+    path = str(tmp_path / f"spine.{kind}")
+    write = {
+        "parquet": pq.write_table,
+        "csv": csv.write_csv,
+        "delta": lambda table, path: write_deltalake(path, table),
+    }[kind]
+
+    def refused(spine, message):
+        shutil.rmtree(path, ignore_errors=True)
+        write(spine, path)
+        with pytest.raises(SpineError, match=message):
+            training_set(spark, SHOP.service, path, offline=offline, event_time="at")
+
+    spine = spine_table()
+    refused(spine.drop_columns("shop"), r"no key column 'shop'")
+    refused(spine.drop_columns("at"), r"no time column 'at'")
+    refused(spine.append_column("visit.n_10m", spine.column("note")), r"already has a column 'visit.n_10m'")
+    refused(with_column(spine, "at", spine.column("at").cast(pa.timestamp("us"))), "naive timestamp")
+
+
 def test_something_that_is_no_spine_and_a_project_without_a_log_are_errors(spark, offline, tmp_path):
     with pytest.raises(SpineError, match="of type list is not understood"):
         training_set(spark, SHOP.service, [1], offline=offline, event_time="at")

@@ -100,6 +100,13 @@ class Sum(Aggregate):
     """The sum of a number. Integers (and booleans as 0 and 1) exactly; doubles compensated. Null when no value counted.
 
     A sum of integers beyond int64 saturates at its ends when it is read; the stored partial stays exact.
+
+    >>> from featurestore.algebra import Sum
+    >>> from featurestore.datatypes import DataType
+    >>> total = Sum("amount").bind(DataType.FLOAT64)
+    >>> parts = [total.prepare(value, (0, 0)) for value in (1e16, 1.0, -1e16)]
+    >>> total.finalize(total.merge(parts[0], total.merge(parts[1], parts[2])))
+    1.0
     """
 
     partial_kind: ClassVar[str] = "sum"
@@ -213,6 +220,12 @@ class Mean(Sum):
     """The arithmetic mean, always float64; of a condition it is the share of true. Null when no value counted.
 
     Shares its partial with a ``Sum`` of the same input.
+
+    >>> from featurestore.algebra import Mean
+    >>> from featurestore.datatypes import DataType
+    >>> share = Mean("status = 'declined'").bind(DataType.BOOL)
+    >>> share.finalize(share.merge(share.prepare(True, (0, 0)), share.prepare(False, (0, 1))))
+    0.5
     """
 
     accepts: ClassVar[frozenset[DataType]] = NUMBERS

@@ -94,7 +94,14 @@ class _Extreme(Aggregate):
 
 @dataclass(frozen=True, repr=False)
 class Min(_Extreme):
-    """The smallest value; NaN only when every value is NaN. Null when no value counted."""
+    """The smallest value; NaN only when every value is NaN. Null when no value counted.
+
+    >>> from featurestore.algebra import Min
+    >>> from featurestore.datatypes import DataType
+    >>> low = Min("amount").bind(DataType.FLOAT64)
+    >>> low.finalize(low.merge(low.prepare(1.0, (0, 0)), low.prepare(float("nan"), (0, 1))))
+    1.0
+    """
 
     partial_kind: ClassVar[str] = "min"
 
@@ -109,7 +116,14 @@ class Min(_Extreme):
 
 @dataclass(frozen=True, repr=False)
 class Max(_Extreme):
-    """The largest value; NaN as soon as one value is NaN. Null when no value counted."""
+    """The largest value; NaN as soon as one value is NaN. Null when no value counted.
+
+    >>> from featurestore.algebra import Max
+    >>> from featurestore.datatypes import DataType
+    >>> high = Max("amount").bind(DataType.FLOAT64)
+    >>> high.finalize(high.merge(high.prepare(1.0, (0, 0)), high.prepare(float("nan"), (0, 1))))
+    nan
+    """
 
     partial_kind: ClassVar[str] = "max"
 

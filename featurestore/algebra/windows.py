@@ -185,7 +185,11 @@ def Tumbling(length: str | timedelta, *, delay: str | timedelta | None = None) -
 
 
 def Lifetime(*, delay: str | timedelta | None = None) -> Window:  # noqa: N802
-    """Return the window of all events so far, or of all up to ``delay`` ago."""
+    """Return the window of all events so far, or of all up to ``delay`` ago.
+
+    >>> Lifetime().interval(10 * HOUR) == Interval(None, 10 * HOUR), Lifetime(delay="1h").end(10 * HOUR) == 9 * HOUR
+    (True, True)
+    """
     return _window("lifetime", None, None, "lifetime", delay)
 
 

@@ -6,7 +6,7 @@ A contract is a JSON Schema (2020-12) of an object with typed properties:
     "string" with "format": "date-time" -> timestamp (ISO 8601 with an offset)
     a list with "null", or a name that is not in "required" -> nullable
     "array" of such "items" -> a list, in a column of the same name
-    "array" of objects with such properties -> a list for every property, in columns "array.property" of one length
+    "array" of objects with such properties -> a list for every property, in columns "array__property" of one length
 
 Bounds (minimum, maximum, exclusiveMinimum, exclusiveMaximum, minLength, maxLength, pattern, enum of texts) are checked for
 every event and every element, of which an array has at most 1,024; notes (title, description, examples, $id, $schema, $comment,
@@ -54,7 +54,7 @@ class ContractField:
     """One field, or one property of the objects in an array.
 
     Attributes:
-        name: The column's name: the field's, or "array.property".
+        name: The column's name: the field's, or "array__property": Spark takes a dot for a struct.
         type: The column's type; a list where the field is an array.
         nullable: Whether it may be null or absent; of an array, whether the array may.
         bounds: Bounds by JSON Schema keyword; of an array, those of its elements.
@@ -72,7 +72,7 @@ class ContractField:
     @property
     def property(self) -> str | None:
         """The property of the array's objects that the column holds; None of a plain field or an array of scalars."""
-        return None if self.array is None or self.name == self.array else self.name[len(self.array) + 1 :]
+        return None if self.array is None or self.name == self.array else self.name[len(self.array) + 2 :]
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def _fields(column: str, node: Any, required: bool, where: str) -> list[Contract
             raise ContractError(f"{inside}: objects need properties.")
         needed = wanted if items["type"] == "object" else []
         found = [
-            (f"{column}.{name}", _field(name, each, name in needed, f"{inside}, property {name!r}"))
+            (f"{column}__{name}", _field(name, each, name in needed, f"{inside}, property {name!r}"))
             for name, each in properties.items()
         ]
     return [

@@ -119,9 +119,10 @@ class FeatureView:
 
     @cached_property
     def aliases(self) -> dict[str, str]:
-        """The exploded array's properties that no field is called like, and their columns."""
+        """Other names of the exploded array's columns: ``items.price``, and ``price`` where no field is called that."""
         columns = self.source.contract.columns
-        return {str(one.property): one.name for one in self.exploded if one.property and one.property not in columns}
+        short = {str(one.property): one.name for one in self.exploded if one.property and one.property not in columns}
+        return short | {f"{one.array}.{one.property}": one.name for one in self.exploded if one.property}
 
     @cached_property
     def key_columns(self) -> tuple[str, ...]:
@@ -139,6 +140,9 @@ class FeatureView:
     def row(self) -> Mapping[str, DataType | Node]:
         """What a row expression can name: the contract's fields, with their types, and the trees of derived columns."""
         known: dict[str, DataType | Node] = dict(self.fields)
+        for one in self.source.contract.fields:
+            if one.property is not None:
+                known[f"{one.array}.{one.property}"] = Column(one.name, self.fields[one.name])
         known |= {name: Column(column, self.fields[column]) for name, column in self.aliases.items()}
         for name, text in self.columns.items():
             check_name(name, f"view {self.name}: column")

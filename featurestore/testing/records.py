@@ -112,7 +112,7 @@ def _plain(source: EventSource, name: str, value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(source, name, each) for each in value]
     if isinstance(value, dict):
-        return {key: _plain(source, f"{name}.{key}", each) for key, each in value.items()}
+        return {key: _plain(source, f"{name}__{key}", each) for key, each in value.items()}
     if isinstance(value, datetime):
         return value.isoformat()
     kind = source.contract.columns.get(name)

@@ -137,7 +137,7 @@ def test_the_printed_test_of_a_case_with_arrays_runs():
     from featurestore.checks.generate import generate
 
     text = pytest_text(generate(BY_CARD, 8), [], origin="here")
-    assert "items.sku" in text
+    assert "items__sku" in text
     run_text(text)
 
 
@@ -154,7 +154,7 @@ def test_the_place_of_an_element_orders_elements_and_knows_its_offset():
 
 
 def test_a_contract_with_arrays_is_data():
-    assert CONTRACT.columns["items.price"] == DataType.LIST_FLOAT64
+    assert CONTRACT.columns["items__price"] == DataType.LIST_FLOAT64
     assert CONTRACT.columns["tags"] == DataType.LIST_STRING
     assert Contract.from_dict(json.loads(json.dumps(CONTRACT.to_dict()))) == CONTRACT
     assert breaking_changes(CONTRACT, CONTRACT) == []

@@ -72,10 +72,12 @@ if TYPE_CHECKING:
         Variance,
     )
     from featurestore.config import Settings
+    from featurestore.definitions.derived import Derived, Ratio, RequestFeature
     from featurestore.definitions.entity import Entity
     from featurestore.definitions.service import FeatureService
     from featurestore.definitions.source import EventSource
     from featurestore.definitions.view import FeatureView
+    from featurestore.online.async_client import AsyncFeatureClient
     from featurestore.online.client import FeatureClient
     from featurestore.online.vector import FeatureTable, FeatureVector
     from featurestore.store import FeatureStore
@@ -85,6 +87,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ApproxDistinct",
     "ApproxQuantile",
+    "AsyncFeatureClient",
     "BreakingChangeError",
     "BrokerUnavailableError",
     "CheckpointMismatchError",
@@ -93,6 +96,7 @@ __all__ = [
     "ContractError",
     "Count",
     "DefinitionError",
+    "Derived",
     "DistinctCount",
     "DuplicateNameError",
     "Entity",
@@ -130,6 +134,8 @@ __all__ = [
     "OnlineStoreUnavailableError",
     "PastLookupError",
     "Rate",
+    "Ratio",
+    "RequestFeature",
     "Sawtooth",
     "ScoringError",
     "SecondsSinceFirst",
@@ -154,10 +160,12 @@ _MODULES = {
     "ApproxDistinct": "algebra",
     "ApproxQuantile": "algebra",
     "Count": "algebra",
+    "Derived": "definitions.derived",
     "DistinctCount": "algebra",
     "Entity": "definitions.entity",
     "EventSource": "definitions.source",
     "Exact": "algebra",
+    "AsyncFeatureClient": "online.async_client",
     "FeatureClient": "online.client",
     "FeatureService": "definitions.service",
     "FeatureStore": "store",
@@ -178,6 +186,8 @@ _MODULES = {
     "Min": "algebra",
     "MinK": "algebra",
     "Rate": "algebra",
+    "Ratio": "definitions.derived",
+    "RequestFeature": "definitions.derived",
     "Sawtooth": "algebra",
     "SecondsSinceFirst": "algebra",
     "SecondsSinceLast": "algebra",

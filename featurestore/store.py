@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from featurestore.checks.explanation import Explanation
     from featurestore.checks.verify import VerifyResult
     from featurestore.jobs.job import Job
     from featurestore.offline.registry import DeltaRegistry
@@ -137,7 +138,7 @@ class FeatureStore:
                 topics = ensure_topics(self.settings.kafka, dict.fromkeys(sorted(names), partitions))
             changes = registry.apply(wanted)
             for service in wanted.services.values():
-                online.publish_plan(LookupPlan(service.name, tuple(view.layout for view in service.views)))
+                online.publish_plan(LookupPlan.of(service))
             for name in set(applied.services) - set(wanted.services):
                 online.remove_plan(name)
         finally:
@@ -312,13 +313,14 @@ class FeatureStore:
             view: Only this view.
             seconds: How long to look; every view gets at least one case.
             seed: Chooses the cases; random when None, and part of the result.
-            engines: "memory" and "redis": the online stores to run on. Both when None, where a server can be started.
+            engines: "memory" and "redis", the online stores to run on, and "spark", the training sets of production on a local
+                Spark session, which needs Java. The first two when None, where a server can be started.
             progress: Called after every case.
 
         Raises:
             DefinitionError: A definition is invalid, or there is no view.
             UnknownNameError: There is no such service, view or engine.
-            StackError: "redis" is asked for and no server can be started.
+            StackError: "redis" is asked for and no server can be started, or "spark" and there is no Java.
         """
         from featurestore.checks.run import verify_definitions
 
@@ -327,6 +329,43 @@ class FeatureStore:
             wanted, self.settings, service=service, view=view, seconds=seconds, seed=seed, engines=engines,
             progress=progress,
         )  # fmt: skip
+
+    def explain(
+        self, feature: str, keys: Mapping[str, Any], *, at: Any = None, as_served: bool = False, shown: int = 20
+    ) -> Explanation:
+        """Return where one value comes from, online and offline side by side, and if they differ, why. Starts no JVM.
+
+        Args:
+            feature: ``VIEW.FEATURE``, or with the service before it: ``SERVICE.VIEW.FEATURE``.
+            keys: The entity's key columns and values.
+            at: The time, as :func:`~featurestore.timeline.to_instant` takes it; events at or after it do not count. Now by
+                default.
+            as_served: Whether events that arrived after ``at`` are left out of the offline side.
+            shown: How many events and tiles to keep, the newest.
+
+        Raises:
+            UnknownNameError: No such feature is applied, or a key column is missing.
+            DefinitionError: The time or a key value is not usable.
+            OfflineStoreUnavailableError: The source has no event log yet.
+        """
+        from featurestore.checks.explain import explain
+        from featurestore.checks.names import find_feature
+        from featurestore.definitions.keys import key_values
+        from featurestore.online.redis_store import RedisOnlineStore
+        from featurestore.timeline import SystemClock, to_instant
+
+        named = find_feature(self.definitions(), feature)
+        columns = named.view.layout.keys
+        values = key_values(keys, columns, where=f"feature {named.id}")
+        t = SystemClock().now() if at is None else to_instant(at, name="at")
+        online = RedisOnlineStore(self.settings.online.url, self.settings.project, timeout_s=STORE_TIMEOUT_S)
+        try:
+            return explain(
+                named, dict(zip(dict(columns), values, strict=True)), t, offline=self.settings.offline, store=online,
+                as_served=as_served, shown=shown,
+            )  # fmt: skip
+        finally:
+            online.close()
 
     def session(self) -> Any:
         """Return the Spark session of training sets; one per store, started when first needed."""

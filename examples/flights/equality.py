@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurestore.testing.compare import values_match
 from featurestore.timeline import format_instant
 
 if TYPE_CHECKING:
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
 
     from featurestore.definitions.service import FeatureService
     from featurestore.definitions.view import FeatureView
-
-RELATIVE = 1e-9
-"""Floating sums agree within this; everything else exactly."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +34,22 @@ class Comparison:
     different: list[tuple[int, str]]
 
 
-def compare(served: pd.DataFrame, offline: pd.DataFrame, features: list[str]) -> Comparison:
-    """Return where two frames with the same rows differ; null equals null only."""
+def compare(served: pd.DataFrame, offline: pd.DataFrame, service: FeatureService) -> Comparison:
+    """Return where two frames with the same rows differ, by the rule that every check has; null equals null only."""
+    features = [(f"{view.name}.{each.name}", each) for view in service.views for each in view.layout.features]
     unequal = np.zeros((len(served), len(features)), dtype=bool)
-    for column, name in enumerate(features):
+    for column, (name, feature) in enumerate(features):
         left, right = (frame[name].astype("float64").to_numpy() for frame in (served, offline))
-        same_null = np.isnan(left) & np.isnan(right)
-        unequal[:, column] = ~(same_null | np.isclose(left, right, rtol=RELATIVE, atol=0.0) | (left == right))
+        same = (np.isnan(left) & np.isnan(right)) | (left == right)
+        for row in np.flatnonzero(~same):
+            both = (None if np.isnan(value) else float(value) for value in (left[row], right[row]))
+            unequal[row, column] = not values_match(feature, *both)
     rows, columns = np.nonzero(unequal)
     return Comparison(
         vectors=len(served),
         equal_vectors=int((~unequal.any(axis=1)).sum()),
         compared=unequal.size,
-        different=[(int(row), features[column]) for row, column in zip(rows, columns, strict=True)],
+        different=[(int(row), features[column][0]) for row, column in zip(rows, columns, strict=True)],
     )
 
 

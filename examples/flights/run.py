@@ -278,11 +278,10 @@ def _quality(store: FeatureStore, live: LiveResult, known_at: int) -> dict[str, 
 
 def _equality(store: FeatureStore, live: LiveResult) -> dict[str, Any]:
     spine = live.scored[["flight_id", *KEYS, "t_us", "visible_us"]]
-    features = list(flight_delay.feature_ids)
     as_served = store.training_set(flight_delay.name, spine, event_time="t_us", as_served="visible_us").to_pandas()
     by_event_time = store.training_set(flight_delay.name, spine, event_time="t_us").to_pandas()
-    same = equality.compare(live.served, as_served, features)
-    drifted = equality.compare(live.served, by_event_time, features)
+    same = equality.compare(live.served, as_served, flight_delay)
+    drifted = equality.compare(live.served, by_event_time, flight_delay)
     explained = equality.explain_by_late_events(drifted.different, spine, flight_delay, _late_rows(store))
     return {
         "as_served": {

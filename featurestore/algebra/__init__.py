@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from featurestore.algebra.additive import Count, Mean, Sum
-from featurestore.algebra.aggregate import Aggregate, EventOrder, sequence_of
+from featurestore.algebra.aggregate import Aggregate, EventOrder, element_sequence, offset_of, sequence_of
 from featurestore.algebra.distinct import DistinctCount
 from featurestore.algebra.extremal import Max, Min
 from featurestore.algebra.histogram import Histogram
@@ -92,5 +92,7 @@ __all__ = [
     "Window",
     "Windowed",
     "as_window",
+    "element_sequence",
+    "offset_of",
     "sequence_of",
 ]

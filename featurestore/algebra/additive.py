@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,8 @@ from featurestore.algebra.aggregate import NUMBERS, Aggregate
 from featurestore.datatypes import SCALARS, DataType
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from featurestore.algebra.aggregate import Columns, EventOrder, Partial
 
 _LOW = 0xFFFFFFFF
@@ -68,6 +71,10 @@ class Count(Aggregate):
     def finalize(self, partial: Partial) -> int:
         """Return the count."""
         return int(partial[0])
+
+    def finalizer(self, begin: int) -> Callable[[Sequence[Any]], Any]:
+        """Return the slot itself."""
+        return itemgetter(begin)
 
     def prepare_columns(
         self,
@@ -159,6 +166,13 @@ class Sum(Aggregate):
         total = self.total(partial)
         return min(max(total, _INT64_MIN), _INT64_MAX) if self.is_integer else total
 
+    def finalizer(self, begin: int) -> Callable[[Sequence[Any]], Any]:
+        """Return the sum of doubles without a call in between."""
+        if self.is_integer:
+            return super().finalizer(begin)
+        n, total, error = begin, begin + 1, begin + 2
+        return lambda row: row[total] + row[error] if row[n] else None
+
     def prepare_columns(
         self,
         values: np.ndarray,
@@ -211,6 +225,13 @@ class Mean(Sum):
     def finalize(self, partial: Partial) -> float | None:
         """Return sum / n, or None without values."""
         return self.total(partial) / partial[0] if partial[0] else None
+
+    def finalizer(self, begin: int) -> Callable[[Sequence[Any]], Any]:
+        """Return the mean of doubles without a call in between."""
+        if self.is_integer:
+            return super().finalizer(begin)
+        n, total, error = begin, begin + 1, begin + 2
+        return lambda row: (row[total] + row[error]) / row[n] if row[n] else None
 
     def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:
         """Return sum / n; null without values."""

@@ -39,14 +39,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeAlias
 
+import numpy as np
+
 from featurestore.algebra.windows import Windowed, as_window
 from featurestore.datatypes import DataType
-from featurestore.errors import DefinitionError
+from featurestore.errors import DefinitionError, FeatureStoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
+    from collections.abc import Callable, Sequence
 
     from featurestore.algebra.windows import Window
     from featurestore.timeline import Instant
@@ -67,6 +67,27 @@ class EventOrder(NamedTuple):
 def sequence_of(partition: int, offset: int) -> int:
     """Return partition and offset as one ordered int64 (16 bits of partition, 47 of offset)."""
     return (partition << 47) | offset
+
+
+ELEMENT_BITS = 10
+_PARTITIONS, _OFFSETS = 1 << 12, 1 << 41
+
+
+def element_sequence(sequence: Any, position: Any) -> Any:
+    """Return the place of an element of an event's array: 12 bits of partition, 41 of offset, 10 of position; of arrays too.
+
+    Raises:
+        FeatureStoreError: The partition is not below 4,096 or the offset not below 2**41.
+    """
+    partition, offset = sequence >> 47, sequence & ((1 << 47) - 1)
+    if np.any(partition >= _PARTITIONS) or np.any(offset >= _OFFSETS):
+        raise FeatureStoreError("an exploding view takes partitions below 4,096 and offsets below 2,199,023,255,552.")
+    return (partition << 51) | (offset << ELEMENT_BITS) | position
+
+
+def offset_of(sequence: Any, *, elements: bool = False) -> Any:
+    """Return the source offset in a ``sequence_of``, or in an ``element_sequence``; of arrays too."""
+    return (sequence >> ELEMENT_BITS) & (_OFFSETS - 1) if elements else sequence & ((1 << 47) - 1)
 
 
 NUMBERS = frozenset({DataType.INT64, DataType.FLOAT64, DataType.BOOL})
@@ -221,6 +242,14 @@ class Aggregate(ABC):
             inputs: The absolute values of the finite inputs merged.
         """
         return self.tolerance * 1e-16 * math.fsum(inputs)
+
+    def finalizer(self, begin: int) -> Callable[[Sequence[Any]], Any]:
+        """Return a function that finalizes the partial whose slots lie in a row from ``begin`` on.
+
+        It gives what ``finalize`` gives; a lookup calls it once per feature, so it is overridden where it can be quicker.
+        """
+        finalize, end = self.finalize, begin + len(self.slots)
+        return lambda row: finalize(tuple(row[begin:end]))
 
     def value_columns(self, partial: Columns, t: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Return ``value`` of every row; ``t`` is one instant per row, int64."""

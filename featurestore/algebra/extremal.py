@@ -16,6 +16,8 @@ from featurestore.algebra.values import from_slot, from_slots, no_value, slot_of
 from featurestore.datatypes import DataType
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from featurestore.algebra.aggregate import Columns, EventOrder, Partial
 
 
@@ -61,6 +63,13 @@ class _Extreme(Aggregate):
     def finalize(self, partial: Partial) -> Any:
         """Return the extreme, or None without values."""
         return from_slot(partial[1], self.value_type) if partial[0] else None
+
+    def finalizer(self, begin: int) -> Callable[[Sequence[Any]], Any]:
+        """Return the extreme of numbers without a call in between."""
+        if self.value_type not in (DataType.FLOAT64, DataType.INT64):
+            return super().finalizer(begin)
+        n, value = begin, begin + 1
+        return lambda row: row[value] if row[n] else None
 
     def prepare_columns(
         self,

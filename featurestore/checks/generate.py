@@ -6,7 +6,8 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from featurestore.checks.case import Case, Crash, Drain, Probe, Send, Step
-from featurestore.testing.streams import hostile_stream
+from featurestore.engines.rows import rows_of
+from featurestore.testing.streams import hostile_stream, with_key
 from featurestore.timeline import DAY, HOUR, floor_to
 
 if TYPE_CHECKING:
@@ -52,11 +53,9 @@ def generate(view: FeatureView, seed: int) -> Case:
             steps.append(Probe(keys, at))
         if dice.random() < 0.06:
             some = dice.choice(stream.events[: number + 1])
-            steps.append(
-                Probe(_key_of(view, some.row), dice.choice((event.arrival, some.event_time, some.arrival)) + 1)
-            )
+            steps.append(Probe(_key_of(view, some), dice.choice((event.arrival, some.event_time, some.arrival)) + 1))
         if event.event_time > event.arrival and dice.random() < 0.5:  # ahead of the clock: skipped until its time
-            steps.append(Probe(_key_of(view, event.row), dice.choice((event.arrival, event.event_time))))
+            steps.append(Probe(_key_of(view, event), dice.choice((event.arrival, event.event_time))))
     for keys, at in stream.probes:
         steps.append(Probe(keys, at))
         if dice.random() < 0.5:
@@ -75,7 +74,7 @@ def _on_edges(view: FeatureView, events: Sequence[Event], dice: random.Random) -
     covered = window.interval(t)
     low, end = t - DAY if covered.start is None else covered.start, covered.end
     near = (low - 1, low + 1, end - 1, low - hop - 1, low - 3 * (end - low), (low + end) // 2)
-    key = dict(zip(view.entity.keys, _key_of(view, events[0].row), strict=True))
+    key = _key_of(view, *events)
     times = [low, end - 1, *(dice.choice(near) for _ in range(dice.choice((0, 1, 2, 6))))]
     times += [end] if dice.random() < 0.5 else []
     partitions = dice.choice((1, 1, 2))
@@ -83,12 +82,13 @@ def _on_edges(view: FeatureView, events: Sequence[Event], dice: random.Random) -
     name = view.source.event_time
     steps: list[Step] = []
     for arrival, time in sorted((time + delay, time) for time, delay in zip(times, late, strict=True)):
-        steps.append(Send({**dice.choice(events).row, **key, name: time}, arrival, dice.randrange(partitions)))
+        row = with_key(view, dict(dice.choice(events).row), key, dice)
+        steps.append(Send({**row, name: time}, arrival, dice.randrange(partitions)))
         if dice.random() < 0.2:
             steps.append(Drain())
     now = max(time + delay for time, delay in zip(times, late, strict=True))
     asked = dict.fromkeys((now, t, t + 1, *(dice.choice(times) + dice.choice((0, 1)) for _ in range(3))))
-    probes = [Probe(tuple(key.values()), at) for at in asked]
+    probes = [Probe(key, at) for at in asked]
     return Case(view, (*steps, *probes), dice.choice((0, 1, 4)))
 
 
@@ -98,5 +98,10 @@ def _delay(dice: random.Random, skew: int) -> int:
     return dice.randrange(HOUR) if kind < 0.15 else -dice.randrange(1, skew + 1) if kind < 0.3 else 0
 
 
-def _key_of(view: FeatureView, row: Any) -> tuple[Any, ...]:
-    return tuple(row[column] for column in view.entity.keys)
+def _key_of(view: FeatureView, *events: Event) -> tuple[Any, ...]:
+    """Return the key of the first of some events; of an array's element, of the first there is, or else null."""
+    rows = rows_of(view, events)
+    if rows:
+        return tuple(rows[0].row[column] for column in view.entity.keys)
+    inside = {one.name for one in view.exploded}
+    return tuple(None if column in inside else events[0].row[column] for column in view.key_columns)

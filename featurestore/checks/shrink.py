@@ -130,12 +130,22 @@ def _plainer_values(case: Case, step: Step) -> Iterator[Step]:
     """Yield the step with one value of its row made null, or else plain; the key and the event time stay."""
     if not isinstance(step, Send) or isinstance(step.event, bytes):
         return
+    for columns in case.view.source.contract.arrays.values():
+        size = len(step.event.get(columns[0].name) or ())
+        for kept in (slice(0, 0), slice(0, 1), slice(1, None)):
+            if len(range(size)[kept]) < size:
+                yield replace(step, event={**step.event, **{one.name: step.event[one.name][kept] for one in columns}})
     fixed = {*case.view.entity.keys, case.view.source.event_time}
     row = dict(step.event)
     for field in case.view.source.contract.fields:
         value = row.get(field.name)
         plain = _PLAIN.get(field.type, ())
-        if field.name in fixed or value is None or (not field.nullable and value in plain[:1]):
+        if (
+            field.name in fixed
+            or field.array is not None
+            or value is None
+            or (not field.nullable and value in plain[:1])
+        ):
             continue
         choices = ((None,) if field.nullable else ()) + (() if field.bounds or value in plain else plain)
         for choice in choices:

@@ -1,8 +1,8 @@
 """verify: are all paths equal on these definitions? Hostile cases, one after the other, until the time is over.
 
 Every case goes through the specification, the kernel of training sets, and the online path of production over each store
-given; the first that differs is shrunk and told as a pytest. Nothing outside this process is touched unless a store or a
-Spark session is passed in.
+given; or, many at a time, through a *batch engine*: the training sets of production on Spark. The first case that differs is
+shrunk and told as a pytest. Nothing outside this process is touched unless a store or a batch engine is passed in.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from featurestore.checks.case import Case, Probe, Send, run_case
 from featurestore.checks.generate import generate
@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     from featurestore.online.store import OnlineStore
     from featurestore.testing.judge import Difference
 
+Runner: TypeAlias = "Callable[[Sequence[Case]], list[list[Difference]]]"
+"""Cases of one view -> what differs in each."""
 SECONDS = 20.0
 SHRINK_SECONDS = 30.0
+BATCH = 20
+"""Cases of one view that go through a batch engine together."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,7 @@ def verify(
     seed: int | None = None,
     most_cases: int | None = None,
     stores: Mapping[str, Callable[[], AbstractContextManager[OnlineStore]]] | None = None,
+    batches: Mapping[str, Runner] | None = None,
     imports: Mapping[str, tuple[str, str]] | None = None,
     shrink_seconds: float = SHRINK_SECONDS,
     progress: Callable[[VerifyResult], None] | None = None,
@@ -138,8 +143,9 @@ def verify(
         seconds: How long to look.
         seed: Chooses the cases; random when None, and always part of the result.
         most_cases: Stop after this many, too.
-        stores: Name to a context manager that gives an empty store, on each of which every case is run; one in memory by
-            default.
+        stores: Name to a context manager that gives an empty store, on each of which every case is run; one in memory when
+            None.
+        batches: Name to a function that returns what differs in each of some cases of one view.
         imports: View name to the module and name it can be imported from, for the printed test.
         shrink_seconds: How long to look for a smaller case once one differs.
         progress: Called after every case.
@@ -151,52 +157,67 @@ def verify(
         raise DefinitionError(
             "there is no feature view to verify.", hint="define one, or name another service or view."
         )
-    stores = stores or {"memory": memory_store}
+    stores = {"memory": memory_store} if stores is None else stores
+    batches = batches or {}
+    engines: dict[str, Runner] = {name: _on_store(open_store) for name, open_store in stores.items()}
+    engines |= batches
     first = secrets.randbelow(2**31) if seed is None else seed
-    result = VerifyResult(first, ("training set", *stores))
+    result = VerifyResult(first, (*(["training set"] if stores else []), *engines))
     began = time.monotonic()
     number = 0
     while most_cases is None or number < most_cases:
         result.seconds = time.monotonic() - began
-        if number >= len(views) and result.seconds >= seconds:
+        size = BATCH if batches else 1
+        view = views[number // size % len(views)]
+        if number >= len(views) * size and result.seconds >= seconds:
             break
-        view = views[number % len(views)]
-        case = generate(view, first + number)
-        result.cases[view.name] = result.cases.get(view.name, 0) + 1
-        result.events += sum(isinstance(step, Send) for step in case.steps)
-        result.probes += sum(isinstance(step, Probe) for step in case.steps)
-        for engine, open_store in stores.items():
-            if _run(case, open_store):
+        if most_cases is not None:
+            size = min(size, most_cases - number)
+        cases = [generate(view, first + number + each) for each in range(size)]
+        result.cases[view.name] = result.cases.get(view.name, 0) + size
+        result.events += sum(isinstance(step, Send) for case in cases for step in case.steps)
+        result.probes += sum(isinstance(step, Probe) for case in cases for step in case.steps)
+        for engine, run in engines.items():
+            wrong = next((place for place, found in enumerate(run(cases)) if found), None)
+            if wrong is not None:
                 result.failure = shrunk(
-                    case, first + number, engine, open_store, imports or {}, shrink_seconds=shrink_seconds
+                    cases[wrong], first + number + wrong, engine, run, imports or {}, shrink_seconds=shrink_seconds
                 )
                 result.seconds = time.monotonic() - began
                 return result
-        number += 1
+        number += size
         if progress is not None:
             progress(result)
     result.seconds = time.monotonic() - began
     return result
 
 
-def _run(case: Case, open_store: Callable[[], AbstractContextManager[OnlineStore]]) -> list[Difference]:
-    with open_store() as store:
-        return run_case(case, store)
+def _on_store(open_store: Callable[[], AbstractContextManager[OnlineStore]]) -> Runner:
+    """Return a function that runs cases one by one, each on an empty store."""
+
+    def run(cases: Sequence[Case]) -> list[list[Difference]]:
+        found = []
+        for case in cases:
+            with open_store() as store:
+                found.append(run_case(case, store))
+        return found
+
+    return run
 
 
 def shrunk(
     case: Case,
     seed: int,
     engine: str,
-    open_store: Callable[[], AbstractContextManager[OnlineStore]],
+    run: Runner,
     imports: Mapping[str, tuple[str, str]],
     *,
     shrink_seconds: float,
 ) -> Failure:
     """Return the smallest form of a failing case."""
-    shrinker = Shrinker(lambda smaller: bool(_run(smaller, open_store)), seconds=shrink_seconds)
+    shrinker = Shrinker(lambda smaller: bool(run([smaller])[0]), seconds=shrink_seconds)
     small = shrinker.shrink(case)
-    found = _run(small, open_store) or _run(case, open_store)
-    origin = f"featurestore verify --view {case.view.name} --seed {seed}"
+    found = run([small])[0] or run([case])[0]
+    origin = f"featurestore verify --view {case.view.name} --seed {seed}, on {engine}"
     test = pytest_text(small, found, origin=origin, imported=imports.get(case.view.name))
     return Failure(case.view.name, seed, engine, small, len(case.steps), tuple(found), test)

@@ -1,4 +1,4 @@
-"""Verbs that check: verify."""
+"""Verbs that check: verify, explain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import typer
 from featurestore.cli import exits
 from featurestore.cli.app import app
 from featurestore.cli.output import ConfigOption, JsonOption, example, note, open_store, print_json, print_lines
-from featurestore.cli.project import DefinitionsOption, named
+from featurestore.cli.project import DefinitionsOption
+from featurestore.cli.project import named as overriding
+from featurestore.timeline import to_instant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     epilog=example(
         "featurestore verify",
         "featurestore verify --service fraud_v1 --seconds 60",
+        "featurestore verify --engines spark",
         "featurestore verify --seed 7 --json",
     )
 )
@@ -33,7 +36,10 @@ def verify(
     seconds: Annotated[float, typer.Option(min=0.0, help="How long to look; every view gets a case.")] = 20.0,
     seed: Annotated[int | None, typer.Option(help="Chooses the cases; random by default, and printed.")] = None,
     engines: Annotated[
-        str | None, typer.Option(help="memory, redis or both with a comma; both where a server can be started.")
+        str | None,
+        typer.Option(
+            help="memory, redis, spark, or several with commas; memory and redis by default, where a server can be started."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the failing case here, as a pytest.")] = None,
     definitions: DefinitionsOption = None,
@@ -41,7 +47,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> int:
     """Check that every path computes the same on your definitions. Ends with 0 when all are equal, with 1 when not."""
-    store = open_store(config, **named(definitions))
+    store = open_store(config, **overriding(definitions))
     chosen = None if engines is None else [each.strip() for each in engines.split(",")]
     with _bar(seconds) as progress:
         result = store.verify(service=service, view=view, seconds=seconds, seed=seed, engines=chosen, progress=progress)
@@ -53,6 +59,46 @@ def verify(
         out.write_text(result.failure.test, encoding="utf-8")
         note(f"written: {out}")
     return exits.OK if result.equal else exits.FAILED
+
+
+@app.command(
+    epilog=example(
+        "featurestore explain card_spend.spend_1h --key card_id=c1",
+        "featurestore explain fraud_v1.card_spend.spend_1h --key card_id=c1 --at 2026-01-01T00:00:00Z --json",
+    )
+)
+def explain(
+    feature: Annotated[str, typer.Argument(help="VIEW.FEATURE, or with the service: SERVICE.VIEW.FEATURE.")],
+    key: Annotated[list[str] | None, typer.Option(help="A key column, name=value; once per column.")] = None,
+    at: Annotated[str | None, typer.Option(help="The time, ISO 8601 with an offset; now by default.")] = None,
+    as_served: Annotated[
+        bool, typer.Option("--as-served", help="Leave out of the offline side what arrived after --at.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=0, help="Events and tiles to show, the newest.")] = 20,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Show where one value comes from: window, events, tiles and stored record, online and offline side by side.
+
+    Ends with 0 when both sides agree, with 1 when they differ, and says why; with 3 when a store cannot be reached.
+    """
+    from featurestore.checks.names import find_feature
+    from featurestore.cli.serving import parse_keys
+
+    store = open_store(config)
+    instant = None if at is None else to_instant(at, name="--at")
+    named = find_feature(store.definitions(), feature)
+    keys = parse_keys(f"feature {named.id}", key or [], dict(named.view.layout.keys), option="--key ")
+    found = store.explain(feature, keys, at=instant, as_served=as_served, shown=limit)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        from featurestore.cli.explain_text import print_explanation
+
+        print_explanation(found)
+    if found.online.status == "unreachable":
+        return exits.UNREACHABLE
+    return exits.OK if found.is_equal else exits.FAILED
 
 
 @contextmanager

@@ -38,7 +38,7 @@ _LEAST_TIMEOUT = "2s"
 )
 def lookup(
     service: Annotated[str, typer.Argument(help="Name of the feature service.")],
-    keys: Annotated[list[str] | None, typer.Argument(help="Key columns, name=value each.")] = None,
+    keys: Annotated[list[str] | None, typer.Argument(help="Key columns and request values, name=value each.")] = None,
     now: Annotated[str | None, typer.Option(help="Time of the lookup, ISO 8601; the present by default.")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -48,8 +48,9 @@ def lookup(
     store = open_store(config)
     timeout = max(store.settings.online.timeout, _LEAST_TIMEOUT, key=parse_duration)
     with store.client(timeout=timeout) as client:
-        columns = {name: kind for view in client.service(service).plan.views for name, kind in view.keys}
-        vector = client.get(service, parse_keys(service, keys or [], columns), now=at)
+        plan = client.service(service).plan
+        given = parse_keys(f"service {service}", keys or [], {**plan.keys, **plan.request_values})
+        vector = client.get(service, {name: given[name] for name in plan.keys}, now=at, request=given)
     if as_json:
         print_json(vector.to_dict())
         return
@@ -63,8 +64,10 @@ def lookup(
     note(f"complete through {shown['complete_through'] or 'unknown'}")
 
 
-def parse_keys(service: str, given: Sequence[str], columns: Mapping[str, DataType]) -> dict[str, Any]:
-    """Return typed key values out of ``name=value`` texts.
+def parse_keys(
+    where: str, given: Sequence[str], columns: Mapping[str, DataType], *, option: str = ""
+) -> dict[str, Any]:
+    """Return typed key values out of ``name=value`` texts; ``where`` says what has these keys, ``option`` how they are given.
 
     Raises:
         UnknownNameError: A key is missing, or one is none of the service's.
@@ -74,16 +77,14 @@ def parse_keys(service: str, given: Sequence[str], columns: Mapping[str, DataTyp
     for each in given:
         name, separator, value = each.partition("=")
         if not separator:
-            raise DefinitionError(f"{each!r} is not name=value.", hint=f"write {next(iter(columns))}=....")
+            raise DefinitionError(f"{each!r} is not name=value.", hint=f"write {option}{next(iter(columns))}=....")
         if name not in columns:
-            raise UnknownNameError(
-                f"service {service} has no key {name!r}.", hint=did_you_mean(name, columns, what="keys")
-            )
+            raise UnknownNameError(f"{where} has no key {name!r}.", hint=did_you_mean(name, columns, what="keys"))
         keys[name] = _typed(name, value, columns[name])
     missing = [name for name in columns if name not in keys]
     if missing:
         raise UnknownNameError(
-            f"service {service} needs key {missing[0]!r}.", hint=f"add {' '.join(f'{name}=...' for name in missing)}."
+            f"{where} needs key {missing[0]!r}.", hint=f"add {' '.join(f'{option}{name}=...' for name in missing)}."
         )
     return keys
 
@@ -98,6 +99,8 @@ def _typed(name: str, value: str, kind: DataType) -> Any:
     try:
         if kind == DataType.INT64:
             return int(value)
+        if kind == DataType.FLOAT64:
+            return float(value)
     except ValueError:
         pass
     raise DefinitionError(f"key {name}: {value!r} is not {kind}.")

@@ -5,10 +5,13 @@ A contract is a JSON Schema (2020-12) of an object with typed properties:
     "integer" -> int64      "number" -> float64      "boolean" -> bool      "string" -> string
     "string" with "format": "date-time" -> timestamp (ISO 8601 with an offset)
     a list with "null", or a name that is not in "required" -> nullable
+    "array" of such "items" -> a list, in a column of the same name
+    "array" of objects with such properties -> a list for every property, in columns "array.property" of one length
 
 Bounds (minimum, maximum, exclusiveMinimum, exclusiveMaximum, minLength, maxLength, pattern, enum of texts) are checked for
-every event; notes (title, description, examples, $id, $schema, $comment, default) mean nothing; any other keyword is
-refused, because a rule that is silently ignored is worse than none. Fields a contract does not name are let through.
+every event and every element, of which an array has at most 1,024; notes (title, description, examples, $id, $schema, $comment,
+default) mean nothing; any other keyword is refused, because a rule that is silently ignored is worse than none. Fields a contract
+does not name are let through.
 """
 
 from __future__ import annotations
@@ -42,14 +45,34 @@ _BOUNDS: dict[DataType, frozenset[str]] = {
 }
 
 
+MAX_ELEMENTS = 1 << 10
+"""The most elements of an array: the place of an element among events is 10 bits of an int64."""
+
+
 @dataclass(frozen=True)
 class ContractField:
-    """One field: its name, type, whether it may be null or absent, and its bounds by JSON Schema keyword."""
+    """One field, or one property of the objects in an array.
+
+    Attributes:
+        name: The column's name: the field's, or "array.property".
+        type: The column's type; a list where the field is an array.
+        nullable: Whether it may be null or absent; of an array, whether the array may.
+        bounds: Bounds by JSON Schema keyword; of an array, those of its elements.
+        array: The array it belongs to; None where it is none.
+        element_nullable: Of an array, whether an element, or this property of one, may be null.
+    """
 
     name: str
     type: DataType
     nullable: bool
     bounds: Mapping[str, Any] = field(default_factory=dict)
+    array: str | None = None
+    element_nullable: bool = False
+
+    @property
+    def property(self) -> str | None:
+        """The property of the array's objects that the column holds; None of a plain field or an array of scalars."""
+        return None if self.array is None or self.name == self.array else self.name[len(self.array) + 1 :]
 
 
 @dataclass(frozen=True)
@@ -62,8 +85,17 @@ class Contract:
 
     @cached_property
     def columns(self) -> dict[str, DataType]:
-        """Field name to type, in order."""
+        """Column name to type, in order."""
         return {one.name: one.type for one in self.fields}
+
+    @cached_property
+    def arrays(self) -> dict[str, tuple[ContractField, ...]]:
+        """Name of every array to its columns."""
+        found: dict[str, tuple[ContractField, ...]] = {}
+        for one in self.fields:
+            if one.array is not None:
+                found[one.array] = (*found.get(one.array, ()), one)
+        return found
 
     @staticmethod
     def load(path: Path) -> Contract:
@@ -107,9 +139,14 @@ class Contract:
         if unknown:
             raise ContractError(f"schema {name}: required names {unknown[0]!r}, which is no property.")
         fields = tuple(
-            _field(column, node, column in required, f"schema {name}, property {column!r}")
+            one
             for column, node in schema["properties"].items()
+            for one in _fields(column, node, column in required, f"schema {name}, property {column!r}")
         )
+        names = [one.name for one in fields]
+        twice = sorted({one for one in names if names.count(one) > 1})
+        if twice:
+            raise ContractError(f"schema {name}: two columns would be called {twice[0]!r}.", hint="rename a property.")
         return Contract(name, version, fields)
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,6 +160,7 @@ class Contract:
                     "type": str(one.type),
                     "nullable": one.nullable,
                     **({"bounds": dict(one.bounds)} if one.bounds else {}),
+                    **({"array": one.array, "element_nullable": one.element_nullable} if one.array else {}),
                 }
                 for one in self.fields
             ],
@@ -135,7 +173,14 @@ class Contract:
             data["name"],
             data["version"],
             tuple(
-                ContractField(one["name"], DataType(one["type"]), one["nullable"], one.get("bounds", {}))
+                ContractField(
+                    one["name"],
+                    DataType(one["type"]),
+                    one["nullable"],
+                    one.get("bounds", {}),
+                    one.get("array"),
+                    one.get("element_nullable", False),
+                )
                 for one in data["fields"]
             ),
         )
@@ -151,12 +196,46 @@ def breaking_changes(old: Contract, new: Contract) -> list[str]:
             found.append(f"field {before.name!r} was removed.")
         elif after.type != before.type and (before.type, after.type) != (DataType.INT64, DataType.FLOAT64):
             found.append(f"field {before.name!r} changed from {before.type} to {after.type}.")
+        elif before.array != after.array or (before.element_nullable and not after.element_nullable):
+            found.append(f"field {before.name!r} has other elements.")
         elif before.nullable and not after.nullable:
             found.append(f"field {before.name!r} is no longer nullable.")
         elif dict(before.bounds) != dict(after.bounds) and after.bounds:
             found.append(f"field {before.name!r} has other bounds.")
     found += [f"new field {name!r} is required." for name, one in fields.items() if not one.nullable]
     return found
+
+
+def _fields(column: str, node: Any, required: bool, where: str) -> list[ContractField]:  # noqa: FBT001 - from the schema
+    """Return the columns of a property: one, or one for every property of the objects in an array."""
+    kinds = node.get("type") if isinstance(node, dict) else None
+    if "array" not in (kinds if isinstance(kinds, list) else [kinds]):
+        return [_field(column, node, required, where)]
+    if isinstance(kinds, list) and sorted(map(str, kinds)) != ["array", "null"]:
+        raise ContractError(
+            f"{where}: type {kinds!r} is not supported.", hint='an array is "array" or ["array", "null"].'
+        )
+    _refuse_unknown(node, {"type", "items"}, where)
+    nullable, items = isinstance(kinds, list) or not required, node.get("items")
+    inside = f"{where}, items"
+    if not isinstance(items, dict):
+        raise ContractError(f"{where}: an array without items.", hint='say what it holds: "items": {"type": "number"}.')
+    if items.get("type") not in ("object", ["object", "null"], ["null", "object"]):
+        found = [(column, _field(column, items, True, inside))]
+    else:
+        _refuse_unknown(items, {"type", "properties", "required", "additionalProperties"}, inside)
+        wanted, properties = items.get("required", []), items.get("properties")
+        if not isinstance(properties, dict) or not properties or not isinstance(wanted, list):
+            raise ContractError(f"{inside}: objects need properties.")
+        needed = wanted if items["type"] == "object" else []
+        found = [
+            (f"{column}.{name}", _field(name, each, name in needed, f"{inside}, property {name!r}"))
+            for name, each in properties.items()
+        ]
+    return [
+        ContractField(name, DataType.list_of(one.type), nullable, one.bounds, column, one.nullable)
+        for name, one in found
+    ]
 
 
 def _field(column: str, node: Any, required: bool, where: str) -> ContractField:  # noqa: FBT001 - from the schema

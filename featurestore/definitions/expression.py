@@ -31,19 +31,22 @@ class Expression:
     node: Node
 
     @staticmethod
-    def parse(text: str, columns: Mapping[str, DataType], *, where: str = "expression") -> Expression:
+    def parse(
+        text: str, columns: Mapping[str, DataType | Node], *, where: str = "expression", unknown: str = ""
+    ) -> Expression:
         """Return the expression of a SQL text.
 
         Args:
             text: One scalar expression.
-            columns: The columns it may use, with their types.
+            columns: The columns it may use, with their types; a tree stands for what the name means.
             where: What the messages call it, for example "card_spend.spend".
+            unknown: What else to advise about an unknown column.
 
         Raises:
             ExpressionError: It does not parse, names an unknown column or function, or does not type; the message tells
                 the character.
         """
-        return Expression(text, read_expression(text, columns, where=where))
+        return Expression(text, read_expression(text, columns, where=where, unknown=unknown))
 
     @property
     def type(self) -> DataType:

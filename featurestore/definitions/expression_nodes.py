@@ -33,6 +33,7 @@ class Op(StrEnum):
     MULTIPLY = "*"
     DIVIDE = "/"
     MODULO = "%"
+    DIV = "DIV"
     NEGATE = "NEGATE"
     ABS = "ABS"
     FLOOR = "FLOOR"
@@ -40,6 +41,8 @@ class Op(StrEnum):
     ROUND = "ROUND"
     SQRT = "SQRT"
     LN = "LN"
+    LOG10 = "LOG10"
+    SIGN = "SIGN"
     EXP = "EXP"
     POWER = "POWER"
     ISNAN = "ISNAN"
@@ -63,14 +66,25 @@ class Op(StrEnum):
     CONCAT = "CONCAT"
     SUBSTRING = "SUBSTRING"
     TRIM = "TRIM"
+    LTRIM = "LTRIM"
+    RTRIM = "RTRIM"
+    REPLACE = "REPLACE"
+    STARTSWITH = "STARTSWITH"
+    ENDSWITH = "ENDSWITH"
+    CONTAINS = "CONTAINS"
     LIKE = "LIKE"
     CAST = "CAST"
     YEAR = "YEAR"
+    QUARTER = "QUARTER"
     MONTH = "MONTH"
     DAY = "DAY"
     HOUR = "HOUR"
     MINUTE = "MINUTE"
+    SECOND = "SECOND"
     DAYOFWEEK = "DAYOFWEEK"
+    WEEKDAY = "WEEKDAY"
+    DAYOFYEAR = "DAYOFYEAR"
+    DATE_TRUNC = "DATE_TRUNC"
     EPOCH_US = "EPOCH_US"
 
 
@@ -127,6 +141,7 @@ FUNCTIONS: dict[str, Function] = {
     "*": Function("number * number -> number", "product; int64 beyond 64 bits is null"),
     "/": Function("number / number -> float64", "float64 quotient; by zero is null"),
     "%": Function("number % number -> number", "remainder with the sign of the dividend; by zero is null"),
+    "DIV": Function("int64 DIV int64 -> int64", "quotient towards zero; by zero, or beyond 64 bits, is null"),
     "=": Function("any = any -> bool", "also ==; also <>, !=, <, <=, >, >= of one type or of numbers"),
     "IS DISTINCT FROM": Function("any IS [NOT] DISTINCT FROM any -> bool", "also <=>", "null equals null; never null"),
     "AND": Function("bool AND bool -> bool", "also OR, NOT", "three-valued"),
@@ -153,6 +168,8 @@ FUNCTIONS: dict[str, Function] = {
     ),
     "SQRT": Function("SQRT(number) -> float64", "square root; of a negative number NaN"),
     "LN": Function("LN(number) -> float64", "natural logarithm; null at and below zero"),
+    "LOG10": Function("LOG10(number) -> float64", "logarithm to the base 10; null at and below zero"),
+    "SIGN": Function("SIGN(number) -> float64", "-1.0, 1.0, or the number itself where it is 0 or NaN"),
     "EXP": Function("EXP(number) -> float64", "e to the power of it"),
     "POWER": Function("POWER(x, y) -> float64", "pow of IEEE 754: POWER(x, 0) is 1, a root of a negative is NaN"),
     "ISNAN": Function("ISNAN(number) -> bool", "whether it is NaN", "of null is false"),
@@ -164,7 +181,14 @@ FUNCTIONS: dict[str, Function] = {
         "SUBSTRING(text, from [, length]) -> text",
         "from is a literal: 1 the first, 0 as 1, -1 the last; what lies outside the text is left out",
     ),
-    "TRIM": Function("TRIM(text) -> text", "without spaces (U+0020) at both ends"),
+    "TRIM": Function("TRIM(text) -> text", "without spaces (U+0020) at both ends; also LTRIM, RTRIM, of one end"),
+    "REPLACE": Function(
+        "REPLACE(text, a, b) -> text", "every a in it replaced by b, from the left; an empty a changes nothing"
+    ),
+    "STARTSWITH": Function(
+        "STARTSWITH(text, part) -> bool",
+        "whether it begins with part; also ENDSWITH, CONTAINS; an empty part is in every text",
+    ),
     "LIKE": Function(
         "text [NOT] LIKE 'pattern' -> bool", "% any run, _ any one code point, \\ takes %, _ and \\ as they are"
     ),
@@ -174,9 +198,15 @@ FUNCTIONS: dict[str, Function] = {
         "bool is 1 or 0; a number is true unless it is 0; float64 to text as Java writes it (1.0, 1.0E10, NaN)",
     ),
     "HOUR": Function(
-        "HOUR(timestamp) -> int64", "also YEAR, MONTH, DAY, MINUTE, DAYOFWEEK (1 is Sunday), EXTRACT(HOUR FROM x)"
+        "HOUR(timestamp) -> int64",
+        "also YEAR, QUARTER, MONTH, DAY, MINUTE, SECOND, DAYOFYEAR, DAYOFWEEK (1 is Sunday), WEEKDAY (0 is Monday), "
+        "EXTRACT(HOUR FROM x)",
     ),
-    "EPOCH_US": Function("EPOCH_US(timestamp) -> int64", "microseconds since 1970-01-01 UTC"),
+    "DATE_TRUNC": Function(
+        "DATE_TRUNC('unit', timestamp) -> timestamp",
+        "the start, in UTC, of the unit it lies in: YEAR, QUARTER, MONTH, WEEK (from Monday), DAY, HOUR, MINUTE or SECOND",
+    ),
+    "EPOCH_US": Function("EPOCH_US(timestamp) -> int64", "microseconds since 1970-01-01 UTC; also UNIX_MICROS"),
 }
 """Everything a row expression may use. The conformance cases prove each line in every evaluator."""
 
@@ -195,6 +225,7 @@ _BETWEEN_ARGS = frozenset(
         Op.MULTIPLY,
         Op.DIVIDE,
         Op.MODULO,
+        Op.DIV,
         Op.EQUAL,
         Op.LESS,
         Op.LESS_EQUAL,
@@ -263,6 +294,16 @@ def column_types(node: Node) -> dict[str, DataType]:
             if one.subject is not None:
                 stack.append(one.subject)
     return dict(sorted(found.items()))
+
+
+def depth_of(node: Node) -> int:
+    """Return how many levels of a tree lie below its root, and the root."""
+    if isinstance(node, Call):
+        return 1 + max(map(depth_of, node.args), default=0)
+    if isinstance(node, Case):
+        parts = [node.otherwise, *(part for branch in node.branches for part in branch)]
+        return 1 + max(map(depth_of, [*parts, node.subject] if node.subject is not None else parts))
+    return 1
 
 
 class PatternError(ValueError):

@@ -13,6 +13,23 @@ from typing import TYPE_CHECKING, Any
 from sqlglot import exp
 
 from featurestore.datatypes import DataType
+from featurestore.definitions.expression_functions import (
+    ARITHMETIC,
+    BOOL,
+    CASTS,
+    CHOICES,
+    COMPARISONS,
+    FLOAT,
+    INT,
+    NUMBERS,
+    PARTS_OF_TIME,
+    TEXT,
+    TEXT_TESTS,
+    TIME,
+    TRIMS,
+    UNARY,
+    UNITS,
+)
 from featurestore.definitions.expression_nodes import (
     CAST_NAMES,
     Call,
@@ -22,6 +39,7 @@ from featurestore.definitions.expression_nodes import (
     Node,
     Op,
     PatternError,
+    depth_of,
     like_parts,
 )
 from featurestore.definitions.expression_syntax import MAX_DEPTH, SourceText, Tree, name_of, signature_hint
@@ -30,48 +48,17 @@ from featurestore.errors import did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-INT, FLOAT, BOOL = DataType.INT64, DataType.FLOAT64, DataType.BOOL
-TEXT, TIME = DataType.STRING, DataType.TIMESTAMP
-_NUMBERS = (INT, FLOAT)
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 _ROUND_DIGITS = 15
 
-_UNARY: dict[type[Any], tuple[Op, tuple[DataType, ...], DataType | None]] = {
-    exp.Neg: (Op.NEGATE, _NUMBERS, None),
-    exp.Abs: (Op.ABS, _NUMBERS, None),
-    exp.Floor: (Op.FLOOR, _NUMBERS, INT),
-    exp.Ceil: (Op.CEIL, _NUMBERS, INT),
-    exp.Sqrt: (Op.SQRT, (FLOAT,), FLOAT),
-    exp.Ln: (Op.LN, (FLOAT,), FLOAT),
-    exp.Exp: (Op.EXP, (FLOAT,), FLOAT),
-    exp.IsNan: (Op.ISNAN, (FLOAT,), BOOL),
-    exp.Not: (Op.NOT, (BOOL,), BOOL),
-    exp.Upper: (Op.UPPER, (TEXT,), TEXT),
-    exp.Lower: (Op.LOWER, (TEXT,), TEXT),
-    exp.Length: (Op.LENGTH, (TEXT,), INT),
-    exp.Trim: (Op.TRIM, (TEXT,), TEXT),
-    exp.Year: (Op.YEAR, (TIME,), INT),
-    exp.Month: (Op.MONTH, (TIME,), INT),
-    exp.Day: (Op.DAY, (TIME,), INT),
-    exp.DayOfMonth: (Op.DAY, (TIME,), INT),
-    exp.DayOfWeek: (Op.DAYOFWEEK, (TIME,), INT),
-    exp.Hour: (Op.HOUR, (TIME,), INT),
-    exp.Minute: (Op.MINUTE, (TIME,), INT),
-}
-"""Functions of one argument: what they compute, the types they take, the type they give (None: the argument's)."""
 
-_PARTS_OF_TIME = {name: Op[name] for name in ("YEAR", "MONTH", "DAY", "HOUR", "MINUTE", "DAYOFWEEK")}
-_PARTS_OF_TIME["DOW"] = Op.DAYOFWEEK
-_CASTS = {exp.DType.BIGINT: INT, exp.DType.DOUBLE: FLOAT, exp.DType.TEXT: TEXT, exp.DType.BOOLEAN: BOOL}
-
-
-def read_expression(text: str, columns: Mapping[str, DataType], *, where: str) -> Node:
-    """Return the typed tree of a row expression.
+def read_expression(text: str, columns: Mapping[str, DataType | Node], *, where: str, unknown: str = "") -> Node:
+    """Return the typed tree of a row expression; arguments as of ``Expression.parse``.
 
     Raises:
         ExpressionError: See ``Expression.parse``.
     """
-    reader = _Reader(SourceText(text, where), columns)
+    reader = _Reader(SourceText(text, where), columns, unknown)
     try:
         node = reader.read(reader.source.parse())
     except RecursionError:
@@ -84,10 +71,11 @@ def read_expression(text: str, columns: Mapping[str, DataType], *, where: str) -
 class _Reader:
     """Reads one text; every method returns the typed node of one of the parser's."""
 
-    def __init__(self, source: SourceText, columns: Mapping[str, DataType]) -> None:
+    def __init__(self, source: SourceText, columns: Mapping[str, DataType | Node], unknown: str) -> None:
         self.source = source
         self.error = source.error
         self.columns = columns
+        self.unknown = unknown
         self.depth = 0
 
     def read(self, node: Tree) -> Node:
@@ -118,9 +106,9 @@ class _Reader:
         if found.type == INT and FLOAT in kinds:
             return _as_float(found)
         hint = signature_hint(name_of(user))
-        if found.type == TIME and set(kinds) & set(_NUMBERS):
+        if found.type == TIME and set(kinds) & set(NUMBERS):
             hint = "EPOCH_US(x) gives microseconds: EPOCH_US(a) - EPOCH_US(b)."
-        elif found.type == TEXT and set(kinds) & set(_NUMBERS):
+        elif found.type == TEXT and set(kinds) & set(NUMBERS):
             hint = "CAST(x AS double) reads a number from text."
         elif kinds == (TEXT,) and found.type != TIME:
             hint = "CAST(x AS string) writes it as text."
@@ -149,8 +137,15 @@ class _Reader:
             self.source.refuse(node.this)
         name = ".".join(part.name for part in node.parts)
         if name not in self.columns:
-            raise self.error(f"unknown column {name!r}", node, hint=did_you_mean(name, self.columns, what="columns"))
-        return Column(name, DataType(self.columns[name]))
+            hint = did_you_mean(name, self.columns, what="columns")
+            raise self.error(f"unknown column {name!r}", node, hint=f"{hint} {self.unknown}".rstrip())
+        known = self.columns[name]
+        found = Column(name, DataType(known)) if isinstance(known, str) else known
+        if DataType(found.type).element is not None:
+            raise self.error(f"{name!r} is {found.type}, and an expression takes single values,", node, hint=_OF_LISTS)
+        if self.depth + depth_of(found) > MAX_DEPTH:
+            self.source.too_deep()
+        return found
 
     def literal(self, node: Tree) -> Node:
         return self.constant(node, 1)
@@ -185,14 +180,14 @@ class _Reader:
         return self.unary(node)
 
     def unary(self, node: Tree) -> Node:
-        op, kinds, result = _UNARY[type(node)]
+        op, kinds, result = UNARY[type(node)]
         argument = node.this.this if isinstance(node.this, exp.TsOrDsToDate) else node.this
         found = self.read_as(argument, kinds, user=node)
         return Call(op, (found,), result or found.type)
 
     def arithmetic(self, node: Tree) -> Node:
-        op = _ARITHMETIC[type(node)]
-        kinds = (FLOAT,) if op in (Op.DIVIDE, Op.POWER) else _NUMBERS
+        op = ARITHMETIC[type(node)]
+        kinds = (FLOAT,) if op in (Op.DIVIDE, Op.POWER) else (INT,) if op == Op.DIV else NUMBERS
         left, right = (self.read_as(one, kinds, user=node) for one in (node.this, node.expression))
         if left.type != right.type:
             nulls = [one for one in (left, right) if isinstance(one, Literal) and one.value is None]
@@ -205,7 +200,7 @@ class _Reader:
 
     def comparison(self, node: Tree) -> Node:
         left, right = self.unify([node.this, node.expression], user=node)
-        op, swapped, negated = _COMPARISONS[type(node)]
+        op, swapped, negated = COMPARISONS[type(node)]
         call = Call(op, (right, left) if swapped else (left, right), BOOL)
         return Call(Op.NOT, (call,), BOOL) if negated else call
 
@@ -259,7 +254,7 @@ class _Reader:
         return Case(((condition, value),), otherwise, otherwise.type)
 
     def choice(self, node: Tree) -> Node:
-        op = _CHOICES[type(node)]
+        op = CHOICES[type(node)]
         found = self.unify([node.this, *([node.expression] if op == Op.NULLIF else node.expressions)], user=node)
         return found[0] if len(found) == 1 else Call(op, tuple(found), found[0].type)
 
@@ -277,7 +272,7 @@ class _Reader:
         return found
 
     def round(self, node: Tree) -> Node:
-        value = self.read_as(node.this, _NUMBERS, user=node)
+        value = self.read_as(node.this, NUMBERS, user=node)
         given = node.args.get("decimals")
         digits = Literal(0, INT) if given is None else self.whole(given, node, "the digits")
         if abs(int(digits.value or 0)) > _ROUND_DIGITS:
@@ -290,6 +285,31 @@ class _Reader:
         if node.args.get("length") is not None:
             args.append(self.whole(node.args["length"], node, "the length"))
         return Call(Op.SUBSTRING, (text, *args), TEXT)
+
+    def trim(self, node: Tree) -> Node:
+        text = self.read_as(node.this, (TEXT,), user=node)
+        return Call(TRIMS[node.args.get("position") or ""], (text,), TEXT)
+
+    def texts(self, node: Tree) -> Node:
+        if isinstance(node, exp.Replace):
+            given = [node.this, node.expression, node.args.get("replacement")]
+            if None in given:
+                raise self.error("REPLACE takes three texts", node, hint=signature_hint("REPLACE"))
+            return Call(Op.REPLACE, tuple(self.read_as(one, (TEXT,), user=node) for one in given), TEXT)
+        parts = (self.read_as(one, (TEXT,), user=node) for one in (node.this, node.expression))
+        return Call(TEXT_TESTS[type(node)], tuple(parts), BOOL)
+
+    def log(self, node: Tree) -> Node:
+        base = node.this
+        if not (isinstance(base, exp.Literal) and base.this == "10" and node.expression is not None):
+            raise self.error("LOG takes one base", node, hint="write LN(x), LOG10(x), or LN(x) / LN(base).")
+        return Call(Op.LOG10, (self.read_as(node.expression, (FLOAT,), user=node),), FLOAT)
+
+    def truncated(self, node: Tree) -> Node:
+        unit = node.args["unit"].name.upper()
+        if unit not in UNITS:
+            raise self.error(f"DATE_TRUNC does not know {unit}", node, hint=f"units are {', '.join(UNITS)}.")
+        return Call(Op.DATE_TRUNC, (Literal(unit, TEXT), self.read_as(node.this, (TIME,), user=node)), TIME)
 
     def like(self, node: Tree) -> Node:
         text = self.read_as(node.this, (TEXT,), user=node)
@@ -304,7 +324,7 @@ class _Reader:
         return Call(Op.NOT, (call,), BOOL) if node.args.get("negate") else call
 
     def cast(self, node: Tree) -> Node:
-        kind = _CASTS.get(node.args["to"].this)
+        kind = CASTS.get(node.args["to"].this)
         if kind is None or node.args["to"].expressions:
             name = node.args["to"].sql("spark").lower()
             raise self.error(
@@ -321,46 +341,22 @@ class _Reader:
 
     def extract(self, node: Tree) -> Node:
         part = node.this.name.upper()
-        if part not in _PARTS_OF_TIME:
-            raise self.error(f"EXTRACT does not know {part}", node, hint=f"parts are {', '.join(_PARTS_OF_TIME)}.")
-        return Call(_PARTS_OF_TIME[part], (self.read_as(node.expression, (TIME,), user=node),), INT)
+        if part not in PARTS_OF_TIME:
+            raise self.error(f"EXTRACT does not know {part}", node, hint=f"parts are {', '.join(PARTS_OF_TIME)}.")
+        return Call(PARTS_OF_TIME[part], (self.read_as(node.expression, (TIME,), user=node),), INT)
 
     def unnamed(self, node: Tree) -> Node:
-        if name_of(node) != "EPOCH_US":
+        name = name_of(node)
+        if name not in (Op.EPOCH_US, Op.WEEKDAY):
             self.source.refuse(node)
         if len(node.expressions) != 1:
-            raise self.error("EPOCH_US takes one timestamp", node)
-        return Call(Op.EPOCH_US, (self.read_as(node.expressions[0], (TIME,), user=node),), INT)
+            raise self.error(f"{name} takes one timestamp", node)
+        return Call(Op(name), (self.read_as(node.expressions[0], (TIME,), user=node),), INT)
 
 
 _UNTYPED: Any = None
 """The type of a NULL until it is used beside something typed."""
-_ARITHMETIC: dict[type[Any], Op] = {
-    exp.Add: Op.ADD,
-    exp.Sub: Op.SUBTRACT,
-    exp.Mul: Op.MULTIPLY,
-    exp.Div: Op.DIVIDE,
-    exp.Mod: Op.MODULO,
-    exp.Pow: Op.POWER,
-}
-_COMPARISONS: dict[
-    type[Any], tuple[Op, bool, bool]
-] = {  # operation, whether its sides are swapped, whether it is negated
-    exp.EQ: (Op.EQUAL, False, False),
-    exp.NEQ: (Op.EQUAL, False, True),
-    exp.LT: (Op.LESS, False, False),
-    exp.LTE: (Op.LESS_EQUAL, False, False),
-    exp.GT: (Op.LESS, True, False),
-    exp.GTE: (Op.LESS_EQUAL, True, False),
-    exp.NullSafeEQ: (Op.SAME, False, False),
-    exp.NullSafeNEQ: (Op.SAME, False, True),
-}
-_CHOICES: dict[type[Any], Op] = {
-    exp.Coalesce: Op.COALESCE,
-    exp.Nullif: Op.NULLIF,
-    exp.Least: Op.LEAST,
-    exp.Greatest: Op.GREATEST,
-}
+_OF_LISTS = "a view with explode= has a row for each element of an array; features that are lists cannot be used."
 _READERS: dict[type[Any], tuple[Callable[[_Reader, Tree], Node], frozenset[str]]] = {}
 
 
@@ -374,20 +370,24 @@ _understand(_Reader.literal, "this is_string", exp.Literal)
 _understand(_Reader.truth, "this", exp.Boolean)
 _understand(_Reader.null, "", exp.Null)
 _understand(_Reader.brackets, "this", exp.Paren)
-_understand(_Reader.unary, "this", *_UNARY)
+_understand(_Reader.unary, "this", *UNARY)
 _understand(_Reader.negative, "this", exp.Neg)
-_understand(_Reader.arithmetic, "this expression typed safe", *_ARITHMETIC)
-_understand(_Reader.comparison, "this expression", *_COMPARISONS)
+_understand(_Reader.arithmetic, "this expression typed safe", *ARITHMETIC)
+_understand(_Reader.comparison, "this expression", *COMPARISONS)
 _understand(_Reader.connective, "this expression", exp.And, exp.Or)
 _understand(_Reader.is_, "this expression", exp.Is)
 _understand(_Reader.in_, "this expressions query", exp.In)
 _understand(_Reader.between, "this low high", exp.Between)
 _understand(_Reader.case, "this ifs default", exp.Case)
 _understand(_Reader.if_, "this true false", exp.If)
-_understand(_Reader.choice, "this expression expressions ignore_nulls is_nvl is_null", *_CHOICES)
+_understand(_Reader.choice, "this expression expressions ignore_nulls is_nvl is_null", *CHOICES)
 _understand(_Reader.concat, "this expression expressions safe", exp.Concat, exp.DPipe)
 _understand(_Reader.round, "this decimals", exp.Round)
 _understand(_Reader.substring, "this start length", exp.Substring)
+_understand(_Reader.trim, "this position", exp.Trim)
+_understand(_Reader.texts, "this expression replacement", exp.Replace, *TEXT_TESTS)
+_understand(_Reader.log, "this expression", exp.Log)
+_understand(_Reader.truncated, "this unit", exp.TimestampTrunc)
 _understand(_Reader.like, "this expression negate", exp.Like)
 _understand(_Reader.cast, "this to safe _type", exp.Cast, exp.TryCast)
 _understand(_Reader.extract, "this expression", exp.Extract)

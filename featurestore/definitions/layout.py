@@ -4,6 +4,7 @@ A view is compiled once, from its definition, into
 
     measures   the distinct partials to keep: features that aggregate the same input under the same condition share one
     features   which measure and window give each feature
+    derived    what is computed from features when they are read
     parts      what the online store keeps per key: tiles, ladders of rows, and where each feature is read
 
 A layout is plain data. It is stored with the registry and published to the online store, so a client that knows only a
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.algebra import AGGREGATES, Aggregate, Window
 from featurestore.datatypes import DataType
+from featurestore.definitions.derived import DerivedLayout, meaning_text
 from featurestore.definitions.parts import Part, compile_parts, slot_offsets
 
 if TYPE_CHECKING:
@@ -48,12 +50,13 @@ class ViewLayout:
 
     Attributes:
         view: Name of the view.
-        fingerprint: 16 hex digits; changes exactly when a feature's meaning does.
+        fingerprint: 16 hex digits; changes exactly when the meaning of what is stored does.
         source: Name of the source.
         keys: Key columns and their types, in order.
         measures: The bound aggregates whose partials are stored, in order.
-        features: The features, in the user's order.
+        features: The windowed features, in the user's order.
         parts: What is stored per key; at least one.
+        derived: The features computed from those, in the user's order.
     """
 
     view: str
@@ -63,11 +66,25 @@ class ViewLayout:
     measures: tuple[Aggregate, ...]
     features: tuple[FeatureLayout, ...]
     parts: tuple[Part, ...]
+    derived: tuple[DerivedLayout, ...] = ()
 
     @cached_property
+    def types(self) -> dict[str, DataType]:
+        """Full name to type of every feature: ``view.feature_window``, then the derived ones."""
+        found = {f"{self.view}.{feature.name}": feature.aggregate.result_type for feature in self.features}
+        return found | {each.id: each.type for each in self.derived}
+
+    @property
     def feature_ids(self) -> tuple[str, ...]:
-        """The features' full names, ``view.feature_window``."""
-        return tuple(f"{self.view}.{feature.name}" for feature in self.features)
+        """The features' full names, as of ``types``."""
+        return tuple(self.types)
+
+    @cached_property
+    def meaning(self) -> str:
+        """16 hex digits that change exactly when the meaning of a feature does, derived ones included."""
+        if not self.derived:
+            return self.fingerprint
+        return hashlib.sha256(f"{self.fingerprint};{meaning_text(self.derived)}".encode()).hexdigest()[:16]
 
     @cached_property
     def slot_offsets(self) -> tuple[int, ...]:
@@ -97,6 +114,7 @@ class ViewLayout:
                 for feature in self.features
             ],
             "parts": [part.to_dict() for part in self.parts],
+            **({"derived": [each.to_dict() for each in self.derived]} if self.derived else {}),
         }
 
     @staticmethod
@@ -122,6 +140,7 @@ class ViewLayout:
                 Part.from_dict(part, data["view"], data["fingerprint"], number, measures)
                 for number, part in enumerate(data["parts"])
             ),
+            derived=tuple(DerivedLayout.from_dict(each) for each in data.get("derived", ())),
         )
 
 
@@ -171,7 +190,9 @@ def compile_layout(
     )
 
 
-def service_fingerprint(views: Sequence[tuple[str, str]]) -> str:
-    """Return the fingerprint of a service from its views' names and fingerprints, in order."""
-    text = ";".join(f"{name}@{fingerprint}" for name, fingerprint in views)
+def service_fingerprint(views: Sequence[ViewLayout], request: Sequence[DerivedLayout] = ()) -> str:
+    """Return the fingerprint of a service from its views and request features, in order."""
+    text = ";".join(f"{view.view}@{view.meaning}" for view in views)
+    if request:
+        text += f";{meaning_text(request)}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

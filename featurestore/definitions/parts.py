@@ -105,6 +105,11 @@ class Part:
         return tuple(slot for measure in self.measures for slot in measure.slots)
 
     @cached_property
+    def fingerprint_word(self) -> int:
+        """The fingerprint as an unsigned integer."""
+        return int(self.fingerprint, 16)
+
+    @cached_property
     def row_sizes(self) -> tuple[int, ...]:
         """For every ladder: the bytes of a row, or of its words where rows differ in size."""
         return tuple(8 * len(self.ladder_slots(ladder)) for ladder in self.ladders)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from featurestore.algebra import Aggregate, Window, Windowed
 from featurestore.datatypes import DataType
+from featurestore.definitions.derived import Derived, DerivedLayout, Ratio, ReadTime, read_time_from_dict
 from featurestore.definitions.entity import Entity, check_name
 from featurestore.definitions.expression import Expression
+from featurestore.definitions.expression_nodes import Column, Node
 from featurestore.definitions.layout import ViewLayout, aggregate_from_dict, aggregate_to_dict, compile_layout
 from featurestore.errors import DefinitionError, DuplicateNameError, UnknownNameError, did_you_mean
 
 if TYPE_CHECKING:
+    from featurestore.definitions.contract import ContractField
     from featurestore.definitions.source import EventSource
 
 
@@ -29,7 +32,13 @@ class FeatureView:
         entity: What the features describe. Its key columns are fields of the source.
         source: Where the events come from.
         where: SQL row condition; events for which it is not true do not enter the view.
-        features: Name to aggregate over windows: ``{"spend": Sum("amount").over("1h", "24h")}``.
+        features: Name to aggregate over windows: ``{"spend": Sum("amount").over("1h", "24h")}``; or to ``Ratio`` or
+            ``Derived`` of the others, which keep the name as it is and come after them in the view's order.
+        columns: Name to SQL of columns derived from a row: ``{"amount_usd": "amount * fx_rate"}``. ``where``, aggregates and the
+            columns after it take them as they take fields of the contract. They are not stored, and are no keys.
+        explode: An array of the contract: each of its elements is a row of its own, in their order, with the event's other
+            fields. A scalar goes by the array's name, a property by ``items.price``, or ``price`` where no field is called
+            that; keys can be either. An event without elements has no row.
         owner: Who answers for it.
         description: For people.
 
@@ -40,14 +49,22 @@ class FeatureView:
     name: str
     entity: Entity
     source: EventSource
-    features: Mapping[str, Windowed]
+    features: Mapping[str, Windowed | ReadTime]
     where: str | None = None
     owner: str = ""
     description: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    explode: str | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "view")
-        columns = self.source.contract.columns
+        arrays = self.source.contract.arrays
+        if self.explode is not None and self.explode not in arrays:
+            raise UnknownNameError(
+                f"view {self.name}: explode {self.explode!r} is no array of contract {self.source.contract.name}.",
+                hint=did_you_mean(str(self.explode), arrays, what="arrays"),
+            )
+        columns = {**self.fields, **{name: self.fields[column] for name, column in self.aliases.items()}}
         for column, kind in self.entity.keys.items():
             if column not in columns:
                 raise UnknownNameError(
@@ -68,18 +85,75 @@ class FeatureView:
                 raise DefinitionError(
                     f"{self.name}.{name}: {windowed!r} has no window.", hint=f"write {windowed!r}.over('1h')."
                 )
-            if not isinstance(windowed, Windowed):
+            if not isinstance(windowed, Windowed | Derived | Ratio):
                 raise DefinitionError(
                     f"{self.name}.{name}: {windowed!r} is not an aggregate over windows.",
                     hint="for example Count().over('1h', '24h').",
                 )
         object.__setattr__(self, "features", dict(self.features))
+        if not self.windowed:
+            raise DefinitionError(f"view {self.name} defines no feature over a window.")
+        if not isinstance(self.columns, Mapping):
+            raise DefinitionError(f"view {self.name}: columns is {self.columns!r}.", hint="write {name: expression}.")
+        object.__setattr__(self, "columns", dict(self.columns))
         _ = self.layout
+
+    @property
+    def windowed(self) -> dict[str, Windowed]:
+        """The features that are aggregates over windows, by name."""
+        return {name: each for name, each in self.features.items() if isinstance(each, Windowed)}
+
+    @cached_property
+    def fields(self) -> dict[str, DataType]:
+        """The contract's columns with their types; those of the exploded array with the types of its elements."""
+        found = dict(self.source.contract.columns)
+        for one in self.exploded:
+            assert one.type.element is not None  # noqa: S101 - an array's column
+            found[one.name] = one.type.element
+        return found
+
+    @property
+    def exploded(self) -> tuple[ContractField, ...]:
+        """The columns of the exploded array; none without ``explode``."""
+        return () if self.explode is None else self.source.contract.arrays[self.explode]
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """The exploded array's properties that no field is called like, and their columns."""
+        columns = self.source.contract.columns
+        return {str(one.property): one.name for one in self.exploded if one.property and one.property not in columns}
+
+    @cached_property
+    def key_columns(self) -> tuple[str, ...]:
+        """The columns of the entity's keys, in order."""
+        return tuple(self.aliases.get(name, name) for name in self.entity.keys)
+
+    @cached_property
+    def reads(self) -> tuple[str, ...]:
+        """The columns of the contract that the view is computed from."""
+        used = [self.condition, *(each for pair in self.expressions for each in pair)]
+        names = [*self.key_columns, *(name for each in used if each is not None for name in each.columns)]
+        return tuple(dict.fromkeys([*names, *(one.name for one in self.exploded[:1])]))
+
+    @cached_property
+    def row(self) -> Mapping[str, DataType | Node]:
+        """What a row expression can name: the contract's fields, with their types, and the trees of derived columns."""
+        known: dict[str, DataType | Node] = dict(self.fields)
+        known |= {name: Column(column, self.fields[column]) for name, column in self.aliases.items()}
+        for name, text in self.columns.items():
+            check_name(name, f"view {self.name}: column")
+            if name in known:
+                raise DuplicateNameError(
+                    f"view {self.name}: column {name!r} is a field of contract {self.source.contract.name} already.",
+                    hint="choose another name.",
+                )
+            known[name] = Expression.parse(text, known, where=f"{self.name}: column {name}").node
+        return known
 
     def _parse(self, text: str | None, where: str, *, boolean: bool = False) -> Expression | None:
         if text is None:
             return None
-        expression = Expression.parse(text, self.source.contract.columns, where=where)
+        expression = Expression.parse(text, self.row, where=where)
         if boolean and expression.type != DataType.BOOL:
             raise DefinitionError(f"{where}: {text!r} is {expression.type}, a condition must be bool.")
         return expression
@@ -105,7 +179,7 @@ class FeatureView:
         """How the view is stored and read."""
         bound: list[tuple[str, Aggregate, Window]] = []
         spelled: dict[str, str] = {}  # one spelling per meaning, so that white space never decides what is shared
-        for name, windowed in self.features.items():
+        for name, windowed in self.windowed.items():
             aggregate = windowed.aggregate
             where = f"{self.name}.{name}"
             expression = self._parse(aggregate.input, where)
@@ -120,22 +194,48 @@ class FeatureView:
                 where=None if condition is None else spelled.setdefault(condition.canonical, str(aggregate.where)),
             )
             bound += [(f"{name}_{window.label}", typed, window) for window in windowed.windows]
-        names = [name for name, _, _ in bound]
+        derived = {name: each for name, each in self.features.items() if not isinstance(each, Windowed)}
+        names = [*(name for name, _, _ in bound), *derived]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise DuplicateNameError(f"view {self.name}: two features would be called {self.name}.{twice[0]}.")
         _ = self.condition
-        return compile_layout(
+        layout = compile_layout(
             view=self.name,
-            fingerprint=self.fingerprint,
+            fingerprint=self._stored_fingerprint(),
             source=self.source.name,
             keys={name: DataType(kind) for name, kind in self.entity.keys.items()},
             features=bound,
         )
+        return replace(layout, derived=self._derived_layouts(derived, layout.types))
 
-    @cached_property
+    def _derived_layouts(
+        self, derived: Mapping[str, ReadTime], types: Mapping[str, DataType]
+    ) -> tuple[DerivedLayout, ...]:
+        """Return the compiled features of read time; each may use those before it."""
+        known: dict[str, DataType | Node] = {name.partition(".")[2]: Column(name, kind) for name, kind in types.items()}
+        found = []
+        for name, each in derived.items():
+            where = f"{self.name}.{name}"
+            if isinstance(each, Ratio):
+                for part in (each.numerator, each.denominator):
+                    if part not in known:
+                        raise UnknownNameError(
+                            f"{where}: {each!r} names {part!r}, which is no feature of view {self.name}.",
+                            hint=did_you_mean(str(part), known, what="features"),
+                        )
+            node = Expression.parse(each.expression, known, where=where, unknown="windows are part of the name.").node
+            found.append(DerivedLayout(f"{self.name}.{name}", node))
+            known[name] = Column(f"{self.name}.{name}", node.type)
+        return tuple(found)
+
+    @property
     def fingerprint(self) -> str:
-        """16 hex digits that change exactly when the meaning of a feature does; names of owners do not count.
+        """16 hex digits that change exactly when the meaning of a feature does; names of owners do not count."""
+        return self.layout.meaning
+
+    def _stored_fingerprint(self) -> str:
+        """Return 16 hex digits that change exactly when the meaning of a windowed feature does.
 
         Whatever decides the layout of stored bytes is in it: the types of the inputs too, which a contract can change.
         """
@@ -149,6 +249,7 @@ class FeatureView:
             "topic": self.source.topic,
             "event_time": self.source.event_time,
             "where": canonical(self.where),
+            **({} if self.explode is None else {"explode": self.explode, "keys_of": list(self.key_columns)}),
             "features": [
                 {
                     **aggregate_to_dict(windowed.aggregate),
@@ -157,7 +258,7 @@ class FeatureView:
                     "name": name,
                     "windows": [window.to_dict() for window in windowed.windows],
                 }
-                for name, windowed in self.features.items()
+                for name, windowed in self.windowed.items()
             ],
         }
         text = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
@@ -172,13 +273,17 @@ class FeatureView:
             "where": self.where,
             "features": {
                 name: {
-                    "aggregate": aggregate_to_dict(windowed.aggregate),
-                    "windows": [window.to_dict() for window in windowed.windows],
+                    "aggregate": aggregate_to_dict(each.aggregate),
+                    "windows": [window.to_dict() for window in each.windows],
                 }
-                for name, windowed in self.features.items()
+                if isinstance(each, Windowed)
+                else each.to_dict()
+                for name, each in self.features.items()
             },
             "owner": self.owner,
             "description": self.description,
+            **({"columns": dict(self.columns)} if self.columns else {}),
+            **({} if self.explode is None else {"explode": self.explode}),
         }
 
     @staticmethod
@@ -192,7 +297,8 @@ class FeatureView:
             source=sources[data["source"]],
             where=data["where"],
             features={
-                name: Windowed(
+                name: read_time_from_dict(feature)
+                or Windowed(
                     aggregate_from_dict(feature["aggregate"]),
                     tuple(Window.from_dict(window) for window in feature["windows"]),
                 )
@@ -200,4 +306,6 @@ class FeatureView:
             },
             owner=data["owner"],
             description=data["description"],
+            columns=data.get("columns", {}),
+            explode=data.get("explode"),
         )

@@ -17,16 +17,19 @@ import pyarrow.compute as pc
 from featurestore.datatypes import DataType
 from featurestore.definitions.expression_nodes import Call, Case, Column, Literal, Node, Op
 from featurestore.engines import arrow_numbers as numbers
-from featurestore.engines.arrow_text import change_case, float_text, from_text, like, substring
+from featurestore.engines.arrow_text import change_case, float_text, from_text, like, replace, substring, text_test
 from featurestore.events.arrow_types import ARROW_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from featurestore.definitions.derived import DerivedLayout
     from featurestore.definitions.expression import Expression
 
 
-def evaluate(expression: Expression, columns: Mapping[str, pa.Array | pa.ChunkedArray], rows: int) -> pa.Array:
+def evaluate(
+    expression: Expression | DerivedLayout, columns: Mapping[str, pa.Array | pa.ChunkedArray], rows: int
+) -> pa.Array:
     """Return the value of an expression for every row, as one array of its type. Never fails on data.
 
     Args:
@@ -228,6 +231,16 @@ def _ln(args: list[Any]) -> pa.Array:
     return pc.ln(pc.if_else(pc.less_equal(value, 0.0), pa.scalar(None, pa.float64()), value))
 
 
+def _log10(args: list[Any]) -> pa.Array:
+    (value,) = args
+    return pc.log10(pc.if_else(pc.less_equal(value, 0.0), pa.scalar(None, pa.float64()), value))
+
+
+def _date_trunc(node: Call, args: list[Any]) -> pa.Array:
+    unit = node.args[0].value if isinstance(node.args[0], Literal) else ""
+    return _numeric(lambda instants: numbers.start_of(str(unit), instants))(node, args[1:])
+
+
 def _nullif(args: list[Any]) -> pa.Array:
     return pc.if_else(_equal(args).fill_null(False), pa.scalar(None, args[0].type), args[0])
 
@@ -245,6 +258,9 @@ _KERNELS: dict[Op, Callable[[Call, list[Any]], pa.Array]] = {
     Op.ROUND: _numeric(numbers.round_half_up),
     Op.SQRT: _numeric(np.sqrt),
     Op.LN: _listed(_ln),
+    Op.LOG10: _listed(_log10),
+    Op.SIGN: _numeric(numbers.sign),
+    Op.DIV: _numeric(numbers.whole_quotient),
     Op.EXP: _plain(pc.exp),
     Op.POWER: _plain(pc.power),
     Op.ISNAN: _listed(_isnan),
@@ -268,13 +284,24 @@ _KERNELS: dict[Op, Callable[[Call, list[Any]], pa.Array]] = {
     Op.CONCAT: lambda _, args: pc.binary_join_element_wise(*args, ""),
     Op.SUBSTRING: substring,
     Op.TRIM: lambda _, args: pc.utf8_trim(args[0], " "),
+    Op.LTRIM: lambda _, args: pc.utf8_ltrim(args[0], " "),
+    Op.RTRIM: lambda _, args: pc.utf8_rtrim(args[0], " "),
+    Op.REPLACE: replace,
+    Op.STARTSWITH: text_test(pc.starts_with, str.startswith),
+    Op.ENDSWITH: text_test(pc.ends_with, str.endswith),
+    Op.CONTAINS: text_test(pc.match_substring, str.__contains__),
     Op.LIKE: like,
     Op.CAST: _cast,
     Op.YEAR: _numeric(numbers.year),
+    Op.QUARTER: _numeric(lambda instants: (numbers.month(instants) + 2) // 3),
     Op.MONTH: _numeric(numbers.month),
     Op.DAY: _numeric(numbers.day_of_month),
     Op.HOUR: _numeric(lambda instants: instants // 3_600_000_000 % 24),
     Op.MINUTE: _numeric(lambda instants: instants // 60_000_000 % 60),
+    Op.SECOND: _numeric(lambda instants: instants // 1_000_000 % 60),
+    Op.WEEKDAY: _numeric(lambda instants: (instants // 86_400_000_000 + 3) % 7),
+    Op.DAYOFYEAR: _numeric(numbers.day_of_year),
+    Op.DATE_TRUNC: _date_trunc,
     Op.DAYOFWEEK: _numeric(lambda instants: (instants // 86_400_000_000 + 4) % 7 + 1),
     Op.EPOCH_US: _numeric(lambda instants: instants),
 }

@@ -171,3 +171,41 @@ def day_of_month(instants: np.ndarray) -> Any:
     """Return the days of the month."""
     moments = np.asarray(instants, "M8[us]")
     return (moments.astype("M8[D]") - moments.astype("M8[M]").astype("M8[D]")).astype(np.int64) + 1
+
+
+def day_of_year(instants: np.ndarray) -> Any:
+    """Return the days of the year, from 1."""
+    moments = np.asarray(instants, "M8[us]")
+    return (moments.astype("M8[D]") - moments.astype("M8[Y]").astype("M8[D]")).astype(np.int64) + 1
+
+
+_STEPS = {
+    "WEEK": 7 * 86_400_000_000,
+    "DAY": 86_400_000_000,
+    "HOUR": 3_600_000_000,
+    "MINUTE": 60_000_000,
+    "SECOND": 1_000_000,
+}
+_FIRST_MONDAY = 4 * 86_400_000_000
+
+
+def start_of(unit: str, instants: np.ndarray) -> Any:
+    """Return the instants at which the units that they lie in begin."""
+    if unit in _STEPS:
+        shift = _FIRST_MONDAY if unit == "WEEK" else 0
+        return instants - (instants - shift) % _STEPS[unit]
+    months = _months(instants).astype(np.int64)
+    months = months - months % {"MONTH": 1, "QUARTER": 3, "YEAR": 12}[unit]
+    return months.astype("M8[M]").astype("M8[us]").astype(np.int64)
+
+
+def sign(values: np.ndarray) -> Any:
+    """Return -1.0 and 1.0; a zero or a NaN as it is."""
+    return np.where((values == 0) | np.isnan(values), values, np.copysign(1.0, values))
+
+
+def whole_quotient(left: np.ndarray, right: np.ndarray) -> Any:
+    """Return the quotients towards zero; there is none by zero, nor of the lowest integer by -1."""
+    defined = (right != 0) & ~((left == _LOWEST) & (right == -1))
+    divisor = np.where(defined, right, 1)
+    return (left - np.fmod(left, divisor)) // divisor, defined

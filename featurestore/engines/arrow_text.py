@@ -13,7 +13,7 @@ from featurestore.definitions.expression_nodes import Call, Literal, like_parts
 from featurestore.events.arrow_types import ARROW_TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 _SPACES = " \t\n\r\f\v"
@@ -47,6 +47,35 @@ def substring(node: Call, args: list[Any]) -> pa.Array:
     if first < 0 <= end:
         return pc.utf8_slice_codeunits(args[0], first)
     return pc.utf8_slice_codeunits(args[0], first, end)
+
+
+def text_test(
+    kernel: Callable[..., pa.Array], method: Callable[[str, str], bool]
+) -> Callable[[Call, list[Any]], pa.Array]:
+    """Ask about a part of a text: by Arrow where the part is a literal, else row by row."""
+
+    def run(_: Call, args: list[Any]) -> pa.Array:
+        text, part = args
+        if isinstance(part, pa.Scalar) and part.is_valid and isinstance(text, pa.Array):
+            return kernel(text, part.as_py())
+        return pa.array([None if None in row else method(*row) for row in _by_row(args)], pa.bool_())
+
+    return run
+
+
+def replace(_: Call, args: list[Any]) -> pa.Array:
+    """Replace every occurrence of a part of a text."""
+    text, old, new = args
+    literals = isinstance(text, pa.Array) and all(isinstance(one, pa.Scalar) and one.is_valid for one in (old, new))
+    if literals and old.as_py():
+        return pc.replace_substring(text, old.as_py(), new.as_py())
+    made = [None if None in row else row[0].replace(row[1], row[2]) if row[1] else row[0] for row in _by_row(args)]
+    return pa.array(made, pa.string())
+
+
+def _by_row(args: list[Any]) -> Iterator[tuple[Any, ...]]:
+    rows = next(len(arg) for arg in args if not isinstance(arg, pa.Scalar))
+    return zip(*([arg.as_py()] * rows if isinstance(arg, pa.Scalar) else arg.to_pylist() for arg in args), strict=True)
 
 
 def like(node: Call, args: list[Any]) -> pa.Array:

@@ -8,33 +8,18 @@ rows are decided by the scalar evaluator. It costs O(events) per value and is wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featurestore.algebra import EventOrder, sequence_of
+from featurestore.engines.rows import Event, rows_of
 from featurestore.engines.scalar import evaluate_row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from featurestore.definitions.view import FeatureView
     from featurestore.timeline import Instant
 
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One accepted event: its row, its times and where it stands in Kafka."""
-
-    row: Mapping[str, Any]
-    event_time: Instant
-    arrival: Instant
-    partition: int
-    offset: int
-
-    @property
-    def order(self) -> EventOrder:
-        """Its place among all events."""
-        return EventOrder(self.event_time, sequence_of(self.partition, self.offset))
+__all__ = ["Event", "values_at"]
 
 
 def values_at(
@@ -51,7 +36,7 @@ def values_at(
     """
     mine = [
         event
-        for event in events
+        for event in rows_of(view, events)
         if [event.row[column] for column in view.entity.keys] == list(key)
         and (visible_at is None or event.arrival <= visible_at)
         and (view.condition is None or evaluate_row(view.condition, event.row) is True)
@@ -67,4 +52,6 @@ def values_at(
                 value = None if expression is None else evaluate_row(expression, event.row)
                 partial = feature.aggregate.merge(partial, feature.aggregate.prepare(value, event.order))
         values[f"{view.name}.{feature.name}"] = feature.aggregate.value(partial, t, feature.window)
+    for derived in view.layout.derived:
+        values[derived.id] = evaluate_row(derived, values)
     return values

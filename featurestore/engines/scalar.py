@@ -17,13 +17,14 @@ from featurestore.definitions.expression_nodes import Case, Column, Literal, Nod
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from featurestore.definitions.derived import DerivedLayout
     from featurestore.definitions.expression import Expression
 
 _EXACT = Context(prec=2000)
 _HOUR_US, _MINUTE_US, _DAY_US = 3_600_000_000, 60_000_000, 86_400_000_000
 
 
-def evaluate_row(expression: Expression, row: Mapping[str, object]) -> object:
+def evaluate_row(expression: Expression | DerivedLayout, row: Mapping[str, object]) -> object:
     """Return the value of an expression for one row; a column that the row lacks is null. Never raises.
 
     >>> from featurestore.definitions.expression import Expression
@@ -204,6 +205,21 @@ def _ln(value: float) -> float | None:
     return None if value <= 0 else math.log(value)
 
 
+def _log10(value: float) -> float | None:
+    return None if value <= 0 else math.log10(value)
+
+
+def _sign(value: float) -> float:
+    return value if value == 0 or math.isnan(value) else math.copysign(1.0, value)
+
+
+def _div(left: int, right: int) -> int | None:
+    if right == 0:
+        return None
+    quotient = abs(left) // abs(right)
+    return quotient if (left < 0) == (right < 0) else -quotient
+
+
 def _sqrt(value: float) -> float:
     return math.nan if value < 0 else math.sqrt(value)
 
@@ -287,6 +303,23 @@ def _civil(instant: int) -> tuple[int, int, int]:
     return year_of_era + era * 400 + (month <= 2), month, day_of_year - (153 * shifted + 2) // 5 + 1
 
 
+def _date_trunc(unit: str, instant: int) -> int:
+    """Return the start of a unit, by stepping back from day to month, and from month to month."""
+    fixed = {"DAY": _DAY_US, "HOUR": _HOUR_US, "MINUTE": _MINUTE_US, "SECOND": 1_000_000}
+    if unit in fixed:
+        return instant // fixed[unit] * fixed[unit]
+    day = instant // _DAY_US * _DAY_US
+    if unit == "WEEK":
+        while (day // _DAY_US + 3) % 7:  # 1970-01-01 was a Thursday
+            day -= _DAY_US
+        return day
+    start = day - (_civil(day)[2] - 1) * _DAY_US
+    firsts = {"MONTH": range(1, 13), "QUARTER": (1, 4, 7, 10), "YEAR": (1,)}[unit]
+    while _civil(start)[1] not in firsts:
+        start -= _civil(start - _DAY_US)[2] * _DAY_US
+    return start
+
+
 _WITH_NULLS: dict[Op, Callable[..., Any]] = {
     Op.AND: _and,
     Op.OR: _or,
@@ -313,6 +346,9 @@ _STRICT: dict[Op, Callable[..., Any]] = {
     Op.ROUND: _round,
     Op.SQRT: _sqrt,
     Op.LN: _ln,
+    Op.LOG10: _log10,
+    Op.SIGN: _sign,
+    Op.DIV: _div,
     Op.EXP: _exp,
     Op.POWER: _power,
     Op.EQUAL: _equal,
@@ -325,12 +361,23 @@ _STRICT: dict[Op, Callable[..., Any]] = {
     Op.CONCAT: lambda *texts: "".join(texts),
     Op.SUBSTRING: _substring,
     Op.TRIM: lambda text: text.strip(" "),
+    Op.LTRIM: lambda text: text.lstrip(" "),
+    Op.RTRIM: lambda text: text.rstrip(" "),
+    Op.REPLACE: lambda text, old, new: text.replace(old, new) if old else text,
+    Op.STARTSWITH: lambda text, part: text[: len(part)] == part,
+    Op.ENDSWITH: lambda text, part: part == "" or text[-len(part) :] == part,
+    Op.CONTAINS: lambda text, part: part in text,
     Op.LIKE: _like,
     Op.YEAR: lambda instant: _civil(instant)[0],
+    Op.QUARTER: lambda instant: (_civil(instant)[1] + 2) // 3,
     Op.MONTH: lambda instant: _civil(instant)[1],
     Op.DAY: lambda instant: _civil(instant)[2],
     Op.HOUR: lambda instant: instant // _HOUR_US % 24,
     Op.MINUTE: lambda instant: instant // _MINUTE_US % 60,
+    Op.SECOND: lambda instant: instant // 1_000_000 % 60,
+    Op.WEEKDAY: lambda instant: (instant // _DAY_US + 3) % 7,
+    Op.DAYOFYEAR: lambda instant: (instant - _date_trunc("YEAR", instant)) // _DAY_US + 1,
+    Op.DATE_TRUNC: _date_trunc,
     Op.DAYOFWEEK: lambda instant: (instant // _DAY_US + 4) % 7 + 1,
     Op.EPOCH_US: lambda instant: instant,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from featurestore.stack.jars import spark_jars
 from featurestore.stack.java import find_java
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _LOGGING = Path(__file__).with_name("log4j2.properties")
 
@@ -69,3 +70,19 @@ def build_session(
     for name, value in {**settings, **(conf or {})}.items():
         builder = builder.config(name, value)
     return builder.getOrCreate()
+
+
+@contextmanager
+def local_session(app_name: str) -> Iterator[SparkSession]:
+    """Give the Spark session that runs in this process, or one on two threads that is stopped again.
+
+    Raises:
+        StackError: Java or the connector jars cannot be had.
+    """
+    running = SparkSession.getActiveSession()
+    session = running or build_session(app_name)
+    try:
+        yield session
+    finally:
+        if running is None:
+            session.stop()

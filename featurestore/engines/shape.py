@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurestore.algebra import element_sequence
 from featurestore.algebra.columns import take
 from featurestore.algebra.tiles import TileRows, tile_events
 from featurestore.datatypes import DataType
@@ -121,6 +122,9 @@ def inputs_of(
     arrival: np.ndarray,
 ) -> Inputs:
     """Return the events that enter the view, with what its aggregates take; arguments as of ``shape``."""
+    if view.explode is not None:
+        events, parents, sequence = exploded(view, events, sequence)
+        event_time, arrival = event_time[parents], arrival[parents]
     if view.condition is not None:
         rows = np.flatnonzero(_is_true(view.condition, events))
         if len(rows) < events.num_rows:
@@ -134,8 +138,28 @@ def inputs_of(
         if condition is not None:
             made = pc.if_else(pa.array(_is_true(condition, events)), made, pa.scalar(None, made.type))
         values.append(made)
-    keys = [events.column(name) for name in view.entity.keys]
+    keys = [events.column(name) for name in view.key_columns]
     return Inputs(keys, event_time, sequence, arrival, values)
+
+
+def exploded(
+    view: FeatureView, events: pa.RecordBatch | pa.Table, sequence: np.ndarray
+) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+    """Return a row for every element of the view's array: what the view reads, each row's event, and its place.
+
+    Elements stand in the order of events, then in their own. A null or empty array has none.
+    """
+    lists = {one.name for one in view.exploded}
+    columns = {name: _whole(events.column(name)) for name in view.reads}
+    parents = pc.list_parent_indices(columns[view.exploded[0].name]).to_numpy(zero_copy_only=False).astype(np.int64)
+    position = np.arange(len(parents)) - np.searchsorted(parents, parents)
+    rows = pa.array(parents)
+    made = {name: column.flatten() if name in lists else column.take(rows) for name, column in columns.items()}
+    return pa.table(made), parents, element_sequence(sequence[parents], position)
+
+
+def _whole(column: Any) -> Any:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def prepared(view: FeatureView, values: Sequence[Any], event_time: np.ndarray, sequence: np.ndarray) -> Prepared:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from math import ceil, floor
 from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from featurestore.datatypes import DataType
+from featurestore.definitions.contract import MAX_ELEMENTS
 from featurestore.events.arrow_types import ARROW_TYPES
 from featurestore.timeline import format_duration, format_instant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from featurestore.definitions.contract import Contract, ContractField
 
@@ -93,24 +95,33 @@ class Decoder:
         _ = self._decoder
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_decoder", "_schema")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_decoder", "_schema", "_getters")}
 
     @cached_property
     def _decoder(self) -> msgspec.json.Decoder[Any]:
-        # Required fields first, as msgspec wants; names are positional, so that any field name will do.
-        ordered = sorted(self.contract.fields, key=lambda one: one.nullable)
-        names = {one.name: f"f{index}" for index, one in enumerate(self.contract.fields)}
-        members: list[Any] = [
-            (names[one.name], _annotation(one), None) if one.nullable else (names[one.name], _annotation(one))
-            for one in ordered
-        ]
-        rename = {python: name for name, python in names.items()}
-        event = msgspec.defstruct("Event", members, rename=rename, gc=False, frozen=False)
-        return msgspec.json.Decoder(event)
+        members = {
+            one.name: (_annotation(one, one.type), one.nullable) for one in self.contract.fields if one.array is None
+        }
+        members |= {name: (_array(columns), columns[0].nullable) for name, columns in self.contract.arrays.items()}
+        return msgspec.json.Decoder(_struct("Event", members))
 
     @cached_property
     def _schema(self) -> pa.Schema:
         return pa.schema([(one.name, ARROW_TYPES[one.type]) for one in self.contract.fields])
+
+    @cached_property
+    def _getters(self) -> list[Callable[[Any], Any]]:
+        """How every column is read from a decoded event; its members are plain fields in order, then arrays."""
+        plain = [one.name for one in self.contract.fields if one.array is None]
+        place = {name: f"f{index}" for index, name in enumerate([*plain, *self.contract.arrays])}
+        made: list[Callable[[Any], Any]] = []
+        for one in self.contract.fields:
+            if one.property is None:
+                made.append(attrgetter(place[one.name]))
+            else:
+                columns = self.contract.arrays[str(one.array)]
+                made.append(partial(_elements, attrgetter(place[str(one.array)]), attrgetter(f"f{columns.index(one)}")))
+        return made
 
     def decode(self, values: pa.Array | Sequence[bytes | None], arrival_us: np.ndarray) -> Decoded:
         """Return the accepted events as columns, and the rest as rejections.
@@ -156,7 +167,7 @@ class Decoder:
 
         def build(chosen: list[Any]) -> pa.RecordBatch:
             columns = [
-                pa.array(list(map(attrgetter(f"f{index}"), chosen)), one.type) for index, one in enumerate(self._schema)
+                pa.array(list(map(get, chosen)), one.type) for get, one in zip(self._getters, self._schema, strict=True)
             ]
             return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
@@ -184,9 +195,13 @@ class Decoder:
             fine[wrong] = False
 
         for one in self.contract.fields:
-            if one.type == DataType.TIMESTAMP:
-                instants = _instants(batch.column(one.name))
+            if DataType.TIMESTAMP in (one.type, one.type.element):
+                column = batch.column(one.name)
+                instants = _instants(column if one.array is None else column.flatten())
                 outside = (instants < _YEAR_1) | (instants >= _YEAR_10000)  # an offset can carry a date there
+                if one.array is not None:
+                    parents = pc.list_parent_indices(column).to_numpy()
+                    outside = np.bincount(parents[outside], minlength=len(rows)).astype(bool)
                 words = f"field {one.name!r}: not in the years 1 to 9999 UTC"
                 refuse(outside, Reason.CONTRACT, lambda _, words=words: words)  # type: ignore[misc]
         column = batch.column(self.event_time)
@@ -215,21 +230,53 @@ def _instants(column: pa.Array) -> np.ndarray:
     return np.asarray(column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False), np.int64)
 
 
-def _annotation(one: ContractField) -> Any:
+def _elements(get: Callable[[Any], Any], of: Callable[[Any], Any], event: Any) -> list[Any] | None:
+    """Return one property of all objects in an array; null where an object is."""
+    array = get(event)
+    return None if array is None else [None if each is None else of(each) for each in array]
+
+
+def _struct(name: str, members: Mapping[str, tuple[Any, bool]]) -> Any:
+    """Return a struct of annotated members, by name, that may be absent or not; its attributes are f0, f1, ... in order."""
+    names = {member: f"f{index}" for index, member in enumerate(members)}
+    # Required members first, as msgspec wants; names are positional, so that any name will do.
+    ordered = sorted(members.items(), key=lambda each: each[1][1])
+    fields: list[Any] = [(names[m], kind, None) if absent else (names[m], kind) for m, (kind, absent) in ordered]
+    rename = {python: member for member, python in names.items()}
+    return msgspec.defstruct(name, fields, rename=rename, gc=False, frozen=False)
+
+
+def _array(columns: Sequence[ContractField]) -> Any:
+    """Return the annotation of an array: of scalars, or of objects with such properties."""
+    kind: Any
+    if columns[0].property is None:
+        kind = _annotation(columns[0], columns[0].type.element, nullable=columns[0].element_nullable)
+    else:
+        members = {
+            str(one.property): (_annotation(one, one.type.element, nullable=one.element_nullable), one.element_nullable)
+            for one in columns
+        }
+        kind = _struct("Element", members)
+        kind = kind | None if all(one.element_nullable for one in columns) else kind
+    array = Annotated[list[kind], msgspec.Meta(max_length=MAX_ELEMENTS)]
+    return array | None if columns[0].nullable else array
+
+
+def _annotation(one: ContractField, of: DataType | None, *, nullable: bool | None = None) -> Any:
     bounds = one.bounds
     kind: Any
-    if one.type == DataType.INT64:
+    if of == DataType.INT64:
         low, high = -(2**63), 2**63 - 1
         low = max(low, ceil(bounds.get("minimum", low)), floor(bounds.get("exclusiveMinimum", low - 1)) + 1)
         high = min(high, floor(bounds.get("maximum", high)), ceil(bounds.get("exclusiveMaximum", high + 1)) - 1)
         kind = Annotated[int, msgspec.Meta(ge=low, le=high)]
-    elif one.type == DataType.FLOAT64:
+    elif of == DataType.FLOAT64:
         names = {"minimum": "ge", "maximum": "le", "exclusiveMinimum": "gt", "exclusiveMaximum": "lt"}
         given = {names[name]: value for name, value in bounds.items()}
         kind = Annotated[float, msgspec.Meta(**given)] if given else float
-    elif one.type == DataType.TIMESTAMP:
+    elif of == DataType.TIMESTAMP:
         kind = Annotated[datetime, msgspec.Meta(tz=True)]
-    elif one.type == DataType.BOOL:
+    elif of == DataType.BOOL:
         kind = bool
     elif "enum" in bounds:
         kind = Literal[tuple(bounds["enum"])]
@@ -237,4 +284,4 @@ def _annotation(one: ContractField) -> Any:
         names = {"minLength": "min_length", "maxLength": "max_length", "pattern": "pattern"}
         given = {names[name]: value for name, value in bounds.items()}
         kind = Annotated[str, msgspec.Meta(**given)] if given else str
-    return kind | None if one.nullable else kind
+    return kind | None if (one.nullable if nullable is None else nullable) else kind

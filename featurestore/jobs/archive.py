@@ -107,7 +107,7 @@ class TileWorker:
                     yield pa.RecordBatch.from_pydict(
                         {
                             "view": pa.array([view.name] * len(rows)),
-                            "fingerprint": pa.array([view.fingerprint] * len(rows)),
+                            "fingerprint": pa.array([view.layout.fingerprint] * len(rows)),
                             "part": pa.array(np.full(len(rows), part.number, np.int32)),
                             "key": pa.array([shaped.keys[code] for code in rows.key.tolist()], pa.binary()),
                             "tile": rows.tile,

@@ -70,7 +70,7 @@ class HotWorker:
         return worker.apply(partition, rows.column("offset").to_numpy(), arrival, rows.column("value"))
 
     def _worker(self, source: EventSource, views: tuple[FeatureView, ...]) -> SourceWorker:
-        identity = (self.url, self.project, source.name + "".join(view.fingerprint for view in views))
+        identity = (self.url, self.project, source.name + "".join(view.layout.fingerprint for view in views))
         worker = _WORKERS.get(identity)
         if worker is None:
             writer = FencedWriter(RedisOnlineStore(self.url, self.project), source.name, views)

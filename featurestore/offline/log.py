@@ -194,8 +194,7 @@ def _needs(views: Sequence[FeatureView]) -> tuple[dict[str, pa.DataType], int | 
     reach: int | None = 0
     for view in views:
         kinds = view.source.contract.columns
-        used = [view.condition, *(each for pair in view.expressions for each in pair)]
-        for name in [*view.entity.keys, *(name for each in used if each is not None for name in each.columns)]:
+        for name in view.reads:
             columns[name] = ARROW_TYPES[kinds[name]]
         for feature in view.layout.features:
             window = feature.window

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.algebra import sequence_of
+from featurestore.engines.derive import derive_columns
 from featurestore.engines.points import values_at_points
 from featurestore.engines.shape import Shaped, input_ids, inputs_of, prepared
 from featurestore.events.arrow_types import ARROW_TYPES
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from featurestore.datatypes import DataType
+    from featurestore.definitions.derived import DerivedLayout
     from featurestore.definitions.view import FeatureView
 
 RANGE_ROWS = 1 << 17
@@ -206,27 +208,27 @@ def table_of(view: FeatureView, row: np.ndarray, values: Sequence[tuple[np.ndarr
 
 
 def columns_of(view: FeatureView, values: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, pa.Array]:
-    """Return feature values as Arrow columns by feature id."""
-    return {
+    """Return feature values as Arrow columns by feature id, with those of the features derived from them."""
+    columns = {
         f"{view.name}.{feature.name}": _arrow_column(column, valid, feature.aggregate.result_type)
         for feature, (column, valid) in zip(view.layout.features, values, strict=True)
     }
+    rows = len(next(iter(columns.values())))
+    return columns | derive_columns(view.layout.derived, columns, rows)
 
 
-def features_schema(views: Sequence[FeatureView]) -> str:
-    """Return the Spark schema of the features of views."""
-    return ", ".join(
-        f"`{view.name}.{feature.name}` {feature.aggregate.result_type.spark_name}"
-        for view in views
-        for feature in view.layout.features
-    )
+def features_schema(views: Sequence[FeatureView], request: Sequence[DerivedLayout] = ()) -> str:
+    """Return the Spark schema of the features of views, and of request features."""
+    types = [each for view in views for each in view.layout.types.items()] + [(each.id, each.type) for each in request]
+    return ", ".join(f"`{name}` {kind.spark_name}" for name, kind in types)
 
 
 @dataclass(frozen=True)
 class Assemble:
-    """The pieces of some ranges of rows -> those rows in order: the spine's columns, then one per feature."""
+    """The pieces of some ranges of rows -> those rows in order: the spine's columns, one per feature, request features."""
 
     views: tuple[FeatureView, ...]
+    request: tuple[DerivedLayout, ...] = ()
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield the rows of this partition's ranges."""
@@ -235,11 +237,19 @@ class Assemble:
             yield pa.RecordBatch.from_arrays([column for _, column in columns], [name for name, _ in columns])
 
     def ordered(self, tables: dict[int, pa.Table]) -> Iterator[list[tuple[str, pa.Array]]]:
-        """Yield the named columns of the spine, then those of every view, all by row number."""
+        """Yield the named columns of the spine, those of every view, then request features, all by row number."""
+        wanted = {name for each in self.request for name in each.reads}
+        known: dict[str, pa.Array] = {}
+        rows = 0
         for part in (SPINE, *range(len(self.views))):
             table = tables.pop(part).combine_chunks()
             table = table.take(pa.array(np.argsort(table.column(ROW).to_numpy()))).drop_columns(ROW)
-            yield [(name, _flat(table.column(name))) for name in table.column_names]
+            rows = table.num_rows
+            columns = [(name, _flat(table.column(name))) for name in table.column_names]
+            known |= {name: column for name, column in columns if name in wanted}
+            yield columns
+        if self.request:
+            yield list(derive_columns(self.request, known, rows).items())
 
 
 @dataclass(frozen=True)
@@ -247,10 +257,11 @@ class Digest:
     """The pieces of some ranges of rows -> the digests of each range's spine columns and of all its columns."""
 
     views: tuple[FeatureView, ...]
+    request: tuple[DerivedLayout, ...] = ()
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield number and digests of this partition's ranges."""
-        assemble = Assemble(self.views)
+        assemble = Assemble(self.views, self.request)
         for target, tables in gathered(batches):
             spine, *features = assemble.ordered(tables)
             whole = [*spine, *(each for part in features for each in part)]

@@ -191,6 +191,7 @@ def check_columns(columns: Sequence[str], service: FeatureService, event_time: s
         SpineError: Names the column.
     """
     needed = [(name, "key column") for name in service.keys] + [(event_time, "time column")]
+    needed += [(name, "request value") for name in service.request_values]
     for name, what in [*needed, *([(visible_at, "visibility column")] if visible_at else [])]:
         if name not in columns:
             raise SpineError(
@@ -228,16 +229,22 @@ def check_spine(schema: pa.Schema, service: FeatureService, event_time: str, vis
                 f"spine column {name!r} is {kind}, not a time.",
                 hint="use aware timestamps, or int64 microseconds UTC.",
             )
-    for name, kind in service.keys.items():
+    wanted = [*((name, kind, "key column") for name, kind in service.keys.items())]
+    wanted += [(name, kind, "request value") for name, kind in service.request_values.items()]
+    for name, kind, what in wanted:
         found = schema.field(name).type
         fits = {
             DataType.STRING: pa.types.is_string(found) or pa.types.is_large_string(found) or _is_dictionary(found),
-            DataType.INT64: pa.types.is_integer(found),
+            DataType.INT64: pa.types.is_integer(found) if what == "key column" else pa.types.is_signed_integer(found),
+            DataType.FLOAT64: pa.types.is_integer(found) or pa.types.is_floating(found),
             DataType.BOOL: pa.types.is_boolean(found),
-            DataType.TIMESTAMP: pa.types.is_timestamp(found),
+            DataType.TIMESTAMP: pa.types.is_timestamp(found)
+            if what == "key column"
+            else pa.types.is_int64(found) or (pa.types.is_timestamp(found) and found.tz is not None),
         }
         if not fits[kind] and not pa.types.is_null(found):
-            raise SpineError(f"spine key column {name!r} is {found}, the entity's key is {kind}.")
+            whose = "the entity's key" if what == "key column" else f"the request value of service {service.name}"
+            raise SpineError(f"spine {what} {name!r} is {found}, {whose} is {kind}.")
 
 
 def _is_dictionary(found: pa.DataType) -> bool:

@@ -141,13 +141,14 @@ def training_set(
         session: The Spark session, with Delta.
         service: Whose features.
         spine: pandas or Polars frame, Arrow table, Spark frame, or the path of Parquet files, a Delta table or a .csv:
-            key columns, a time, and anything else.
+            key columns, a time, the service's request values, and anything else.
         offline: Root of the Delta tables.
         event_time: The spine's time column; events at or after it do not count. Aware timestamps, or integers of
             microseconds UTC.
         as_served: True hides events that arrived after the row's time; the name of a column of instants hides those that
             arrived after that.
-        leak_report: Whether ``leaks`` will be asked for: event times against arrivals, whatever ``as_served`` is.
+        leak_report: Whether ``leaks`` will be asked for: event times against arrivals, whatever ``as_served`` is, of the
+            features of views.
         versions: Versions of the Delta tables; the newest when None.
 
     Raises:
@@ -156,7 +157,7 @@ def training_set(
     """
     visible_at = event_time if as_served is True else as_served or None
     found = read_spine(session, spine, service, event_time, visible_at)
-    views = tuple(service.views)
+    views, request = tuple(service.views), service.request_layouts
     logs = open_logs(views, offline, versions)
     with_arrival = leak_report or visible_at is not None
     grouping = Grouping(views, buckets_for(sum(log.rows for log in logs.values())))
@@ -184,11 +185,11 @@ def training_set(
         "library": __version__,
     }
     return TrainingSet(
-        ranges.mapInArrow(Assemble(views), ", ".join([*schema, features_schema(views)])),
+        ranges.mapInArrow(Assemble(views, request), ", ".join([*schema, features_schema(views, request)])),
         facts,
-        ranges.mapInArrow(Digest(views), "target int, spine binary, whole binary"),
+        ranges.mapInArrow(Digest(views, request), "target int, spine binary, whole binary"),
         buckets.mapInArrow(FindLeaks(grouping), LEAKS) if leak_report else None,
-        tuple(service.feature_ids),
+        tuple(name for view in views for name in view.layout.feature_ids),
         (ranges, *found.kept),
     )
 

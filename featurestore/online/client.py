@@ -15,11 +15,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from featurestore.datatypes import DataType
+    from featurestore.online.request import RequestRows
     from featurestore.online.store import OnlineStore
     from featurestore.online.vector import FeatureTable, FeatureVector
     from featurestore.timeline import Instant
 
 MAX_ENTITIES = 10_000
+
+
+def check_entities(keys: Sequence[Mapping[str, Any]]) -> None:
+    """Raise DefinitionError for no entities, or too many for one lookup."""
+    if not 1 <= len(keys) <= MAX_ENTITIES:
+        raise DefinitionError(f"get_many takes 1 to {MAX_ENTITIES:,} entities, got {len(keys):,}.")
 
 
 class FeatureClient:
@@ -62,7 +70,12 @@ class FeatureClient:
         self._lock = threading.Lock()
 
     def get(
-        self, service: str, keys: Mapping[str, Any], *, now: Instant | str | datetime | None = None
+        self,
+        service: str,
+        keys: Mapping[str, Any],
+        *,
+        now: Instant | str | datetime | None = None,
+        request: Mapping[str, Any] | None = None,
     ) -> FeatureVector:
         """Return the features of one entity: one round trip.
 
@@ -70,36 +83,57 @@ class FeatureClient:
             service: Name of the feature service.
             keys: Key columns and their values, for all entities of the service.
             now: Time of the lookup; events at or after it do not count. The clock's when None.
+            request: Request values by name, for the service's request features; None as a value is null. What the service does
+                not take is ignored.
 
         Raises:
-            UnknownNameError: No such service, or a key column is missing.
+            UnknownNameError: No such service, or a key column or request value is missing.
+            DefinitionError: A key or request value is of another type.
             PastLookupError: ``now`` is given and lies before events that are already merged.
             OnlineStoreUnavailableError: The store cannot be reached.
             OnlineStoreTimeoutError: It did not answer in time.
         """
-        return self._read(service, [keys], now)[1][0]
+        return self._read(service, [keys], now, request, single=True)[1][0]
 
     def get_many(
-        self, service: str, keys: Sequence[Mapping[str, Any]], *, now: Instant | str | datetime | None = None
+        self,
+        service: str,
+        keys: Sequence[Mapping[str, Any]],
+        *,
+        now: Instant | str | datetime | None = None,
+        request: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
     ) -> FeatureTable:
         """Return the features of 1 to 10,000 entities in the given order: one round trip.
+
+        Args:
+            service: As for ``get``.
+            keys: Keys of every entity.
+            now: As for ``get``.
+            request: Request values of every entity, or columns of them by name: lists, or numpy, Arrow or pandas columns.
 
         Raises:
             DefinitionError: There are no entities, or too many.
             Others: As ``get``.
         """
-        if not 1 <= len(keys) <= MAX_ENTITIES:
-            raise DefinitionError(f"get_many takes 1 to {MAX_ENTITIES:,} entities, got {len(keys):,}.")
-        lookup, vectors = self._read(service, keys, now)
+        check_entities(keys)
+        lookup, vectors = self._read(service, keys, now, request, single=False)
         return lookup.table(vectors)
 
     def _read(
-        self, service: str, keys: Sequence[Mapping[str, Any]], now: Instant | str | datetime | None
+        self,
+        service: str,
+        keys: Sequence[Mapping[str, Any]],
+        now: Instant | str | datetime | None,
+        request: RequestRows,
+        *,
+        single: bool,
     ) -> tuple[ServiceLookup, list[FeatureVector]]:
         lookup = self.service(service)
         t = self._clock.now() if now is None else to_instant(now, name="now")
-        replies = self._store.read(lookup.store_keys(keys))
-        return lookup, lookup.vectors(replies, len(keys), t, exact_time=now is not None)
+        names = lookup.store_keys(keys)
+        inputs = lookup.inputs(keys, request, single=single)
+        replies = self._store.read(names)
+        return lookup, lookup.vectors(replies, len(keys), t, exact_time=now is not None, inputs=inputs)
 
     def service(self, name: str) -> ServiceLookup:
         """Return the compiled lookup of a service; read from the store once, then kept."""
@@ -117,6 +151,10 @@ class FeatureClient:
     def service_fingerprint(self, service: str) -> str:
         """Return the fingerprint of a service as it is published."""
         return self.service(service).plan.fingerprint
+
+    def request_values(self, service: str) -> dict[str, DataType]:
+        """Return name to type of the request values a service takes, as it is published."""
+        return self.service(service).plan.request_values
 
     def ping(self) -> None:
         """Raise unless the online store answers."""

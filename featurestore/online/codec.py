@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from featurestore.algebra.rows import row_format
@@ -97,6 +98,12 @@ def empty_base(part: Part) -> bytes:
     return pack_header(part, length, MIN_INSTANT, 0) + bytes(length - HEADER.size)
 
 
+@lru_cache
+def _head(ladders: int) -> struct.Struct:
+    """Header and counts."""
+    return struct.Struct(f"{HEADER.format}{ladders}I")
+
+
 def parse_frame(blob: bytes, part: Part) -> Frame:
     """Return where the pieces of a blob lie. The tail of a wide part, and its rows, are checked when they are read.
 
@@ -107,17 +114,16 @@ def parse_frame(blob: bytes, part: Part) -> Frame:
     fixed = HEADER.size + counts_size(len(ladders))
     if len(blob) < fixed:
         raise CodecError(f"view {part.view}: {len(blob)} bytes are too short for a blob, at least {fixed}.")
-    magic, version, number, base_length, fingerprint, newest, folds = HEADER.unpack_from(blob)
+    magic, version, number, base_length, fingerprint, newest, folds, *counts = _head(len(ladders)).unpack_from(blob)
     if magic != MAGIC or version != VERSION:
         raise CodecError(
             f"view {part.view}: format {magic!r} version {version} is not {MAGIC!r} version {VERSION}.",
             hint="rebuild the online store from Delta.",
         )
-    if fingerprint != int(part.fingerprint, 16):
+    if fingerprint != part.fingerprint_word:
         raise CodecError(f"view {part.view}: blob of definition {fingerprint:016x}, expected {part.fingerprint}.")
     if number != part.number:
         raise CodecError(f"view {part.view}: blob of part {number}, expected {part.number}.")
-    counts = struct.unpack_from(f"<{len(ladders)}I", blob, HEADER.size)
     offset = fixed
     placed = []
     for size, rows in zip(part.row_sizes, counts, strict=True):
@@ -131,7 +137,7 @@ def parse_frame(blob: bytes, part: Part) -> Frame:
             offset = first + last if 0 <= last <= len(blob) else len(blob) + 1
     if offset != base_length or base_length > len(blob) or (is_fixed and (len(blob) - base_length) % record_size(part)):
         raise CodecError(
-            f"view {part.view}: lengths do not add up (rows {counts}, base {base_length}, blob {len(blob)} bytes)."
+            f"view {part.view}: lengths do not add up (rows {tuple(counts)}, base {base_length}, blob {len(blob)} bytes)."
         )
     return Frame(base_length, newest, folds, tuple(placed))
 

@@ -95,14 +95,15 @@ class ViewReader:
             if as_of < t:
                 break
             if exact_time:
-                raise self._past(t, as_of)
+                raise self.past(t, as_of)
             t = as_of + 1
         values: list[Any] = [None] * len(self.layout.features)
         for part, (blob, frame, _), tail in zip(self.parts, opened, tails, strict=True):
             part.read(values, blob, frame, tail, t)
         return ViewValues(tuple(values), known=True, as_of=None if as_of == MIN_INSTANT else as_of)
 
-    def _past(self, t: Instant, newest: Instant) -> PastLookupError:
+    def past(self, t: Instant, newest: Instant) -> PastLookupError:
+        """Return the refusal of a time that is not after the newest merged event."""
         return PastLookupError(
             f"view {self.layout.view}: time {format_instant(t)} is not after the newest applied event, "
             f"{format_instant(newest)}.",
@@ -143,6 +144,10 @@ class _PartReader:
                 part.ladders[ladder].is_suffix,
                 window,
                 [(m.feature, m.aggregate, _finish(m.aggregate, window), m.in_row, m.in_record) for m in members],
+                # Most reads find a row and no tail: each value is then one call on the row.
+                [(m.feature, m.aggregate.finalizer(m.in_row.start)) for m in members]
+                if all(_finish(m.aggregate, window) is None for m in members)
+                else None,
             )
             for (ladder, window), members in groups.items()
         ]
@@ -156,7 +161,7 @@ class _PartReader:
         """Fill in the values of the part's features."""
         view = memoryview(blob)
         is_fixed = self.part.is_fixed
-        for ladder, hop, is_suffix, window, members in self._windows:
+        for ladder, hop, is_suffix, window, members, quick in self._windows:
             low = window.start(t)
             offset, rows = frame.ladders[ladder]
             if not is_suffix:
@@ -171,7 +176,11 @@ class _PartReader:
                         row = words.unpack_from(blob, offset + 8 * rows + index * words.size)
                     else:
                         row = wide_row(self._forms[ladder], blob, offset, rows, index)
-            covered = tail if low is None else [record for record in tail if record[0] >= low]
+            covered = tail if low is None or not tail else [record for record in tail if record[0] >= low]
+            if row is not None and not covered and quick is not None:
+                for feature, finalize in quick:
+                    values[feature] = finalize(row)
+                continue
             for feature, aggregate, finish, in_row, in_record in members:
                 partial: Partial = aggregate.empty() if row is None else row[in_row]
                 for record in covered:

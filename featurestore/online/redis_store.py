@@ -1,11 +1,7 @@
-"""The online store on Redis >= 7.0 or Valkey. The one module that imports redis.
-
-Redis errors become ours here, in ``mapped_errors``, and nowhere else.
-"""
+"""The online store on Redis >= 7.0 or Valkey. redis is imported by this module and its neighbours ``redis_*`` alone."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from hashlib import sha1
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -14,57 +10,20 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from featurestore.errors import (
-    ConfigError,
-    OnlineError,
-    OnlineStoreTimeoutError,
-    OnlineStoreUnavailableError,
-    UnknownNameError,
-    did_you_mean,
-)
+from featurestore.errors import ConfigError, OnlineError, UnknownNameError, did_you_mean
 from featurestore.online.codec import HEADER
 from featurestore.online.keys import BUCKETS, KeySpace
 from featurestore.online.lookup import LookupPlan
+from featurestore.online.redis_connection import ReadConnections
+from featurestore.online.redis_errors import mapped_errors, safe_url
 from featurestore.online.redis_scripts import APPEND, PROGRESS, REPLACE
 from featurestore.online.store import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from featurestore.online.store import Append, Replacement
     from featurestore.timeline import Instant
-
-ERRORS: tuple[tuple[type[Exception], type[OnlineError], str], ...] = (
-    (redis.exceptions.TimeoutError, OnlineStoreTimeoutError, "did not answer in time"),
-    (redis.exceptions.AuthenticationError, OnlineStoreUnavailableError, "refused the credentials"),
-    (redis.exceptions.BusyLoadingError, OnlineStoreUnavailableError, "is still loading its data"),
-    (redis.exceptions.MasterDownError, OnlineStoreUnavailableError, "has lost its primary"),
-    (redis.exceptions.ClusterDownError, OnlineStoreUnavailableError, "is failing over"),
-    (redis.exceptions.ReadOnlyError, OnlineStoreUnavailableError, "is a read-only replica"),
-    (redis.exceptions.OutOfMemoryError, OnlineStoreUnavailableError, "is out of memory"),
-    (redis.exceptions.ConnectionError, OnlineStoreUnavailableError, "cannot be reached"),
-    (redis.exceptions.RedisError, OnlineError, "refused a command"),
-)
-"""Foreign error -> ours, the most specific first; tests hold it complete."""
-
-
-@contextmanager
-def mapped_errors(url: str) -> Iterator[None]:
-    """Raise redis errors as ours; the address appears without credentials."""
-    try:
-        yield
-    except redis.exceptions.RedisError as error:
-        for foreign, ours, what in ERRORS:
-            if isinstance(error, foreign):
-                hint = "is the server running? check the online url." if ours is OnlineStoreUnavailableError else None
-                raise ours(f"online store {safe_url(url)} {what}: {str(error).rstrip('.')}.", hint=hint) from error
-        raise
-
-
-def safe_url(url: str) -> str:
-    """Return a URL without user, password and options, which can hold a password too."""
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def connect(url: str, *, timeout_s: float) -> redis.Redis:
@@ -108,11 +67,14 @@ class RedisOnlineStore:
         self.project = project
         self.space = KeySpace(project)
         self.redis: Any = connect(url, timeout_s=timeout_s)
+        pool = self.redis.connection_pool
+        self._reads = ReadConnections(pool.connection_class, pool.connection_kwargs, timeout_s=timeout_s)
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the values of the keys in one round trip, None where there is none."""
         with mapped_errors(self.url):
-            return list(self.redis.mget(keys))
+            values: list[bytes | None] = self._reads.call(b"MGET", *keys)
+            return values
 
     def prepare(self) -> None:
         """Load the scripts that writing needs."""
@@ -246,6 +208,7 @@ class RedisOnlineStore:
 
     def close(self) -> None:
         """Close all connections."""
+        self._reads.close()
         self.redis.close()
 
 

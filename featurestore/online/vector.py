@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,13 +26,14 @@ class FeatureVector(Mapping[str, Any]):
     """The features of one entity at one time, by name, in the service's order.
 
     Attributes:
-        names: Feature ids, ``view.feature_window``.
+        names: Feature ids, ``view.feature_window``; request features by their names.
         row: The values in that order; None is null.
         known: Per view, whether the key has a record in the store.
         as_of: Per view, the newest event time inside its values; None without events.
         complete_through: Arrival instant up to which all events of all its sources have been applied; None when the store
             does not say (nothing applied yet, or an emptied store).
         at: The time of the lookup, microseconds UTC.
+        reads: Per request feature, the views it is computed from.
     """
 
     names: tuple[str, ...]
@@ -41,6 +42,7 @@ class FeatureVector(Mapping[str, Any]):
     as_of: Mapping[str, Instant | None]
     complete_through: Instant | None
     at: Instant
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
         try:
@@ -63,11 +65,18 @@ class FeatureVector(Mapping[str, Any]):
 
     @property
     def status(self) -> dict[str, str]:
-        """Per feature: "present"; "null" (the key is known, nothing counted); "missing" (the key has no record)."""
+        """Per feature: "present"; "null" (the key is known, nothing counted); "missing" (the key has no record).
+
+        A request feature is missing when a view it reads has no record of the key.
+        """
         return {
-            name: (PRESENT if value is not None else NULL) if self.known[name.partition(".")[0]] else MISSING
+            name: (PRESENT if value is not None else NULL) if self._is_known(name) else MISSING
             for name, value in zip(self.names, self.row, strict=True)
         }
+
+    def _is_known(self, name: str) -> bool:
+        views = self.reads.get(name)
+        return self.known[name.partition(".")[0]] if views is None else all(self.known[view] for view in views)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data, times as ISO 8601; the form the command line prints."""

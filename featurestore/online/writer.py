@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featurestore.algebra import offset_of
 from featurestore.engines.shape import tiles
 from featurestore.errors import FenceError
 from featurestore.online.codec import base_length, empty_base, record_format, record_size, records_in_tail
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 TAIL_CAP = 8
 """Records in a tail before it is folded."""
 _KNOWN_BASES = 200_000
-_OFFSET_MASK = (1 << 47) - 1
 
 
 class FencedWriter:
@@ -83,7 +83,8 @@ class FencedWriter:
         """
         counts = {"applied": 0, "fenced": 0, "records": 0, "folded": 0}
         fields = [
-            self.store.space.fence_field(view.name, view.fingerprint, self.source, partition) for view in self.views
+            self.store.space.fence_field(view.name, view.layout.fingerprint, self.source, partition)
+            for view in self.views
         ]
         fences = self.store.fences(fields)
         self._wide.clear()
@@ -93,9 +94,12 @@ class FencedWriter:
                 continue
             of_key = np.array([bucket_of(key) for key in events.keys], dtype=np.int64)
             fence = np.array([int(row[index] or 0) for row in fences], dtype=np.int64)
-            fresh = (events.sequence & _OFFSET_MASK) >= fence[of_key[events.key]]
-            counts["fenced"] += int(np.count_nonzero(~fresh))
-            counts["applied"] += int(np.count_nonzero(fresh))
+            has_elements = self.views[index].explode is not None
+            offset = offset_of(events.sequence, elements=has_elements)
+            fresh = offset >= fence[of_key[events.key]]
+            applied = len(np.unique(offset[fresh])) if has_elements else int(np.count_nonzero(fresh))
+            counts["applied"] += applied
+            counts["fenced"] += (len(np.unique(offset)) if has_elements else len(offset)) - applied
             kept = events.take(np.flatnonzero(fresh))
             for number, (owner, part) in enumerate(self.parts):
                 if owner == index:

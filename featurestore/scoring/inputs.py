@@ -1,7 +1,8 @@
 """What a caller must send for a model, checked row by row before anything is looked up. Pure: no I/O, no arrays.
 
-A row is keys and request inputs. Every name must be there and none besides; an explicit null is a value (a null key is
-a key of its own, a null request input is NaN to the model), a name left out is an error.
+A row is keys and request inputs: what the model takes as a column, what request features of its service take, or both. Every
+name must be there and none besides; an explicit null is a value (a null key is a key of its own, a null request input is NaN to
+the model and null to a request feature), a name left out is an error.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ class ScoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class CheckedRow:
-    """A row that fits the model: keys as the client takes them, request inputs as floats in the manifest's order."""
+    """A row that fits the model: keys and request values as the client takes them, request inputs as floats, in order."""
 
     keys: dict[str, Any]
     values: tuple[float, ...]
+    request: dict[str, Any] = field(default_factory=dict)
 
 
 class ModelInputs:
@@ -50,7 +52,8 @@ class ModelInputs:
         self.keys = dict(manifest.keys)
         self.request_inputs = manifest.request_inputs
         self._key_names = frozenset(self.keys)
-        self._request_names = frozenset(self.request_inputs)
+        self.request_values = dict(manifest.request_values)
+        self._request_names = frozenset(manifest.sent)
         self._label = manifest.label
 
     def check(self, row: ScoreRequest, *, at: str = "") -> CheckedRow:
@@ -67,8 +70,13 @@ class ModelInputs:
             self._refuse_names(row.keys, self._key_names, "key", at)
         if row.request.keys() != self._request_names:
             self._refuse_names(row.request, self._request_names, "request input", at)
-        keys = {name: self._key(name, kind, row.keys[name], at) for name, kind in self.keys.items()}
-        return CheckedRow(keys, tuple(self._number(name, row.request[name], at) for name in self.request_inputs))
+        keys = {name: self._typed("key", name, kind, row.keys[name], at) for name, kind in self.keys.items()}
+        values = tuple(self._number(name, row.request[name], at) for name in self.request_inputs)
+        request = {
+            name: self._typed("request input", name, kind, row.request[name], at)
+            for name, kind in self.request_values.items()
+        }
+        return CheckedRow(keys, values, request)
 
     def _refuse_names(self, given: Iterable[str], wanted: frozenset[str], what: str, at: str) -> None:
         names = set(given)
@@ -84,14 +92,14 @@ class ModelInputs:
             hint=did_you_mean(unknown, wanted, what=f"{what}s") if wanted else f"this model takes no {what}.",
         )
 
-    def _key(self, name: str, kind: DataType, value: Any, at: str) -> Any:
-        """Return a key value in the type the client takes: a timestamp becomes an instant."""
+    def _typed(self, what: str, name: str, kind: DataType, value: Any, at: str) -> Any:
+        """Return a key or request value in the type the client takes: a timestamp becomes an instant."""
         if value is None:
             return None
         if kind is DataType.STRING:
             if isinstance(value, str):
                 if len(value) > MAX_TEXT_BYTES or len(value.encode("utf-8", "surrogatepass")) > MAX_TEXT_BYTES:
-                    raise ModelInputError(f"{at}key {name!r} has more than {MAX_TEXT_BYTES} bytes.")
+                    raise ModelInputError(f"{at}{what} {name!r} has more than {MAX_TEXT_BYTES} bytes.")
                 return value
         elif kind is DataType.INT64:
             if isinstance(value, int) and not isinstance(value, bool) and value in _INT64:
@@ -101,13 +109,13 @@ class ModelInputs:
                 return value
         elif kind is DataType.TIMESTAMP:
             try:
-                return to_instant(value, name=f"{at}key {name!r}")
+                return to_instant(value, name=f"{at}{what} {name!r}")
             except DefinitionError as error:
                 raise ModelInputError(error.message, hint=error.hint) from None
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
         raise ModelInputError(
-            f"{at}key {name!r} is {_shown(value)}, not of type {kind}.", hint=f"send it as {_JSON_FORM[kind]}."
+            f"{at}{what} {name!r} is {_shown(value)}, not of type {kind}.", hint=f"send it as {_JSON_FORM[kind]}."
         )
 
     def _number(self, name: str, value: Any, at: str) -> float:

@@ -64,6 +64,8 @@ class ModelManifest:
     """The model's columns, in order."""
     request_inputs: tuple[str, ...] = ()
     feature_inputs: tuple[str, ...] = ()
+    request_values: dict[str, DataType] = field(default_factory=dict)
+    """What the service's request features take of the caller, with the types; the model may take the same names as inputs."""
     output: str
     """The graph's output that holds the score."""
     sha256: str
@@ -104,9 +106,18 @@ class ModelManifest:
                 "feature_inputs.",
                 hint="inputs is the order of the columns; each is sent by the caller or looked up.",
             )
-        clash = sorted(set(self.keys) & set(self.request_inputs))
+        clash = sorted(set(self.keys) & {*self.request_inputs, *self.request_values})
         if clash:
             raise ModelError(f"{where}: {clash[0]!r} is both a key and a request input.", hint="rename the input.")
+        numbers = (DataType.INT64, DataType.FLOAT64, DataType.BOOL)
+        texts = [name for name in self.request_inputs if self.request_values.get(name, DataType.BOOL) not in numbers]
+        if texts:
+            raise ModelError(f"{where}: request input {texts[0]!r} is {self.request_values[texts[0]]}, and no number.")
+
+    @property
+    def sent(self) -> tuple[str, ...]:
+        """The names a caller sends besides keys: the model's request inputs, then what only request features take."""
+        return tuple(dict.fromkeys((*self.request_inputs, *self.request_values)))
 
     @property
     def label(self) -> str:
@@ -179,6 +190,7 @@ def save_model(
     inputs: Iterable[str],
     request_inputs: Iterable[str] = (),
     feature_inputs: Iterable[str] = (),
+    request_values: Mapping[str, str | DataType] | None = None,
     output: str | None = None,
     metrics: Mapping[str, Any] | None = None,
     training_set: Mapping[str, Any] | None = None,
@@ -198,6 +210,7 @@ def save_model(
         inputs: The columns of the training matrix, in order.
         request_inputs: Those of ``inputs`` that the caller sends.
         feature_inputs: Those of ``inputs`` that are feature ids of the service.
+        request_values: ``request_values`` of the service: what its request features take, by type.
         output: The graph's output with the score; None takes the only float one.
         metrics: Whatever was measured, as JSON.
         training_set: What it was trained on: Delta versions, times, digest.
@@ -224,6 +237,7 @@ def save_model(
                 inputs=columns,
                 request_inputs=tuple(request_inputs),
                 feature_inputs=tuple(feature_inputs),
+                request_values={each: _key_type(kind, each, name) for each, kind in (request_values or {}).items()},
                 output=model.output,
                 sha256=hashlib.sha256(onnx_bytes).hexdigest(),
                 metrics=dict(metrics or {}),

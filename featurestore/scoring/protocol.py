@@ -65,8 +65,8 @@ def read_rows(body: InferBody, manifest: ModelManifest, *, max_rows: int) -> lis
         name = tensor.name[:80]
         if tensor.name in columns:
             raise ModelInputError(f"input tensor {name!r} is there twice.")
-        if tensor.name not in manifest.keys and tensor.name not in manifest.request_inputs:
-            known = (*manifest.keys, *manifest.request_inputs)
+        if tensor.name not in manifest.keys and tensor.name not in manifest.sent:
+            known = (*manifest.keys, *manifest.sent)
             raise ModelInputError(
                 f"input tensor {name!r} is unknown to model {manifest.label}.",
                 hint=did_you_mean(name, known, what="input tensors"),
@@ -81,7 +81,7 @@ def read_rows(body: InferBody, manifest: ModelManifest, *, max_rows: int) -> lis
         if requested.name != OUTPUT:
             raise ModelInputError(f"output {requested.name[:80]!r} is unknown.", hint=f"the only output is {OUTPUT!r}.")
     keys = [name for name in manifest.keys if name in columns]
-    sent = [name for name in manifest.request_inputs if name in columns]
+    sent = [name for name in manifest.sent if name in columns]
     return [
         ScoreRequest({name: columns[name][row] for name in keys}, {name: columns[name][row] for name in sent})
         for row in range(rows or 0)
@@ -167,7 +167,9 @@ def freshness(predictions: Sequence[Prediction]) -> dict[str, int]:
 def model_metadata(manifest: ModelManifest, versions: Sequence[int]) -> dict[str, Any]:
     """Return what a caller must send and gets back."""
     inputs = [_tensor(name, _KEY_DATATYPE[kind]) for name, kind in manifest.keys.items()]
-    inputs += [_tensor(name, "FP64") for name in manifest.request_inputs]
+    inputs += [
+        _tensor(name, _KEY_DATATYPE[manifest.request_values.get(name, DataType.FLOAT64)]) for name in manifest.sent
+    ]
     properties: Mapping[str, str] = {
         "service": manifest.service,
         "service_fingerprint": manifest.service_fingerprint,

@@ -10,7 +10,7 @@
 Rules:
     1. The matrix has the manifest's columns in the manifest's order. Missing and null are NaN, never 0.
     2. A model is bound to the feature service it was trained on: another fingerprint is refused,
-       when the scorer is made and before every batch.
+       when the scorer is made and before every batch. What request features take is looked up with, typed as the service says.
     3. A failed lookup raises. It is never a row of nulls.
 """
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from featurestore.datatypes import DataType
     from featurestore.scoring.manifest import ModelManifest
     from featurestore.scoring.model import Model
     from featurestore.timeline import Instant
@@ -75,8 +76,15 @@ class FeatureRows(Protocol):
 class FeatureReader(Protocol):
     """The lookup a scorer needs; ``featurestore.FeatureClient`` is one. It is called from one thread at a time."""
 
-    def get_many(self, service: str, keys: list[dict[str, Any]], *, now: Instant | None = None) -> FeatureRows:
-        """Return one row per key, in one round trip; None for ``now`` is the clock.
+    def get_many(
+        self,
+        service: str,
+        keys: list[dict[str, Any]],
+        *,
+        now: Instant | None = None,
+        request: Sequence[Mapping[str, Any]] | None = None,
+    ) -> FeatureRows:
+        """Return one row per key, in one round trip; None for ``now`` is the clock, ``request`` has the request values of each.
 
         Raises:
             OnlineStoreUnavailableError: The store cannot be reached.
@@ -91,6 +99,9 @@ class FeatureReader(Protocol):
             OnlineStoreUnavailableError: It has not been read yet and the store cannot be reached.
         """
 
+    def request_values(self, service: str) -> Mapping[str, DataType]:
+        """Return name to type of what the service's request features take of a caller."""
+
     def ping(self) -> None:
         """Return when the store answers.
 
@@ -98,6 +109,10 @@ class FeatureReader(Protocol):
             OnlineStoreUnavailableError: It cannot be reached.
             OnlineStoreTimeoutError: It did not answer in time.
         """
+
+
+def _typed(types: Mapping[str, DataType]) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in types.items()) or "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +167,13 @@ class Scorer:
         self._feature_columns = [position[name] for name in manifest.feature_inputs]
         self._table_columns: list[int] = []
         self.check_service()
+        taken = dict(client.request_values(manifest.service))
+        if taken != manifest.request_values:
+            raise ModelError(
+                f"model {manifest.label}: service {manifest.service!r} takes request values {_typed(taken)}, its manifest says "
+                f"{_typed(manifest.request_values)}.",
+                hint="store it with request_values=service.request_values.",
+            )
 
     def check_service(self) -> None:
         """Return when the client reads the definition that the model was trained on.
@@ -193,7 +215,8 @@ class Scorer:
             return [], Timings(0.0, 0.0)
         self.check_service()  # the client may have read a newer plan since
         started = time.perf_counter()
-        table = self._client.get_many(self.manifest.service, [row.keys for row in rows], now=now)
+        request = [row.request for row in rows] if self.manifest.request_values else None
+        table = self._client.get_many(self.manifest.service, [row.keys for row in rows], now=now, request=request)
         matrix = self._matrix(rows, table)
         looked_up = time.perf_counter()
         scores = self.model.predict(matrix)

@@ -6,6 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from featurestore.definitions.layout import FeatureLayout
 
 
@@ -40,17 +42,27 @@ def values_agree(a: Any, b: Any, *, tolerance: float = 0.0, slack: float = 0.0) 
     return math.isfinite(a) and math.isfinite(b) and abs(a - b) <= tolerance * max(abs(a), abs(b)) + slack
 
 
-SLACK = 1e-9
-"""Absolute difference allowed between doubles that have a tolerance: sums of large values that cancel."""
-
-
-def values_match(feature: FeatureLayout, a: Any, b: Any) -> bool:
+def values_match(feature: FeatureLayout, a: Any, b: Any, inputs: Callable[[], Sequence[Any]] | None = None) -> bool:
     """Return whether two values of a feature agree, as its aggregate states it: every check decides by this.
+
+    Integers, texts, extremes and ordered values have to be equal. Floating values may differ by the aggregate's relative
+    ``tolerance``; where terms cancel, by its ``slack``; and sketches by the error they state (``within_error``). The last two
+    depend on the inputs, which are asked for only when the values differ by more than the first.
 
     Args:
         feature: The feature.
         a: One value; None is null.
         b: The other.
+        inputs: Gives the inputs of all events in the window, nulls as None; where None, terms are taken not to cancel, and
+            sketches have to be equal.
     """
-    tolerance = feature.aggregate.tolerance
-    return values_agree(a, b, tolerance=tolerance, slack=SLACK if tolerance else 0.0)
+    aggregate = feature.aggregate
+    if values_agree(a, b, tolerance=aggregate.tolerance):
+        return True
+    if inputs is None:
+        return False
+    values = inputs()
+    slack = aggregate.slack([abs(float(v)) for v in values if isinstance(v, (int, float)) and math.isfinite(v)])
+    if aggregate.tolerance and values_agree(a, b, tolerance=aggregate.tolerance, slack=slack):
+        return True
+    return aggregate.within_error(a, b, values)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions.keys import key_values
+from featurestore.engines.fates import inputs_at
 from featurestore.engines.oracle import values_at
+from featurestore.engines.rows import rows_of
 from featurestore.engines.scalar import evaluate_row
 from featurestore.errors import FeatureStoreError, PastLookupError
 from featurestore.online.lookup import LookupPlan, ServiceLookup
-from featurestore.testing.compare import values_match
+from featurestore.testing.compare import values_agree, values_match
 from featurestore.testing.log import values_of
 from featurestore.timeline import Instant, format_instant
 
@@ -71,7 +74,7 @@ def entering(view: FeatureView, events: Sequence[Event], keys: Keys) -> list[Eve
     """Return the events of a key that enter the view."""
     return [
         event
-        for event in events
+        for event in rows_of(view, events)
         if tuple(event.row[column] for column in view.entity.keys) == keys
         and (view.condition is None or evaluate_row(view.condition, event.row) is True)
     ]
@@ -90,7 +93,8 @@ def differences(
     """Return where training set and online store differ from the specification, for one key or all of a view's."""
     events = log.events()
     if keys is None:
-        wanted = list(dict.fromkeys(tuple(event.row[column] for column in view.entity.keys) for event in events))
+        rows = rows_of(view, events)
+        wanted = list(dict.fromkeys(tuple(event.row[column] for column in view.entity.keys) for event in rows))
     else:
         wanted = [tuple(key_values(keys, view.layout.keys, where=f"view {view.name}"))]
     judge = Judge(view, events, log.shaped(view), store, now)
@@ -126,7 +130,7 @@ class Judge:
             ((*values,),) = values_of(self.view, self.shaped, [(keys, t, visible_at)])
         except FeatureStoreError as error:
             return [self._difference("training set", keys, t, "refusal", None, str(error), visible_at)]
-        return self._compare("training set", keys, t, values, visible_at)
+        return self.compare("training set", keys, t, values, visible_at)
 
     def online(self, keys: Keys, t: Instant) -> list[Difference]:
         """Return where the online store differs; the past may be refused, and is then asked as "now" would be."""
@@ -144,7 +148,7 @@ class Judge:
         except FeatureStoreError as error:
             return [self._difference("online", keys, t, "refusal", None, str(error))]
         name = self.view.name
-        found = self._compare("online", keys, at, vector.to_list())
+        found = self.compare("online", keys, at, vector.to_list())
         if vector.known[name] != bool(mine):
             found.append(self._difference("online", keys, at, "known", bool(mine), vector.known[name]))
         newest = max((event.event_time for event in mine if event.event_time < at), default=None)
@@ -160,15 +164,28 @@ class Judge:
     def _named(self, keys: Keys) -> dict[str, Any]:
         return dict(zip(self.view.entity.keys, keys, strict=True))
 
-    def _compare(
+    def compare(
         self, engine: str, keys: Keys, t: Instant, values: Sequence[Any], visible_at: Instant | None = None
     ) -> list[Difference]:
+        """Return where an engine's values of all features differ from the specification's."""
         expected = values_at(self.view, self.events, keys, t, visible_at=visible_at)
-        return [
-            self._difference(engine, keys, t, name, wanted, got, visible_at)
-            for feature, (name, wanted), got in zip(self.view.layout.features, expected.items(), values, strict=True)
-            if not values_match(feature, wanted, got)
+        answered = dict(zip(self.view.layout.feature_ids, values, strict=True))
+        found = [
+            self._difference(engine, keys, t, name, wanted, answered[name], visible_at)
+            for feature, (name, wanted) in zip(self.view.layout.features, expected.items(), strict=False)
+            if not values_match(
+                feature,
+                wanted,
+                answered[name],
+                partial(inputs_at, self.view, feature, self.events, keys, t, visible_at=visible_at),
+            )
         ]
+        for derived in self.view.layout.derived:
+            # Of the path's own values, and exactly: what they are derived from may differ within a tolerance.
+            wanted = evaluate_row(derived, answered)
+            if not values_agree(wanted, answered[derived.id]):
+                found.append(self._difference(engine, keys, t, derived.id, wanted, answered[derived.id], visible_at))
+        return found
 
     def _difference(
         self,

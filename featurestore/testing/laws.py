@@ -208,6 +208,9 @@ class _Laws:
         """Partials are tuples of one number or bytes per slot, and a null is no event."""
         slots = self.aggregate.slots
         for partial in [self.aggregate.empty(), *self.partials, self.merge_all(self.partials)]:
+            quick = self.aggregate.finalizer(2)((None, None, *partial, None))
+            if not self.same_value(quick, self.aggregate.finalize(partial)):
+                self.fail("finalizer", f"{quick!r} is not {self.aggregate.finalize(partial)!r}")
             kinds = [_SCALARS[slot] for slot in slots]
             if not isinstance(partial, tuple) or [type(x) for x in partial] != kinds:
                 self.fail("partials", f"{partial!r} is not a tuple of {slots}")

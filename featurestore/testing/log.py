@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.algebra import sequence_of
+from featurestore.datatypes import DataType
 from featurestore.definitions.keys import encode_key
+from featurestore.engines.derive import derive_columns
 from featurestore.engines.oracle import Event
 from featurestore.engines.points import values_at_points
 from featurestore.engines.shape import encode_columns, shape
@@ -95,6 +97,20 @@ class EventLog:
         schema = pa.schema([(one.name, ARROW_TYPES[one.type]) for one in self.source.contract.fields])
         return pa.Table.from_batches(self._batches, schema=schema).combine_chunks()
 
+    def archived(self) -> pa.Table:
+        """Return all events as the archive query writes them: the contract's columns and their place in Kafka."""
+        table, count = self.table(), len(self._accepted)
+        place = {
+            "_topic": pa.array([self.source.topic] * count, pa.string()),
+            "_partition": pa.array([record.partition for record in self._accepted], pa.int32()),
+            "_offset": pa.array([record.offset for record in self._accepted], pa.int64()),
+            "_arrival": pa.array([record.arrival for record in self._accepted], pa.int64()),
+            "_event_time": pa.array(self._times, pa.int64()),
+        }
+        for name, column in place.items():
+            table = table.append_column(name, column)
+        return table
+
     def shaped(self, view: FeatureView) -> Shaped:
         """Return all events as a view sees them."""
         table = self.table()
@@ -117,7 +133,7 @@ class EventLog:
             return self._events
         rows: list[Mapping[str, Any] | None] = [record.row for record in self._accepted]
         if None in rows:
-            decoded = _plain_rows(self.table())
+            decoded = plain_rows(self.table())
             rows = [given if row is None else row for row, given in zip(rows, decoded, strict=True)]
         self._events = [
             Event(row or {}, row[self.source.event_time] if row else 0, record.arrival, record.partition, record.offset)
@@ -126,11 +142,15 @@ class EventLog:
         return self._events
 
 
-def _plain_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Return the rows of a table with instants as microseconds."""
+def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Return the rows of a table with instants as microseconds, in lists too."""
     columns = [
-        table.column(name).cast(pa.int64()) if pa.types.is_timestamp(table.schema.field(name).type) else column
-        for name, column in zip(table.column_names, table.columns, strict=True)
+        column.cast(pa.int64())
+        if pa.types.is_timestamp(column.type)
+        else column.cast(pa.list_(pa.int64()))
+        if pa.types.is_list(column.type) and pa.types.is_timestamp(column.type.value_type)
+        else column
+        for column in table.columns
     ]
     return list(pa.table(columns, names=table.column_names).to_pylist())
 
@@ -157,11 +177,16 @@ def _rows(
         [value if fine else None for value, fine in zip(values.tolist(), valid.tolist(), strict=True)]
         for values, valid in values_at_points(view.layout, shaped, key, at, visible)
     ]
-    kinds = [feature.aggregate.result_type for feature in view.layout.features]
     typed = [
         [bool(value) if kind == "bool" and value is not None else value for value in column]
-        for column, kind in zip(columns, kinds, strict=True)
+        for column, kind in zip(columns, view.layout.types.values(), strict=False)
     ]
+    arrays = {
+        name: pa.array(column, ARROW_TYPES[kind])
+        for (name, kind), column in zip(view.layout.types.items(), typed, strict=False)
+    }
+    derived = derive_columns(view.layout.derived, arrays, len(at)).values()
+    typed += [(each.cast(pa.int64()) if pa.types.is_timestamp(each.type) else each).to_pylist() for each in derived]
     return [list(row) for row in zip(*typed, strict=True)]
 
 
@@ -186,18 +211,25 @@ def training_set(
         known = {key: position for position, key in enumerate(shaped.keys)}
         key = np.array([known.get(name, -1) for name in names], dtype=np.int64)[code]
         rows = _rows(view, shaped, key, at, seen)
-        for position, (name, feature) in enumerate(zip(view.layout.feature_ids, view.layout.features, strict=True)):
-            column = pa.array([row[position] for row in rows], ARROW_TYPES[feature.aggregate.result_type])
-            table = table.append_column(name, column)
+        for position, (name, kind) in enumerate(view.layout.types.items()):
+            table = table.append_column(name, pa.array([row[position] for row in rows], ARROW_TYPES[kind]))
+    columns = {name: table.column(name) for name in table.column_names}
+    for name, column in derive_columns(service.request_layouts, columns, table.num_rows).items():
+        table = table.append_column(name, column)
     return table
 
 
 def _spine_table(service: FeatureService, spine: Any, times: Sequence[str]) -> pa.Table:
     if not isinstance(spine, list):
         return as_arrow(spine)
-    rows = [{**row, **{name: to_instant(row[name], name=name) for name in times if name in row}} for row in spine]
+    given = {**service.request_values, **service.keys}
+    instants = {*times, *(name for name, kind in service.request_values.items() if kind == DataType.TIMESTAMP)}
+    rows = [
+        {n: to_instant(value, name=n) if n in instants and value is not None else value for n, value in row.items()}
+        for row in spine
+    ]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    types = {**dict.fromkeys(times, pa.timestamp("us", "UTC")), **{n: ARROW_TYPES[k] for n, k in service.keys.items()}}
+    types = {**{n: ARROW_TYPES[k] for n, k in given.items()}, **dict.fromkeys(times, pa.timestamp("us", "UTC"))}
     return pa.table({name: pa.array([row.get(name) for row in rows], types.get(name)) for name in names})
 
 

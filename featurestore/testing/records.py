@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from featurestore.definitions.contract import ContractField
     from featurestore.definitions.source import EventSource
     from featurestore.timeline import Instant
 
@@ -58,12 +59,23 @@ def typed_row(source: EventSource, row: Mapping[str, Any]) -> dict[str, Any] | N
     None where a time cannot be understood; such a row is the decoder's business.
     """
     try:
-        return {name: _typed(row.get(name), kind) for name, kind in source.contract.columns.items()}
+        return {one.name: _typed(_value_of(row, one), one.type) for one in source.contract.fields}
     except DefinitionError:
         return None
 
 
+def _value_of(row: Mapping[str, Any], one: ContractField) -> Any:
+    """Return a column's value; of a property of an array's objects, those of all of them."""
+    array = None if one.array is None or one.name in row else row.get(one.array)
+    if array is None or not isinstance(array, list):
+        return row.get(one.name)
+    return [None if each is None else each.get(one.property) for each in array]
+
+
 def _typed(value: Any, kind: DataType) -> Any:
+    element = kind.element
+    if element is not None and isinstance(value, list):
+        return [_typed(each, element) for each in value]
     if kind == DataType.TIMESTAMP and value is not None:
         return to_instant(value)
     if kind == DataType.FLOAT64 and isinstance(value, int) and not isinstance(value, bool):
@@ -73,6 +85,7 @@ def _typed(value: Any, kind: DataType) -> Any:
 
 def row_bytes(source: EventSource, row: Mapping[str, Any], unusual: dict[bytes, dict[str, float]]) -> bytes:
     """Return a row as JSON; doubles that JSON cannot write are noted in ``unusual``, by the bytes returned."""
+    row = _nested(source, row)
     noted = {name: value for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
     written = {name: 0.0 if name in noted else _plain(source, name, value) for name, value in row.items()}
     if not noted:
@@ -82,10 +95,28 @@ def row_bytes(source: EventSource, row: Mapping[str, Any], unusual: dict[bytes, 
     return value
 
 
+def _nested(source: EventSource, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with its arrays of objects as the event has them; they may be given as columns of properties too."""
+    made = dict(row)
+    for name, columns in source.contract.arrays.items():
+        given = [(one, made.pop(one.name)) for one in columns if one.property and one.name in made]
+        if not given:
+            continue
+        lists = [[_plain(source, one.name, each) for each in value] for one, value in given if value is not None]
+        names = [str(one.property) for one, _ in given]
+        made[name] = [dict(zip(names, each, strict=True)) for each in zip(*lists, strict=True)] if lists else None
+    return made
+
+
 def _plain(source: EventSource, name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(source, name, each) for each in value]
+    if isinstance(value, dict):
+        return {key: _plain(source, f"{name}.{key}", each) for key, each in value.items()}
     if isinstance(value, datetime):
         return value.isoformat()
-    if source.contract.columns.get(name) == DataType.TIMESTAMP and isinstance(value, int):
+    kind = source.contract.columns.get(name)
+    if kind is not None and DataType.TIMESTAMP in (kind, kind.element) and isinstance(value, int):
         try:
             return to_datetime(value).isoformat()
         except OverflowError:

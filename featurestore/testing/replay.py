@@ -87,7 +87,7 @@ class Replay:
         self._logs = {name: EventLog(source, self._decoder(source)) for name, (source, _) in self._sources.items()}
         self._running = True
         for service in services:
-            self.store.publish_plan(LookupPlan(service.name, tuple(view.layout for view in service.views)))
+            self.store.publish_plan(LookupPlan.of(service))
         self._client = FeatureClient.over(self.store, clock=self.clock)
         self._workers = self._start_workers()
 
@@ -250,7 +250,12 @@ class Replay:
     # ------------------------------------------------------------------------------------------------ reading
 
     def get(
-        self, keys: Mapping[str, Any], *, service: str | None = None, now: Instant | str | datetime | None = None
+        self,
+        keys: Mapping[str, Any],
+        *,
+        service: str | None = None,
+        now: Instant | str | datetime | None = None,
+        request: Mapping[str, Any] | None = None,
     ) -> FeatureVector:
         """Return the features of one entity as the client does, at the clock's time or at ``now``.
 
@@ -258,7 +263,7 @@ class Replay:
             PastLookupError: ``now`` is given and lies before events that are already merged.
         """
         self.drain()
-        return self._client.get(self._service(service).name, keys, now=now)
+        return self._client.get(self._service(service).name, keys, now=now, request=request)
 
     def get_many(
         self,
@@ -266,10 +271,11 @@ class Replay:
         *,
         service: str | None = None,
         now: Instant | str | datetime | None = None,
+        request: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
     ) -> FeatureTable:
         """Return the features of many entities as the client does."""
         self.drain()
-        return self._client.get_many(self._service(service).name, keys, now=now)
+        return self._client.get_many(self._service(service).name, keys, now=now, request=request)
 
     def training_set(
         self, spine: Any, *, event_time: str = "event_time", service: str | None = None, as_served: bool | str = False
@@ -288,6 +294,10 @@ class Replay:
         from featurestore.testing.log import training_set
 
         return training_set(self._service(service), self._logs, spine, event_time=event_time, as_served=as_served)
+
+    def log(self, source: str) -> EventLog:
+        """Return the records sent to a source, by its name or topic, as its event log."""
+        return self._logs[self._source(source).name]
 
     @property
     def quarantine(self) -> list[Quarantined]:

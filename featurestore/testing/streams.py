@@ -12,14 +12,14 @@ from __future__ import annotations
 import math
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from featurestore.datatypes import DataType
-from featurestore.engines.oracle import Event
+from featurestore.engines.rows import Event, rows_of
 from featurestore.engines.shape import Shaped, shape
 from featurestore.events.arrow_types import ARROW_TYPES
 from featurestore.testing.texts import fitting_texts
@@ -79,8 +79,11 @@ def hostile_stream(
     longest = max((_back(window) for window in windows if _back(window)), default=HOUR)
     anchor = dice.choice(_ANCHORS) + dice.choice((0, longest))
     edges = _edges(windows, anchor)
-    pools = {field.name: _pool(field, view, dice) for field in source.contract.fields}
-    keys = [tuple(dice.choice(pools[column]) for column in view.entity.keys) for _ in range(3)]
+    pools = {
+        field.name: _pool(field if field.array is None else _element(field), view, dice)
+        for field in source.contract.fields
+    }
+    keys = [tuple(dice.choice(pools[column]) for column in view.key_columns) for _ in range(3)]
     drawn: list[tuple[Instant, Instant, dict[str, Any]]] = []
     for _ in range(events):
         if drawn and dice.random() < 0.03:
@@ -88,9 +91,9 @@ def hostile_stream(
             drawn.append((time + _delay(dice, longest, source.allowed_skew_us), time, row))
             continue
         time = _event_time(dice, edges, drawn, anchor, longest)
-        row = {field.name: _value(field, pools[field.name], dice, time, nan) for field in source.contract.fields}
+        row = _row(source, pools, dice, time, nan)
         if dice.random() < 0.85:
-            row.update(zip(view.entity.keys, keys[0 if dice.random() < 0.6 else dice.randrange(3)], strict=True))
+            row = with_key(view, row, keys[0 if dice.random() < 0.6 else dice.randrange(3)], dice)
         row[source.event_time] = time
         drawn.append((time + _delay(dice, longest, source.allowed_skew_us), time, row))
     drawn.sort(key=lambda one: one[0])
@@ -101,6 +104,41 @@ def hostile_stream(
         made.append(Event(row, time, arrival, partition, offsets[partition]))
         offsets[partition] += 1
     return HostileStream(tuple(made), tuple(_probes(view, made, keys, edges, probes, dice)))
+
+
+def _row(
+    source: EventSource, pools: dict[str, list[Any]], dice: random.Random, time: Instant, nan: float
+) -> dict[str, Any]:
+    """Return the columns of an event: those of one array have one length, none of them or all are null."""
+    sizes: dict[str, int | None] = {
+        name: None if columns[0].nullable and dice.random() < 0.15 else dice.choice((0, 1, 1, 2, 3, 5))
+        for name, columns in source.contract.arrays.items()
+    }
+    row: dict[str, Any] = {}
+    for field in source.contract.fields:
+        if field.array is None:
+            row[field.name] = _value(field, pools[field.name], dice, time, nan)
+            continue
+        size, one = sizes[field.array], _element(field)
+        row[field.name] = None if size is None else [_value(one, pools[field.name], dice, time, 0) for _ in range(size)]
+    return row
+
+
+def _element(field: ContractField) -> ContractField:
+    """Return the field of one element of an array."""
+    return replace(field, type=field.type.element or field.type, nullable=field.element_nullable, array=None)
+
+
+def with_key(view: FeatureView, row: dict[str, Any], key: tuple[Any, ...], dice: random.Random) -> dict[str, Any]:
+    """Return the row as one of a key; where a key is an array's, most of its elements are."""
+    made = dict(row)
+    inside = {one.name for one in view.exploded}
+    for column, value in zip(view.key_columns, key, strict=True):
+        if column not in inside:
+            made[column] = value
+        elif row[column] is not None:
+            made[column] = [value if dice.random() < 0.8 else each for each in row[column]]
+    return made
 
 
 def shape_events(view: FeatureView, events: Sequence[Event]) -> Shaped:
@@ -172,7 +210,11 @@ def _pool(field: ContractField, view: FeatureView, dice: random.Random) -> list[
     """Return the few values a column takes; texts that conditions speak of among them."""
     if "enum" in field.bounds:
         return [value for value in field.bounds["enum"] if value is not None]
-    conditions = [view.where, *(part for m in view.layout.measures for part in (m.where, m.input))]
+    conditions = [
+        view.where,
+        *view.columns.values(),
+        *(part for m in view.layout.measures for part in (m.where, m.input)),
+    ]
     quoted = re.findall(r"'([^']*)'", " ".join(filter(None, conditions)))
     pools: dict[DataType, list[Any]] = {
         DataType.INT64: [*_INTS, dice.randrange(-1_000, 1_000)],
@@ -221,7 +263,7 @@ def _probes(
     count: int,
     dice: random.Random,
 ) -> list[tuple[tuple[Any, ...], Instant]]:
-    seen = [tuple(event.row[column] for column in view.entity.keys) for event in events]
+    seen = [tuple(event.row[column] for column in view.entity.keys) for event in rows_of(view, events)]
     newest = max((event.event_time for event in events), default=edges[-1])
     probes = []
     for _ in range(count):

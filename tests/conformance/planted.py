@@ -68,6 +68,11 @@ _READ, _PART, _PLAIN = (
 _MERGE, _FOLD, _BOUNDS = "engines.points:_Sorted", "online.fold", "engines.points:bounds_of"
 
 BUGS = [
+    # features of read time
+    Bug("derive: a derived feature is not seen by the next, one by one", "engines.derive:derive_row", "value = known[layout.id] =", "value ="),
+    Bug("derive: a derived feature is not seen by the next, by columns", "engines.derive:derive_columns", "found[layout.id] = known[layout.id] =", "found[layout.id] ="),
+    Bug("derive: a null counts as zero", "engines.derive:derive_row", "known = dict(values)", "known = {name: value or 0 for name, value in values.items()}"),
+    Bug("derive: columns of a lookup in the order they are made", "online.lookup:ServiceLookup._with_derived", "[row[name] for name in self.names]", "[row[name] for name in sorted(self.names)]"),
     # the kernel of training sets
     Bug("points: the event at t counts", f"{_MERGE}._edges", "self._key, self._t)", "self._key, self._t + 1)"),
     Bug("points: the event at lo(t) does not count", f"{_MERGE}._edges", "self._key, begin)", "self._key, begin + 1)"),

@@ -6,6 +6,7 @@ import pytest
 
 from featurestore.checks.verify import verify
 from tests.conformance.cases import COMPOSITE, CONDITIONS, LIFETIME, MANY, SHORT, VIEWS, WINDOWS
+from tests.conformance.derived import DERIVED
 from tests.conformance.planted import BUGS
 
 pytestmark = pytest.mark.thorough
@@ -18,6 +19,8 @@ WITHIN = 200
 def test_every_planted_bug_is_found(bug, monkeypatch):
     bug.plant(monkeypatch)
     views = (SHORT,) if bug.name.startswith("reach") else (SHORT, MANY, COMPOSITE, CONDITIONS, WINDOWS)
+    if bug.name.startswith("derive"):
+        views = (DERIVED,)
     result = verify(views, seed=7, seconds=600, most_cases=WITHIN, shrink_seconds=0)
     assert not result.equal, f"not found in {result}"
 

@@ -16,7 +16,8 @@ from featurestore.errors import (
     OnlineStoreUnavailableError,
 )
 from featurestore.online.client import FeatureClient
-from featurestore.online.redis_store import ERRORS, RedisOnlineStore, mapped_errors, safe_url
+from featurestore.online.redis_errors import ERRORS, mapped_errors, safe_url
+from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.online.writer import FencedWriter
 from tests.conformance.cases import SOURCE
 from tests.conformance.support import SECOND, VIEWS, Online, one, stream_of

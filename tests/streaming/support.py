@@ -176,18 +176,18 @@ def ends_of(events):
     return ends
 
 
-def applied_offsets(url, project):
-    """Return partition to the next offset the online store expects."""
+def applied_offsets(url, project, source="payments"):
+    """Return partition to the next offset of a source that the online store expects."""
     store = RedisOnlineStore(url, project)
     try:
-        return {partition: offset for partition, (offset, _) in store.progress("payments").items()}
+        return {partition: offset for partition, (offset, _) in store.progress(source).items()}
     finally:
         store.close()
 
 
-def wait_applied(url, project, ends, job=None):
+def wait_applied(url, project, ends, job=None, *, source="payments"):
     """Return when the online store has everything up to the offsets."""
-    wait_for(f"offsets {ends} online", lambda: reached(applied_offsets(url, project), ends), job=job)
+    wait_for(f"offsets {ends} online", lambda: reached(applied_offsets(url, project, source), ends), job=job)
 
 
 def reached(offsets, ends):

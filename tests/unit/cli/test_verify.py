@@ -70,7 +70,7 @@ def test_a_difference_ends_with_1_and_a_test_that_imports_the_users_own_view(pro
     [
         (("--view", "customer_purchase"), "did you mean 'customer_purchases'"),
         (("--service", "shop"), "shop_v1"),
-        (("--engines", "spark,memory"), "no engine 'spark'"),
+        (("--engines", "sparkle,memory"), "no engine 'sparkle'. Hint: did you mean 'spark'?"),
         (("--definitions", "nowhere.py"), "does not exist"),
     ],
 )

@@ -45,7 +45,7 @@ def points_of(grouping, spine, at, visible, *, with_arrival, batch):
     return numbered, list(ScatterPoints(grouping, with_arrival)(cut(points, batch)))
 
 
-def run(views, logs, spine, at, *, visible=None, buckets=3, batch=100):
+def run(views, logs, spine, at, *, visible=None, request=(), buckets=3, batch=100):
     """Return a spine with the features of views, and the digests of its ranges.
 
     Args:
@@ -54,6 +54,7 @@ def run(views, logs, spine, at, *, visible=None, buckets=3, batch=100):
         spine: Arrow table.
         at: Time of every row, microseconds.
         visible: Per row, when it was seen; None hides nothing.
+        request: Compiled request features.
     """
     grouping, served = Grouping(tuple(views), buckets), visible is not None
     numbered, points = points_of(grouping, spine, at, visible if served else at, with_arrival=served, batch=batch)
@@ -62,8 +63,8 @@ def run(views, logs, spine, at, *, visible=None, buckets=3, batch=100):
     ranges = shuffled([*values, *ScatterSpine()(cut(numbered, batch))])
     rows, digests = [], []
     for _, batches in sorted(ranges.items()):
-        rows += Assemble(tuple(views))(batches)
-        digests += Digest(tuple(views))(batches)
+        rows += Assemble(tuple(views), tuple(request))(batches)
+        digests += Digest(tuple(views), tuple(request))(batches)
     return pa.Table.from_batches(rows), pa.Table.from_batches(digests)
 
 

@@ -9,7 +9,7 @@ from tests.unit.scoring.support import MemoryReader
 
 
 class WaitingReader(MemoryReader):
-    def get_many(self, service, keys, *, now=None):
+    def get_many(self, service, keys, *, now=None, request=None):
         if any(key["card_id"] == "slow" for key in keys):
             print("looking up", flush=True)
             sys.stdin.readline()

@@ -63,7 +63,9 @@ class MemoryReader:
         if self.down is not None:
             raise self.down("redis://secret-host:6379 is away", hint="look at 10.0.0.7")
 
-    def get_many(self, service: str, keys: list[dict[str, Any]], *, now: int | None = None) -> Table:
+    def get_many(
+        self, service: str, keys: list[dict[str, Any]], *, now: int | None = None, request: Any = None
+    ) -> Table:
         self.threads.add(threading.get_ident())
         self.batches.append((now, len(keys)))
         self.entered.release()
@@ -91,6 +93,9 @@ class MemoryReader:
         if service != SERVICE:
             raise UnknownNameError(f"no service {service!r}.")
         return self.fingerprint
+
+    def request_values(self, service: str) -> dict[str, Any]:
+        return {}
 
     def ping(self) -> None:
         self._answer_or_fail()

@@ -1,0 +1,111 @@
+"""AsyncFeatureClient: the lookup for asyncio. The same thin shell as ``client``, over one pipelined connection."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Self
+
+from featurestore.definitions.entity import check_name
+from featurestore.online.client import check_entities
+from featurestore.online.lookup import ServiceLookup
+from featurestore.online.redis_async import AsyncReads
+from featurestore.online.redis_store import RedisOnlineStore
+from featurestore.timeline import Clock, SystemClock, parse_duration, to_instant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from featurestore.online.request import RequestRows
+    from featurestore.online.vector import FeatureTable, FeatureVector
+    from featurestore.timeline import Instant
+
+
+class AsyncFeatureClient:
+    """Reads feature vectors from the online store in asyncio. All tasks of one event loop share it and its connection.
+
+    Args:
+        url: As for ``FeatureClient``.
+        project: The project whose features to read.
+        timeout: Longest wait for the store in one lookup, connecting included; a stuck server costs no more.
+        clock: Tells what "now" is.
+
+    Example:
+        async with AsyncFeatureClient("redis://localhost:6379") as client:
+            vector = await client.get("fraud_v1", {"card_id": "c1"})
+    """
+
+    def __init__(
+        self, url: str, *, project: str = "default", timeout: str = "50ms", clock: Clock | None = None
+    ) -> None:
+        seconds = parse_duration(timeout) / 1_000_000
+        self._plans = RedisOnlineStore(url, check_name(project, "project"), timeout_s=seconds)
+        self._reads = AsyncReads(url, timeout_s=seconds)
+        self._clock = clock or SystemClock()
+        self._services: dict[str, ServiceLookup] = {}
+
+    async def get(
+        self,
+        service: str,
+        keys: Mapping[str, Any],
+        *,
+        now: Instant | str | datetime | None = None,
+        request: Mapping[str, Any] | None = None,
+    ) -> FeatureVector:
+        """Return the features of one entity; arguments and errors as of ``FeatureClient.get``."""
+        return (await self._read(service, [keys], now, request, single=True))[1][0]
+
+    async def get_many(
+        self,
+        service: str,
+        keys: Sequence[Mapping[str, Any]],
+        *,
+        now: Instant | str | datetime | None = None,
+        request: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
+    ) -> FeatureTable:
+        """Return the features of 1 to 10,000 entities; arguments and errors as of ``FeatureClient.get_many``."""
+        check_entities(keys)
+        lookup, vectors = await self._read(service, keys, now, request, single=False)
+        return lookup.table(vectors)
+
+    async def _read(
+        self,
+        service: str,
+        keys: Sequence[Mapping[str, Any]],
+        now: Instant | str | datetime | None,
+        request: RequestRows,
+        *,
+        single: bool,
+    ) -> tuple[ServiceLookup, list[FeatureVector]]:
+        lookup = self._services.get(service) or await self.service(service)
+        t = self._clock.now() if now is None else to_instant(now, name="now")
+        names = lookup.store_keys(keys)
+        inputs = lookup.inputs(keys, request, single=single)
+        replies = await self._reads.read(names)
+        return lookup, lookup.vectors(replies, len(keys), t, exact_time=now is not None, inputs=inputs)
+
+    async def service(self, name: str) -> ServiceLookup:
+        """Return the compiled lookup of a service; read from the store once, then kept."""
+        if name not in self._services:
+            plan = await asyncio.to_thread(self._plans.load_plan, name)
+            self._services[name] = ServiceLookup(self._plans.project, plan)
+        return self._services[name]
+
+    def refresh(self) -> None:
+        """Forget the plans, so that the next lookup reads what has been applied since."""
+        self._services.clear()
+
+    async def ping(self) -> None:
+        """Raise unless the online store answers."""
+        await self._reads.ping()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._reads.close()
+        self._plans.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()

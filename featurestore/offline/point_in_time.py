@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.algebra import sequence_of
+from featurestore.datatypes import DataType
 from featurestore.engines.derive import derive_columns
 from featurestore.engines.points import values_at_points
 from featurestore.engines.shape import Shaped, input_ids, inputs_of, prepared
@@ -35,7 +36,6 @@ from featurestore.offline.spine import ROW
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from featurestore.datatypes import DataType
     from featurestore.definitions.derived import DerivedLayout
     from featurestore.definitions.view import FeatureView
 
@@ -78,6 +78,11 @@ class Grouping:
         return (hashes(keys) % np.uint64(self.buckets)).astype(np.int64) + group * self.buckets
 
 
+def typed_keys(view: FeatureView, keys: Sequence[Any]) -> list[Any]:
+    """Return key columns in the types of the entity: Spark gives instants the zone of its session."""
+    return [key.cast(ARROW_TYPES[DataType(kind)]) for key, kind in zip(keys, view.entity.keys.values(), strict=True)]
+
+
 @dataclass(frozen=True)
 class ScatterEvents:
     """Event log rows of one source -> pieces for its views."""
@@ -99,12 +104,13 @@ class ScatterEvents:
                 if view.source.name != self.source:
                     continue
                 found = inputs_of(view, batch, event_time, sequence, arrival)
-                columns = {f"k{place}": key for place, key in enumerate(found.keys)}
+                keys = typed_keys(view, found.keys)
+                columns = {f"k{place}": key for place, key in enumerate(keys)}
                 columns |= {"at": pa.array(found.event_time), "sequence": pa.array(found.sequence)}
                 if self.with_arrival:
                     columns["arrival"] = pa.array(found.arrival)
                 columns |= {f"v{place}": value for place, value in enumerate(found.values)}
-                target = self.grouping.targets_of(self.grouping.of(view), found.keys)
+                target = self.grouping.targets_of(self.grouping.of(view), keys)
                 yield from pieces(pa.table(columns), target, index)
 
 
@@ -124,7 +130,8 @@ class ScatterPoints:
             if self.with_arrival:
                 columns["__visible"] = batch.column("__visible")
             for group, names in enumerate(self.grouping.groups):
-                keys = [batch.column(name) for name in names]
+                view = next(view for view in self.grouping.views if self.grouping.of(view) == group)
+                keys = typed_keys(view, [batch.column(name) for name in names])
                 table = pa.table({**columns, **{f"k{place}": key for place, key in enumerate(keys)}})
                 yield from pieces(table, self.grouping.targets_of(group, keys), SPINE)
 

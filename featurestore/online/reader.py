@@ -176,7 +176,7 @@ class _PartReader:
                         row = words.unpack_from(blob, offset + 8 * rows + index * words.size)
                     else:
                         row = wide_row(self._forms[ladder], blob, offset, rows, index)
-            covered = tail if low is None or not tail else [record for record in tail if record[0] >= low]
+            covered = tail if low is None else [record for record in tail if record[0] >= low]
             if row is not None and not covered and quick is not None:
                 for feature, finalize in quick:
                     values[feature] = finalize(row)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from featurestore.config import Settings
 from featurestore.modules import load_module
 
 
-def test_an_edit_of_equal_size_in_the_same_second_is_seen(tmp_path):
+def test_an_edit_of_equal_size_in_the_same_second_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = tmp_path / "features.py"
     settings = Settings.load(_project(tmp_path))
     for answer in (1, 2):

@@ -16,7 +16,7 @@ import pyarrow as pa
 from featurestore.datatypes import DataType
 from featurestore.definitions.service import FeatureService
 from featurestore.engines.points import values_at_points
-from featurestore.errors import OfflineError
+from featurestore.errors import DefinitionError, OfflineError
 from featurestore.offline.blobs import PIECES, codes_of, gathered
 from featurestore.offline.log import open_logs
 from featurestore.offline.point_in_time import Grouping, ScatterEvents, columns_of, features_schema, shaped_of
@@ -114,17 +114,17 @@ def instants_of(at: Any = None, *, start: Any = None, end: Any = None, every: st
     """Return the instants of a snapshot: one, or start, start + every, ... up to and including end.
 
     Raises:
-        OfflineError: Neither ``at`` nor all of ``start``, ``end`` and ``every`` are given, or a range has no instant.
+        DefinitionError: Neither ``at`` nor all of ``start``, ``end`` and ``every`` are given, or a range has no instant.
     """
     ranged = (start, end, every)
     if (at is None) == all(each is None for each in ranged) or (at is None and None in ranged):
-        raise OfflineError("a snapshot takes at, or start, end and every.", hint='for example every="1h".')
+        raise DefinitionError("a snapshot takes at, or start, end and every.", hint='for example every="1h".')
     if at is not None:
         return (to_instant(at, name="at"),)
     assert every is not None  # noqa: S101
     found = tuple(range(to_instant(start, name="start"), to_instant(end, name="end") + 1, parse_duration(every)))
     if not found:
-        raise OfflineError(f"a snapshot's end {end} lies before its start {start}.", hint="swap them.")
+        raise DefinitionError(f"a snapshot's end {end} lies before its start {start}.", hint="swap them.")
     return found
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from featurestore.datatypes import DataType
 from featurestore.engines.scalar import evaluate_row
-from featurestore.errors import OfflineError
+from featurestore.errors import DefinitionError
 from featurestore.events.decode import ARROW_TYPES
 from featurestore.offline.blobs import codes_of, hashes
 from featurestore.offline.digest import digest_of
@@ -172,9 +172,9 @@ def test_the_instants_of_a_snapshot_are_stated_one_way_or_the_other():
     assert instants_of(5) == (5,)
     assert instants_of(start=0, end=2 * HOUR, every="1h") == (0, HOUR, 2 * HOUR)
     for wrong in ({}, {"start": 0, "end": 5}, {"at": 1, "every": "1h"}):
-        with pytest.raises(OfflineError, match="a snapshot takes at, or start, end and every"):
+        with pytest.raises(DefinitionError, match="a snapshot takes at, or start, end and every"):
             instants_of(**wrong)
-    with pytest.raises(OfflineError, match="lies before its start"):
+    with pytest.raises(DefinitionError, match="lies before its start"):
         instants_of(start=5, end=0, every="1h")
 
 

@@ -47,6 +47,7 @@ def plain(column):
     return (column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist()
 
 
+@pytest.mark.thorough
 def test_verify_compares_derived_features_and_columns():
     result = verify([DERIVED], seed=11, seconds=600, most_cases=40)
     assert result.equal, str(result)

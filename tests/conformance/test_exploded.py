@@ -34,6 +34,7 @@ def order(*items, card="c", **more):
     return {"card_id": card, "items": [{"count": 1, **item} for item in items], **more}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
 def test_verify_finds_no_difference(view):
     result = verify([view], seed=5, seconds=600, most_cases=30)

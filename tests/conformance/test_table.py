@@ -136,6 +136,7 @@ def test_nearly_every_question_can_be_asked_of_an_online_store_in_time():
     assert len(early) < len(QUESTIONS) / 10
 
 
+@pytest.mark.thorough
 @pytest.mark.server
 @pytest.mark.parametrize("tail_cap", [0, 16])
 def test_a_real_store(online_url, tail_cap):
@@ -167,6 +168,7 @@ def test_the_workers_of_a_training_set(served):
     judge([(question, row_answer(question, row)) for question, row in zip(asked, made.to_pylist(), strict=True)])
 
 
+@pytest.mark.thorough
 @pytest.mark.server
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_worker_of_the_stream_in_any_cuts(online_url, seed):

@@ -118,6 +118,7 @@ def checked(aggregate, rows, low, high):
             assert got == expected, (begin, end)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("aggregate", OF_BYTES, ids=repr)
 @pytest.mark.parametrize(("leaf", "children"), [(2, 2), (3, 4), (32, 4)])
 def test_partials_of_bytes_are_merged_by_blocks_of_any_size(aggregate, leaf, children, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from examples.flights.data import LATE_AFTER_MINUTES
 from examples.flights.features import flight_delay
 from examples.flights.model import STATIC_FEATURES
@@ -16,6 +18,7 @@ def test_the_vector_has_29_features_of_four_entities():
     assert not set(STATIC_FEATURES) & set(flight_delay.feature_ids)
 
 
+@pytest.mark.thorough
 def test_every_topic_of_the_stream_has_a_source_and_its_fields_are_the_events(flights):
     assert {source.topic for source in flight_delay.sources} == set(TOPICS)
     tables = {"departures": flights.departures, "arrivals": flights.arrivals, "weather": flights.weather}

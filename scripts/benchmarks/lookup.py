@@ -290,7 +290,8 @@ def _interleaved(
     size: int,
     rounds: int,
 ) -> list[dict[str, Any]]:
-    ping, mget = hiredis.pack_command((b"PING",)), hiredis.pack_command((b"MGET", *names))  # type: ignore[arg-type]
+    commands: list[Any] = [(b"PING",), (b"MGET", *names)]
+    ping, mget = map(hiredis.pack_command, commands)
     one = client.get if size == 1 else None
     contenders: dict[str, Callable[[], Any]] = {
         "PING, redis-py": admin.ping,

@@ -12,22 +12,8 @@ from pathlib import Path
 import pytest
 
 import featurestore
-from featurestore.cli import main
 from featurestore.cli.exits import error_line, exit_code
 from featurestore.errors import FeatureStoreError, OnlineStoreTimeoutError, StackError, SubmitError, UnknownNameError
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command line; return its exit code, standard output and standard error."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        code = main(list(map(str, arguments)))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

@@ -7,25 +7,11 @@ import json
 import pytest
 
 from featurestore import FeatureStore
-from featurestore.cli import main
 from featurestore.offline.events import write_events
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.testing.replay import replay
 
 AT = "2024-01-01T12:30:00Z"
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command line; return its exit code, standard output and standard error."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        code = main(list(map(str, arguments)))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

@@ -6,22 +6,8 @@ import json
 
 import pytest
 
-from featurestore.cli import main
 from featurestore.timeline import HOUR
 from tests.conformance.planted import BUGS
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command line; return its exit code, standard output and standard error."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        code = main(list(map(str, arguments)))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@
     ├── BrokerUnavailableError (ConnectionError)
     ├── JobError
     │   ├── CheckpointMismatchError
+    │   ├── OffsetsGoneError                  Kafka has deleted records that a job has not read yet
     │   └── SubmitError
     ├── StackError                            Java, a jar or a local server is missing or did not start
     └── ScoringError
@@ -153,6 +154,10 @@ class JobError(FeatureStoreError):
 
 class CheckpointMismatchError(JobError):
     """A checkpoint that belongs to another job, definition or topic."""
+
+
+class OffsetsGoneError(JobError):
+    """Kafka no longer has records that a job has not read yet."""
 
 
 class SubmitError(JobError):

@@ -2,7 +2,7 @@
 
 Submitted by ``featurestore jobs submit materialize --service NAME``; by hand:
 
-    spark-submit streams/materialize.py --config-json job/config.json --service NAME [--queries hot,archive]
+    spark-submit streams/materialize.py --config-json job/config.json --service NAME [--queries hot] [--freshness realtime]
 
 The configuration is what ``featurestore jobs submit`` writes: the resolved settings. The definitions come from the
 registry; no user module is imported.
@@ -16,7 +16,8 @@ from pathlib import Path
 
 from featurestore.config import Settings
 from featurestore.engines.session import build_session
-from featurestore.jobs.driver import QUERIES, MaterializeSpec, materialize
+from featurestore.jobs.consumers import consumer_command
+from featurestore.jobs.driver import FRESHNESS, QUERIES, MaterializeSpec, materialize
 from featurestore.offline.registry import DeltaRegistry
 
 
@@ -27,6 +28,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--service", required=True, help="the feature service whose views to keep")
     parser.add_argument("--queries", default=",".join(QUERIES), help="hot, archive or both (default)")
     parser.add_argument("--archive-every", default="10 seconds", help="trigger interval of the archive query")
+    parser.add_argument("--freshness", default="micro-batch", choices=FRESHNESS, help="how the hot query runs")
+    parser.add_argument("--consumers", type=int, default=1, help="real-time consumers beside this driver")
     arguments = parser.parse_args(argv)
 
     settings = Settings.from_json(arguments.config_json)
@@ -42,6 +45,10 @@ def main(argv: list[str]) -> int:
         status_file=job_dir / "status.json",
         queries=arguments.queries.split(","),
         archive_every=arguments.archive_every,
+        realtime=consumer_command(arguments.config_json, arguments.service)
+        if arguments.freshness == "realtime"
+        else (),
+        consumers=arguments.consumers,
     )
     session = build_session(f"materialize-{arguments.service}", master=None, conf=settings.spark.conf)
     try:

@@ -36,6 +36,8 @@ def submit(
     name: Annotated[str | None, typer.Option(help="Name of the job; JOB-SERVICE by default.")] = None,
     conf: Annotated[list[str] | None, typer.Option(help="A Spark setting, name=value; may be repeated.")] = None,
     queries: Annotated[str | None, typer.Option(help="hot, archive or hot,archive (default).")] = None,
+    freshness: Annotated[str | None, typer.Option(help="micro-batch (default) or realtime.")] = None,
+    consumers: Annotated[int | None, typer.Option(min=1, help="How many real-time consumers; 1 by default.")] = None,
     wait: Annotated[str | None, typer.Option(help='Wait so long for it to run, for example "2m".')] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the spark-submit call and do nothing.")] = False,
     config: ConfigOption = None,
@@ -55,7 +57,14 @@ def submit(
         from featurestore.jobs import submit as spark
 
         definition = store.definitions().service(service)
-        options = spark.SubmitOptions(master=master, deploy_mode=deploy_mode, conf=settings, queries=queries)
+        options = spark.SubmitOptions(
+            master=master,
+            deploy_mode=deploy_mode,
+            conf=settings,
+            queries=queries,
+            freshness=freshness,
+            consumers=consumers,
+        )
         job_name, folder = spark.job_folder(job, store.settings, definition.name, name)
         argv = spark.build_argv(job, store.settings, service=service, name=job_name, folder=folder, options=options)
         if as_json:
@@ -64,8 +73,9 @@ def submit(
             print_lines([spark.shown(argv)])
         return
     submitted = store.submit(
-        job, service=service, master=master, name=name, deploy_mode=deploy_mode, conf=settings, queries=queries
-    )
+        job, service=service, master=master, name=name, deploy_mode=deploy_mode, conf=settings, queries=queries,
+        freshness=freshness, consumers=consumers,
+    )  # fmt: skip
     status = submitted.wait_until("running", wait) if wait else submitted.status()
     if as_json:
         print_json(status.to_dict())
@@ -100,7 +110,11 @@ def status(name: NameArgument, config: ConfigOption = None, as_json: JsonOption 
 
 
 def _progress(last: dict[str, Any]) -> str:
-    """Return the last micro-batch of a query in one line."""
+    """Return the last micro-batch of a query in one line, or how the real-time consumers do."""
+    if last.get("realtime"):
+        behind = "an unknown number of" if last["lag"] is None else f"{last['lag']:,}"
+        line = f"realtime, {len(last['pids'])} consumers, {behind} records to come"
+        return f"{line}; {last['error']}" if last["error"] else line
     took = last["duration_ms"].get("triggerExecution", 0)
     return f"batch {last['batch']}: {last['rows']} rows in {took} ms, at {last['at']}"
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from featurestore.errors import BrokerUnavailableError, CheckpointMismatchError, FeatureStoreError, OnlineError
 from featurestore.events.broker import OffsetReader, ensure_topics, stamps_on_append
 from featurestore.jobs.archive import ArchiveBatch, start_archive
+from featurestore.jobs.consumers import Consumers
 from featurestore.jobs.hot import HotWorker, start_hot, warm_up
 from featurestore.jobs.worker import COUNTS, by_topic, complete_through
 from featurestore.online.redis_store import RedisOnlineStore
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from featurestore.definitions.view import FeatureView
 
 QUERIES = ("hot", "archive")
+FRESHNESS = ("micro-batch", "realtime")
 _TICK_S = 0.25
 
 
@@ -56,6 +58,9 @@ class MaterializeSpec:
         queries: Which queries to run, out of "hot" and "archive".
         archive_every: Trigger interval of the archive query.
         partitions: Partitions of topics that have to be created.
+        realtime: The command of a real-time consumer (``jobs.realtime``), which takes the place of the hot query's
+            micro-batches; empty for micro-batches.
+        consumers: How many of them.
     """
 
     project: str
@@ -68,6 +73,8 @@ class MaterializeSpec:
     queries: Sequence[str] = QUERIES
     archive_every: str = "10 seconds"
     partitions: int = 2
+    realtime: Sequence[str] = ()
+    consumers: int = 1
 
     def by_topic(self) -> dict[str, tuple[EventSource, tuple[FeatureView, ...]]]:
         """Return topic to source and its views."""
@@ -83,6 +90,7 @@ class Reporter:
     queries: dict[str, Any] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     error: str | None = None
+    _consumed: dict[str, int] = field(default_factory=dict)
     _seen: dict[str, str] = field(default_factory=dict)
 
     def collect(self, query: StreamingQuery) -> None:
@@ -102,6 +110,14 @@ class Reporter:
                 "duration_ms": dict(progress["durationMs"]),
                 "at": progress["timestamp"],
             }
+
+    def collect_consumers(self, consumers: Consumers) -> None:
+        """Add what the real-time consumers have done since the last call."""
+        counts = consumers.counts
+        for name in COUNTS:
+            self.totals[name] += counts.get(name, 0) - self._consumed.get(name, 0)
+        self._consumed = counts
+        self.queries["hot"] = {"realtime": True, **consumers.status()}
 
     def write(self) -> None:
         """Replace the status file."""
@@ -170,6 +186,7 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
     reporter = Reporter(spec.status_file)
     reporter.write()
     running: list[StreamingQuery] = []
+    consumers: Consumers | None = None
     try:
         topics = spec.by_topic()
         ensure_topics(spec.kafka, dict.fromkeys(topics, spec.partitions))
@@ -178,9 +195,12 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
         reporter.write()
         if "hot" in spec.queries:
             RedisOnlineStore(spec.online_url, spec.project).ping()
-            warm_up(session, worker)
-            session.sparkContext.setLocalProperty("spark.scheduler.pool", "hot")
-            running.append(start_hot(session, worker, spec.kafka, checkpoint=f"{spec.checkpoints}/hot"))
+            if spec.realtime:
+                consumers = Consumers(spec.realtime, spec.consumers)
+            else:
+                warm_up(session, worker)
+                session.sparkContext.setLocalProperty("spark.scheduler.pool", "hot")
+                running.append(start_hot(session, worker, spec.kafka, checkpoint=f"{spec.checkpoints}/hot"))
             CompletionPublisher(spec, stop).start()
         if "archive" in spec.queries:
             session.sparkContext.setLocalProperty("spark.scheduler.pool", "archive")
@@ -191,10 +211,14 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
                     session, batch, spec.kafka, checkpoint=f"{spec.checkpoints}/archive", every=spec.archive_every
                 )
             )
-        reporter.state = "running"
         while not stop.wait(_TICK_S) and all(query.isActive for query in running):
             for query in running:
                 reporter.collect(query)
+            if consumers is not None:
+                consumers.check()
+                reporter.collect_consumers(consumers)
+            if consumers is None or consumers.ready:
+                reporter.state = "running"
             reporter.write()
         for query in running:
             failure = query.exception()
@@ -210,6 +234,9 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
         for query in running:
             _stop(query)
             reporter.collect(query)
+        if consumers is not None:
+            consumers.stop()
+            reporter.collect_consumers(consumers)
     if reporter.state != "failed":
         reporter.state = "stopped"
     reporter.write()

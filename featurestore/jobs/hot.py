@@ -20,7 +20,7 @@ from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.online.writer import FencedWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.streaming.query import StreamingQuery
@@ -66,8 +66,23 @@ class HotWorker:
     def apply(self, topic: str, partition: int, rows: pa.RecordBatch) -> dict[str, int]:
         """Apply the records of one partition, in offset order."""
         arrival = rows.column("timestamp").cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
-        worker = self._worker(*self.sources[topic])
-        return worker.apply(partition, rows.column("offset").to_numpy(), arrival, rows.column("value"))
+        return self.apply_records(topic, partition, rows.column("offset").to_numpy(), arrival, rows.column("value"))
+
+    def apply_records(
+        self,
+        topic: str,
+        partition: int,
+        offsets: np.ndarray,
+        arrival: np.ndarray,
+        values: pa.Array | Sequence[bytes | None],
+    ) -> dict[str, int]:
+        """Apply consecutive records of one partition (``SourceWorker.apply``)."""
+        return self._worker(*self.sources[topic]).apply(partition, offsets, arrival, values)
+
+    def prepare(self) -> None:
+        """Make decoders and connections of all sources, so that the first record does not wait for them."""
+        for source, views in self.sources.values():
+            self._worker(source, views)
 
     def _worker(self, source: EventSource, views: tuple[FeatureView, ...]) -> SourceWorker:
         identity = (self.url, self.project, source.name + "".join(view.layout.fingerprint for view in views))
@@ -145,8 +160,7 @@ def warm_up(session: SparkSession, worker: HotWorker) -> None:
 
     def touch(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            for source, views in worker.sources.values():
-                worker._worker(source, views)  # noqa: SLF001 - its own module
+            worker.prepare()
             yield from worker(iter([batch.slice(0, 0)]))
 
     empty.mapInArrow(touch, SCHEMA).write.format("noop").mode("overwrite").save()

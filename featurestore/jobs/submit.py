@@ -52,6 +52,9 @@ class SubmitOptions:
         conf: Spark settings over those of the project.
         queries: "hot", "archive" or "hot,archive"; both when None.
         archive_every: Trigger interval of the archive query, for example "10 seconds".
+        freshness: "micro-batch", or "realtime": the hot query's work is done by plain Kafka consumers beside the driver, which
+            apply an event within milliseconds; "micro-batch" when None.
+        consumers: How many of those; at most the topics' partitions have work.
         use_packages: Whether Spark fetches its connectors itself; None decides by the master.
         extra: Further arguments of spark-submit, verbatim.
     """
@@ -61,12 +64,21 @@ class SubmitOptions:
     conf: Mapping[str, str] = field(default_factory=dict)
     queries: str | None = None
     archive_every: str | None = None
+    freshness: str | None = None
+    consumers: int | None = None
     use_packages: bool | None = None
     extra: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.deploy_mode not in (None, "client", "cluster"):
             raise SubmitError(f"deploy mode {self.deploy_mode!r} is neither 'client' nor 'cluster'.")
+        if self.freshness not in (None, "micro-batch", "realtime"):
+            raise SubmitError(f"freshness {self.freshness!r} is neither 'micro-batch' nor 'realtime'.")
+        if self.consumers is not None and (self.freshness != "realtime" or self.consumers < 1):
+            raise SubmitError(
+                f"consumers is {self.consumers} with freshness {self.freshness or 'micro-batch'!r}.",
+                hint="it takes freshness='realtime' and at least 1.",
+            )
 
 
 def spark_submit() -> Path:
@@ -134,6 +146,10 @@ def build_argv(
         argv += ["--queries", options.queries]
     if options.archive_every:
         argv += ["--archive-every", options.archive_every]
+    if options.freshness:
+        argv += ["--freshness", options.freshness]
+    if options.consumers:
+        argv += ["--consumers", str(options.consumers)]
     return argv
 
 

@@ -1,0 +1,279 @@
+"""The real-time way of the hot query: a plain Kafka consumer in place of Spark's micro-batches.
+
+    Kafka  --(poll: whatever has come)-->  SourceWorker (decode, shape, fenced append)  -->  online store
+
+Decoding, shaping, writing and the fence are those of the hot query, so a value does not depend on the way, and a job may
+change from one to the other at any time. What differs is the wait: nothing plans a batch here, a record is applied as soon as
+it can be polled, together with all others that have come meanwhile.
+
+Consumers form a group, so that partitions move by themselves when one of them ends or joins. The group is named after the
+project and what its views store; its committed offsets only say where to begin. What makes it exactly-once are the fences,
+which a consumer that lost its partition without noticing runs into too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from kafka import KafkaConsumer
+from kafka.errors import CommitFailedError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
+
+from featurestore.errors import FeatureStoreError, FenceError, OffsetsGoneError, OnlineError
+from featurestore.events.broker import client_options, mapped_errors
+from featurestore.jobs.hot import HotWorker
+from featurestore.jobs.worker import by_topic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from kafka import TopicPartition
+    from kafka.consumer.fetcher import ConsumerRecord
+
+    from featurestore.definitions.view import FeatureView
+
+POLL_MS = 250
+COMMIT_EVERY_S = 1.0
+REPORT_EVERY_S = 0.25
+_FENCE_TRIES = 20
+_PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+def group_of(project: str, views: Sequence[FeatureView]) -> str:
+    """Return the consumer group of a project's views: another one as soon as what is stored changes."""
+    stored = "\n".join(sorted(f"{view.name} {view.layout.fingerprint}" for view in views))
+    return f"featurestore.{project}.{hashlib.sha256(stored.encode()).hexdigest()[:16]}"
+
+
+class RealtimeConsumer:
+    """Applies records to the online store as they come; one of a group.
+
+    Args:
+        worker: What to do with the records.
+        kafka: Kafka settings.
+        group: Name of the consumer group.
+        batch_rows: The most records taken by one poll; they are applied together.
+        instance: A name that stays over restarts: whoever joins under it takes over at once what its predecessor had, even
+            where that was killed. None joins as somebody new, who waits until the broker misses the predecessor.
+
+    Raises:
+        BrokerUnavailableError: The broker cannot be reached.
+        OnlineStoreUnavailableError: The online store cannot be reached.
+    """
+
+    def __init__(
+        self,
+        worker: HotWorker,
+        kafka: Mapping[str, str],
+        group: str,
+        *,
+        batch_rows: int = 10_000,
+        instance: str | None = None,
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        """How many records met which fate since the start (``worker.COUNTS``)."""
+        self.lag: int | None = None
+        """How many records are still to come, as of the last report; None while that is not known."""
+        self.error: str | None = None
+        """What keeps the consumer from going on right now, in one line; None when nothing does."""
+        self._worker = worker
+        self._kafka = kafka
+        worker.prepare()
+        with mapped_errors(kafka, "connecting a consumer"):
+            self._consumer = KafkaConsumer(
+                *sorted(worker.sources),
+                **{
+                    "session_timeout_ms": 10_000,
+                    "heartbeat_interval_ms": 2_000,
+                    **client_options(kafka),
+                    "group_id": group,
+                    "group_instance_id": instance,
+                    "enable_auto_commit": False,
+                    "auto_offset_reset": "none",  # where to begin, and what is gone, is decided here
+                    "isolation_level": "read_committed",
+                    "max_poll_records": batch_rows,
+                    "metadata_max_age_ms": 10_000,  # added partitions are found within ten seconds
+                },
+            )
+
+    def run(self, stop: threading.Event) -> None:
+        """Apply records until stopped. While the store or the broker is down, it is tried again, and ``error`` says so.
+
+        Raises:
+            OffsetsGoneError: Kafka no longer has records that were to come next.
+            FenceError: Other consumers kept moving the fences.
+            OnlineError: The store refuses for a reason that waiting does not mend.
+        """
+        committed = time.monotonic()
+        while not stop.is_set():
+            for place, records in self._poll().items():
+                self._apply(place, records, stop)
+                if stop.is_set():
+                    break
+            else:
+                if time.monotonic() - committed > COMMIT_EVERY_S:
+                    committed = time.monotonic()
+                    self._commit()
+                    self.lag = self._behind()
+
+    def _poll(self) -> dict[TopicPartition, list[ConsumerRecord]]:
+        try:
+            polled: dict[TopicPartition, list[ConsumerRecord]] = self._consumer.poll(timeout_ms=POLL_MS)
+        except NoOffsetForPartitionError as error:
+            self._consumer.seek_to_beginning(*_partitions(error))
+            return {}
+        except OffsetOutOfRangeError as error:
+            raise self._gone(error) from error
+        except KafkaError as error:
+            self.error = f"Kafka: {type(error).__name__}: {error}"
+            return {}
+        self.error = None
+        return polled
+
+    def _apply(self, place: TopicPartition, records: Sequence[ConsumerRecord], stop: threading.Event) -> None:
+        """Apply consecutive records of one partition, again and again until the store has them."""
+        offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
+        arrival = np.fromiter((record.timestamp for record in records), np.int64, len(records)) * 1_000
+        values = [record.value for record in records]
+        refused = tries = 0
+        while not stop.is_set():
+            try:
+                self.counts.update(self._worker.apply_records(place.topic, place.partition, offsets, arrival, values))
+            except FenceError:
+                refused += 1
+                if refused == _FENCE_TRIES:
+                    raise
+            except (ConnectionError, TimeoutError) as error:
+                self.error = str(error)
+                stop.wait(_PAUSES_S[min(tries, len(_PAUSES_S) - 1)])
+                tries += 1
+            except OnlineError as error:
+                if tries == len(_PAUSES_S):
+                    raise
+                self.error = str(error)
+                stop.wait(_PAUSES_S[tries])
+                tries += 1
+            else:
+                self.error = None
+                return
+
+    def _commit(self) -> None:
+        """Say where the group has got to. It may fail: after a change of partitions, the next poll finds its place."""
+        with contextlib.suppress(CommitFailedError, KafkaError):
+            self._consumer.commit_async()
+
+    def _gone(self, error: OffsetOutOfRangeError) -> OffsetsGoneError:
+        wanted: dict[TopicPartition, int] = error.args[0]
+        first = self._consumer.beginning_offsets(list(wanted))
+        last = self._consumer.end_offsets(list(wanted))
+        words = [
+            f"{place.topic}-{place.partition}: offset {offset:,} was next, Kafka has {first[place]:,} to {last[place]:,} "
+            f"({max(0, first[place] - offset):,} records lost)"
+            for place, offset in sorted(wanted.items())
+        ]
+        return OffsetsGoneError(
+            f"records that were to come next are gone from Kafka: {'; '.join(words)}.",
+            hint="rebuild the online store from Delta, or go on without them: delete the consumer group's offsets.",
+        )
+
+    def _behind(self) -> int | None:
+        behind = 0
+        for place in self._consumer.assignment():
+            end = self._consumer.highwater(place)
+            if end is None:
+                return None
+            behind += max(0, end - self._consumer.position(place))
+        return behind
+
+    def close(self) -> None:
+        """Commit and leave the group."""
+        with contextlib.suppress(KafkaError):
+            self._consumer.commit()
+        self._consumer.close()
+
+
+def _partitions(error: NoOffsetForPartitionError) -> list[TopicPartition]:
+    found = error.args[0]
+    return [found] if isinstance(found, tuple) and hasattr(found, "topic") else list(found)
+
+
+class _Reports(threading.Thread):
+    """Writes what a consumer has done as JSON lines: counts since the last line, lag, error."""
+
+    def __init__(self, consumer: RealtimeConsumer, write: Callable[[str], Any], stop: threading.Event) -> None:
+        super().__init__(name="reports", daemon=True)
+        self._consumer, self._write, self._stop = consumer, write, stop
+        self._told: Counter[str] = Counter()
+
+    def run(self) -> None:
+        while not self._stop.wait(REPORT_EVERY_S):
+            self.tell()
+
+    def tell(self) -> None:
+        """Write one line."""
+        counts = Counter(self._consumer.counts)
+        new = {name: counts[name] - self._told[name] for name in counts}
+        self._told = counts
+        self._write(json.dumps({"counts": new, "lag": self._consumer.lag, "error": self._consumer.error}) + "\n")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one consumer of a job until SIGTERM, or until standard input ends: then whoever started it is gone.
+
+    Returns 0 after a stop, 3 for what trying again does not mend; the reason is the last line on standard error.
+    """
+    from featurestore.config import Settings
+    from featurestore.offline.registry import DeltaRegistry
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--config-json", type=Path, required=True, help="the resolved settings")
+    parser.add_argument("--service", required=True, help="the feature service whose views to keep")
+    parser.add_argument("--instance", help="a name that stays over restarts")
+    arguments = parser.parse_args(argv)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+
+    def wait_for_the_end() -> None:
+        sys.stdin.buffer.read()
+        stop.set()
+
+    threading.Thread(target=wait_for_the_end, daemon=True).start()
+
+    def write(line: str) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.write(line)
+            sys.stdout.flush()
+
+    try:
+        settings = Settings.from_json(arguments.config_json)
+        views = DeltaRegistry(settings.offline).load().service(arguments.service).views
+        worker = HotWorker(settings.online.url, settings.project, by_topic(views))
+        consumer = RealtimeConsumer(
+            worker, settings.kafka, group_of(settings.project, views), instance=arguments.instance
+        )
+        reports = _Reports(consumer, write, stop)
+        try:
+            reports.start()
+            consumer.run(stop)
+        finally:
+            consumer.close()
+            reports.tell()
+    except FeatureStoreError as error:
+        sys.stderr.write(f"{error}\n")
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,259 @@
+"""The real-time consumers on real Kafka and Valkey: the oracle's values, exactly once, whatever ends or stalls."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import redis
+from kafka import TopicPartition
+from kafka.admin import KafkaAdminClient
+
+from featurestore.errors import JobError, OffsetsGoneError, SubmitError
+from featurestore.jobs.consumers import Consumers, consumer_command
+from featurestore.jobs.hot import HotWorker
+from featurestore.jobs.realtime import RealtimeConsumer, group_of
+from featurestore.jobs.worker import by_topic
+from featurestore.timeline import HOUR
+from tests.streaming.support import (
+    Shop,
+    applied_offsets,
+    by_card,
+    differences,
+    ends_of,
+    oracle,
+    places_of,
+    produce_events,
+    reached,
+    simple_events,
+    wait_applied,
+    wait_archived,
+    wait_for,
+)
+
+pytestmark = pytest.mark.jvm
+
+KEYS = 60
+
+
+def wrong_values(store, shop, events):
+    """Return where the online store differs from the oracle, over all keys, after the last event."""
+    t = max(event.event_time for event in events) + HOUR
+    groups = by_card(events)
+    keys = sorted({(event.row["card_id"], event.row["shop"]) for event in events}, key=repr)
+    entities = [{"card_id": card, "shop": number} for card, number in keys]
+    wrong = []
+    with store.client(timeout="5s") as client:
+        for key, vector in zip(entities, client.get_many("shop", entities, now=t), strict=True):
+            wrong += differences(shop.views, oracle(shop.views, groups[key["card_id"]], key, t), dict(vector), f"{key}")
+    return wrong
+
+
+@pytest.fixture
+def started(tmp_path):
+    """Start consumer processes of a store's service; all are stopped at the end."""
+    all_of_them = []
+
+    def start(store, number=1):
+        config = tmp_path / f"config-{len(all_of_them)}.json"
+        store.settings.to_json(config)
+        made = Consumers(consumer_command(config, "shop"), number)
+        all_of_them.append(made)
+        wait_for("consumers", lambda: made.check() or made.ready)
+        return made
+
+    yield start
+    for each in all_of_them:
+        each.stop()
+
+
+def in_process(store, shop, group=None):
+    """Return a consumer of this process, with a group of its own if one is given."""
+    worker = HotWorker(store.settings.online.url, store.settings.project, by_topic(shop.views))
+    views = group_of(store.settings.project, shop.views)
+    return RealtimeConsumer(worker, store.settings.kafka, group or views)
+
+
+def test_hostile_streams_give_the_oracle_and_every_event_is_counted(kafka_server, online_server, tmp_path, started):
+    shop = Shop("rt_hostile")
+    store = shop.open(tmp_path, kafka_server.bootstrap_servers, online_server.url)
+    stream = shop.stream(seed=5, events=300)
+    consumers = started(store, 2)
+    half = len(stream.events) // 2
+    for events in (stream.events[:half], stream.events[half:]):
+        produce_events(kafka_server.bootstrap_servers, shop.source.topic, events)
+    wait_applied(online_server.url, shop.name, ends_of(stream.events))
+    assert wrong_values(store, shop, stream.events) == []
+    wait_for("the reports", lambda: consumers.counts.get("consumed", 0) >= len(stream.events))
+    counts = consumers.counts
+    assert counts["consumed"] == len(stream.events)
+    assert counts["fenced"] == 0
+    wait_for("no lag", lambda: consumers.status()["lag"] == 0)
+    assert consumers.status()["error"] is None
+
+
+def test_a_consumer_that_is_killed_neither_loses_nor_doubles_events(kafka_server, online_server, tmp_path, started):
+    shop = Shop("rt_killed")
+    broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
+    store = shop.open(tmp_path, broker, url)
+    consumers = started(store, 1)
+    events = simple_events(30_000, keys=KEYS)
+    produce_events(broker, topic, events)
+    # The consumer has begun and not ended: stopped there, looked at, killed.
+    victim = consumers.status()["pids"][0]
+    wait_for("the first write", lambda: sum(applied_offsets(url, shop.name).values()) > 0)
+    os.kill(victim, signal.SIGSTOP)
+    assert not reached(applied_offsets(url, shop.name), ends_of(events)), "everything was applied before the kill"
+    os.kill(victim, signal.SIGKILL)
+    wait_for("another consumer", lambda: consumers.check() or consumers.status()["pids"] != [victim])
+    wait_for("the rest", lambda: consumers.check() or reached(applied_offsets(url, shop.name), ends_of(events)))
+    assert wrong_values(store, shop, events) == []
+
+    # Negative control: without fences, a group that begins again doubles every event.
+    consumers.stop()
+    with redis.Redis.from_url(url) as raw:
+        raw.delete(*raw.scan_iter(f"fs:{{{shop.name}.*}}:fence"), f"fs:{{{shop.name}}}:progress:payments")
+    _run(in_process(store, shop, "rt_killed_again"), lambda: reached(applied_offsets(url, shop.name), ends_of(events)))
+    assert len(wrong_values(store, shop, events)) >= KEYS, "without its guard the test finds nothing"
+
+
+def _run(consumer, until):
+    """Run a consumer in a thread until a condition holds; raise what it raised."""
+    stop, failed = threading.Event(), []
+
+    def run():
+        try:
+            consumer.run(stop)
+        except Exception as error:  # noqa: BLE001 - handed to the test
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        wait_for("the consumer", lambda: failed or until())
+    finally:
+        stop.set()
+        thread.join(30)
+        consumer.close()
+    if failed:
+        raise failed[0]
+
+
+def test_two_drivers_of_one_project_do_not_double_events(kafka_server, online_server, tmp_path):
+    shop = Shop("rt_twice")
+    broker, url = kafka_server.bootstrap_servers, online_server.url
+    store = shop.open(tmp_path, broker, url)
+    events = simple_events(20_000, keys=KEYS)
+    produce_events(broker, shop.source.topic, events)
+    both = [in_process(store, shop, f"rt_twice_{number}") for number in (1, 2)]
+    done = threading.Event()
+    other = threading.Thread(target=both[0].run, args=(done,))
+    other.start()
+    try:
+        _run(both[1], lambda: all(each.counts["consumed"] >= len(events) for each in both))
+    finally:
+        done.set()
+        other.join(30)
+        both[0].close()
+    assert wrong_values(store, shop, events) == []
+    entered = sum(each.counts["applied"] for each in both)
+    assert both[0].counts["fenced"] + both[1].counts["fenced"] == entered > 0
+
+
+def test_a_store_that_hangs_is_waited_for(kafka_server, online_server, tmp_path):
+    shop = Shop("rt_hung")
+    broker, url = kafka_server.bootstrap_servers, online_server.url
+    store = shop.open(tmp_path, broker, url)
+    events = simple_events(4_000, keys=KEYS)
+    consumer = in_process(store, shop)
+    server = online_server.pid
+
+    def hang_then_go_on():
+        os.kill(server, signal.SIGSTOP)
+        try:
+            produce_events(broker, shop.source.topic, events)
+            wait_for("the consumer to say so", lambda: consumer.error)
+        finally:
+            os.kill(server, signal.SIGCONT)
+        return True
+
+    hung = []
+    _run(
+        consumer,
+        lambda: (hung or hung.append(hang_then_go_on())) and reached(applied_offsets(url, shop.name), ends_of(events)),
+    )
+    assert wrong_values(store, shop, events) == []
+    assert consumer.error is None
+    assert consumer.counts["consumed"] >= len(events)
+
+
+def test_records_gone_from_kafka_end_the_job_with_their_range(kafka_server, online_server, tmp_path):
+    shop = Shop("rt_gone")
+    broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
+    store = shop.open(tmp_path, broker, url)
+    events = simple_events(200, keys=KEYS)
+    produce_events(broker, topic, events[:100])
+    _run(in_process(store, shop), lambda: reached(applied_offsets(url, shop.name), ends_of(events[:100])))
+    produce_events(broker, topic, events[100:])
+    admin = KafkaAdminClient(bootstrap_servers=broker)
+    try:
+        admin.delete_records({TopicPartition(topic, 0): 90})
+    finally:
+        admin.close()
+    expected = rf"{topic}-0: offset 50 was next, Kafka has 90 to 100 \(40 records lost\)"
+    with pytest.raises(OffsetsGoneError, match=expected):
+        _run(in_process(store, shop), lambda: False)
+
+
+def test_the_group_follows_what_is_stored():
+    views = Shop("rt_group").views
+    assert group_of("p", views) == group_of("p", views[::-1])
+    assert len({group_of("p", views), group_of("q", views), group_of("p", views[:1])}) == 3
+
+
+def test_a_realtime_job_serves_archives_and_ends_in_order(kafka_server, online_server, tmp_path):
+    shop = Shop("rt_job")
+    broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
+    store = shop.open(tmp_path, broker, url)
+    with pytest.raises(SubmitError, match="'real' is neither"):
+        store.submit("materialize", service="shop", freshness="real")
+    with pytest.raises(SubmitError, match="consumers is 2 with freshness 'micro-batch'"):
+        store.submit("materialize", service="shop", consumers=2)
+    events = simple_events(2_000, keys=KEYS)
+    job = store.submit("materialize", service="shop", freshness="realtime", archive_every="1 second")
+    try:
+        job.wait_until("running")
+        produce_events(broker, topic, events)
+        wait_applied(url, shop.name, ends_of(events), job)
+        wait_archived(store.settings.offline, len(events), job)
+        assert wrong_values(store, shop, events) == []
+        assert places_of(store.settings.offline, "events/payments") == {(e.partition, e.offset): 1 for e in events}
+        status = wait_for("totals", lambda: (s := job.status()).totals["consumed"] == len(events) and s, job=job)
+        assert status.totals["fenced"] == 0 < status.totals["applied"]
+        assert status.queries["hot"]["realtime"]
+        pids = status.queries["hot"]["pids"]
+
+        # A micro-batch job takes over from the same fences, and the other way round.
+        assert job.stop().state == "stopped"
+        wait_for("the consumers' end", lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+        more = simple_events(1_000, keys=KEYS, begin=2_000)
+        produce_events(broker, topic, more)
+        job = store.submit("materialize", service="shop", queries="hot")
+        wait_applied(url, shop.name, ends_of([*events, *more]), job)
+        assert wrong_values(store, shop, [*events, *more]) == []
+        assert job.stop().state == "stopped"
+    finally:
+        job.stop()
+
+
+def test_consumers_that_keep_dying_end_the_job():
+    consumers = Consumers([sys.executable, "-c", "import sys; sys.exit('no memory')"], 1)
+    try:
+        with pytest.raises(JobError, match="ended 5 times within 60 s; the last said: no memory"):
+            wait_for("the end", consumers.check)
+    finally:
+        consumers.stop()

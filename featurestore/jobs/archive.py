@@ -176,6 +176,7 @@ class ArchiveBatch:
                 .mode("append")
                 .option("txnAppId", str(query_id))
                 .option("txnVersion", str(batch_id))
+                .option("mergeSchema", "true")  # a newer version of a contract adds columns
             )
             if partition_by is not None:
                 writer = writer.partitionBy(partition_by)

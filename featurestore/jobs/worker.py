@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,9 +28,19 @@ if TYPE_CHECKING:
 COUNTS = ("consumed", "applied", "fenced", "quarantined", "late", "records", "folded", "took_us")
 
 
+def decoding_of(source: EventSource) -> dict[str, Any]:
+    """Return a source's settings of its decoder."""
+    return {
+        "event_time": source.event_time,
+        "allowed_skew_us": source.allowed_skew_us,
+        "max_bytes": source.max_bytes,
+        "wire": source.wire,
+    }
+
+
 def decoder_of(source: EventSource) -> Decoder:
     """Return the decoder of a source's records."""
-    return Decoder(source.contract, event_time=source.event_time, allowed_skew_us=source.allowed_skew_us)
+    return Decoder(source.contract, **decoding_of(source))
 
 
 @dataclass(frozen=True)

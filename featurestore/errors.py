@@ -25,6 +25,7 @@
     ├── JobError
     │   ├── CheckpointMismatchError
     │   ├── OffsetsGoneError                  Kafka has deleted records that a job has not read yet
+    │   ├── QuarantineLimitError              more of a source's records violate its contract than it allows
     │   └── SubmitError
     ├── StackError                            Java, a jar or a local server is missing or did not start
     └── ScoringError
@@ -158,6 +159,10 @@ class CheckpointMismatchError(JobError):
 
 class OffsetsGoneError(JobError):
     """Kafka no longer has records that a job has not read yet."""
+
+
+class QuarantineLimitError(JobError):
+    """More of a source's records violate its contract than the source allows; a job stops before it passes them."""
 
 
 class SubmitError(JobError):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from featurestore.jobs.breaker import QuarantineBreaker
 from featurestore.jobs.worker import COUNTS, SourceWorker, decoder_of
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.online.writer import FencedWriter
@@ -89,7 +90,7 @@ class HotWorker:
         worker = _WORKERS.get(identity)
         if worker is None:
             writer = FencedWriter(RedisOnlineStore(self.url, self.project), source.name, views)
-            worker = _WORKERS[identity] = SourceWorker(source, decoder_of(source), writer)
+            worker = _WORKERS[identity] = SourceWorker(source, decoder_of(source), writer, QuarantineBreaker(source))
         return worker
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from featurestore.definitions.source import EventSource
     from featurestore.definitions.view import FeatureView
+    from featurestore.jobs.breaker import QuarantineBreaker
     from featurestore.online.writer import FencedWriter
     from featurestore.timeline import Instant
 
@@ -51,11 +52,13 @@ class SourceWorker:
         source: The source.
         decoder: Turns its records into events.
         writer: Applies the events, to all views on the source.
+        breaker: Stops before records are passed of which too many are no events; None passes whatever comes.
     """
 
     source: EventSource
     decoder: Decoder
     writer: FencedWriter
+    breaker: QuarantineBreaker | None = None
 
     def apply(
         self, partition: int, offsets: np.ndarray, arrival: np.ndarray, values: pa.Array | Sequence[bytes | None]
@@ -63,6 +66,8 @@ class SourceWorker:
         """Apply consecutive records of one partition, at least one; return how many met which fate (``COUNTS``)."""
         began = perf_counter_ns()
         decoded = self.decoder.decode(values, arrival)
+        if self.breaker is not None:
+            self.breaker.check(partition, offsets, decoded.rejected)
         arrived = arrival[decoded.rows]
         sequence = sequence_of(partition, 0) | offsets[decoded.rows]
         shaped = [shape(view, decoded.batch, decoded.event_time_us, sequence, arrived) for view in self.writer.views]

@@ -20,6 +20,7 @@
     │   ├── CodecError (ValueError)           bytes in the store that are not what this version writes
     │   ├── PastLookupError (ValueError)      an explicit time before what the store has already folded
     │   ├── FenceError                        another writer moved the fence: a zombie or a second driver
+    │   ├── OnlineStoreLostError              the store is not the one a job wrote to: emptied, older, or being rebuilt
     │   └── StaleFeatureError                 only where a policy asks for it
     ├── BrokerUnavailableError (ConnectionError)
     ├── JobError
@@ -139,6 +140,10 @@ class PastLookupError(OnlineError, ValueError):
 
 class FenceError(OnlineError):
     """The offset fence is not where this writer left it: a zombie writer or a second driver."""
+
+
+class OnlineStoreLostError(OnlineError):
+    """The online store is not the one that a job wrote to: it was emptied, is older, or is being rebuilt."""
 
 
 class StaleFeatureError(OnlineError):

@@ -69,7 +69,7 @@ def options(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; return its exit code."""
-    from featurestore.cli import checks, jobs, project, quarantine, serving, stack  # noqa: F401 - importing them adds their verbs
+    from featurestore.cli import checks, jobs, maintenance, project, quarantine, serving, stack  # noqa: F401 - importing them adds their verbs
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments

@@ -181,7 +181,8 @@ class ArchiveBatch:
             lambda: (
                 decoded.where("_reason is not null")
                 .selectExpr("concat(_topic, '-', _partition, ' offset ', _offset, ': ', _reason, ', ', _detail)")
-                .head()[0]
+                .limit(1)
+                .collect()[0][0]
             ),
         )
 

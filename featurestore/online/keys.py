@@ -37,6 +37,11 @@ class KeySpace:
         suffix = f"/{part}" if part else ""
         return f"fs:{{{self.project}.{bucket_of(key):02x}}}:v:{view}@{fingerprint}{suffix}:".encode() + key
 
+    def blobs(self, bucket: int, view: str, fingerprint: str) -> tuple[bytes, bytes]:
+        """Return what the names of all blobs of a view in a bucket begin with: of its first part, and of the others."""
+        start = f"fs:{{{self.project}.{bucket:02x}}}:v:{view}@{fingerprint}".encode()
+        return start + b":", start + b"/"
+
     def fence(self, bucket: int) -> bytes:
         """Return the name of a bucket's fences."""
         return f"fs:{{{self.project}.{bucket:02x}}}:fence".encode()

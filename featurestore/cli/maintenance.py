@@ -1,0 +1,112 @@
+"""Verbs that keep the stores healthy: rebuild-online."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featurestore.cli.app import app
+from featurestore.cli.output import ConfigOption, JsonOption, example, note, open_store, print_json, print_lines
+from featurestore.errors import ConfigError
+from featurestore.timeline import parse_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_POLL_S = 0.25
+
+
+@app.command(
+    name="rebuild-online",
+    epilog=example(
+        "featurestore rebuild-online",
+        "featurestore rebuild-online --view card_spend",
+        "featurestore rebuild-online --view card_spend --key card_id=c1 --wait 1m",
+    ),
+)
+def rebuild_online(
+    view: Annotated[str | None, typer.Option(help="Only this view.")] = None,
+    key: Annotated[
+        list[str] | None, typer.Option(help="Only this key of the view, name=value; once per column.")
+    ] = None,
+    wait: Annotated[str, typer.Option(help="With --key: how long to wait for the event log to catch up.")] = "1m",
+    memory: Annotated[int, typer.Option(min=1, help="MiB of blobs held before they are written.")] = 1024,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the online store anew from the event log, while it is read. Starts no JVM.
+
+    All of it, or one view: writers are refused from then on, so stop the job first and submit it again afterwards; it goes on from
+    exactly where the log ended. One key: the job may go on running.
+    """
+    from featurestore.jobs.rebuild import rebuild_online as rebuild
+    from featurestore.jobs.rebuild_key import rebuild_key
+    from featurestore.online.redis_store import RedisOnlineStore
+
+    if key and view is None:
+        raise ConfigError("--key needs --view.", hint="for example --view card_spend --key card_id=c1.")
+    project = open_store(config)
+    definitions = project.definitions()
+    online = RedisOnlineStore(project.settings.online.url, project.settings.project)
+    try:
+        online.ping()
+        if key and view is not None:
+            from featurestore.cli.serving import parse_keys
+            from featurestore.definitions.keys import key_values
+
+            found = definitions.view(view)
+            columns = found.layout.keys
+            entity = parse_keys(f"view {view}", key, dict(columns), option="--key ")
+            values = key_values(entity, columns, where=f"view {view}")
+            made = rebuild_key(online, found, values, project.settings.offline, wait=_waiting(wait))
+            if as_json:
+                print_json(made.to_dict())
+            else:
+                print_lines([f"{view}: made of {made.events:,} events, up to offsets {made.until}"])
+            return
+        with _bar() as progress:
+            result = rebuild(
+                online, definitions, project.settings.offline, view=view, memory_bytes=memory << 20, progress=progress
+            )
+    finally:
+        online.close()
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        print_lines([f"{', '.join(result.views)}: {result.blobs:,} blobs, epoch {result.epoch}"])
+        for source, until in result.until.items():
+            note(
+                f"{source}: the stream goes on from {', '.join(f'{p}:{offset:,}' for p, offset in sorted(until.items()))}"
+            )
+        note("submit the job again")
+
+
+def _waiting(duration: str) -> Callable[[], bool]:
+    deadline = time.monotonic() + parse_duration(duration) / 1_000_000
+
+    def wait() -> bool:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+        return True
+
+    return wait
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None] | None]:
+    """Give a callback that moves a progress bar on a terminal, and none in a pipe."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("buckets"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,18 +1,28 @@
-"""Verbs that keep the stores healthy: rebuild-online."""
+"""Verbs that keep the stores healthy: rebuild-online, compact."""
 
 from __future__ import annotations
 
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featurestore.cli.app import app
-from featurestore.cli.output import ConfigOption, JsonOption, example, note, open_store, print_json, print_lines
+from featurestore.cli.output import (
+    ConfigOption,
+    JsonOption,
+    example,
+    note,
+    open_store,
+    print_json,
+    print_lines,
+    print_table,
+)
 from featurestore.errors import ConfigError
-from featurestore.timeline import parse_duration
+from featurestore.timeline import HOUR, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,8 +50,8 @@ def rebuild_online(
 ) -> None:
     """Make the online store anew from the event log, while it is read. Starts no JVM.
 
-    All of it, or one view: writers are refused from then on, so stop the job first and submit it again afterwards; it goes on from
-    exactly where the log ended. One key: the job may go on running.
+    All of it, or one view: writers are refused from then on, so stop the job first and submit it again afterwards; it
+    goes on from exactly where the log ended. One key: the job may go on running.
     """
     from featurestore.jobs.rebuild import rebuild_online as rebuild
     from featurestore.jobs.rebuild_key import rebuild_key
@@ -110,3 +120,52 @@ def _bar() -> Iterator[Callable[[int, int], None] | None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@app.command(
+    epilog=example(
+        "featurestore compact",
+        "featurestore compact --table tiles --older-than 1d",
+        "featurestore compact --vacuum 14d --manifests training_sets/ --dry-run",
+    ),
+)
+def compact(
+    table: Annotated[list[str] | None, typer.Option(help="events/SOURCE, tiles or quarantine; all by default.")] = None,
+    older_than: Annotated[str, typer.Option(help="Merge tiles that ended so long ago.")] = "1h",
+    target: Annotated[int, typer.Option(min=1, help="About how many MiB a file gets.")] = 128,
+    vacuum: Annotated[
+        str | None, typer.Option(help="Delete files that are unused for so long; a week at least.")
+    ] = None,
+    manifests: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Manifests of training sets, or folders to look for them in; the project's own folders always."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Vacuum below a week, and what manifests name.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what vacuum would delete.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make few large files of many small ones, and one row of each tile's many. Streams may go on. Starts no JVM."""
+    from featurestore.offline.compact import Compaction
+
+    store = open_store(config)
+    settings = store.settings
+    own = [settings.home, *([] if "://" in settings.offline else [Path(settings.offline)])]
+    compaction = Compaction(
+        settings.offline,
+        tuple(store.definitions().views.values()),
+        older_than=parse_duration(older_than),
+        target_bytes=target << 20,
+        retention_hours=None if vacuum is None else -(-parse_duration(vacuum) // HOUR),
+        manifests=[each for each in (*(manifests or ()), *own) if each.exists()],
+        force=force,
+        dry_run=dry_run,
+    )
+    done = compaction.run(table)
+    if as_json:
+        print_json([each.to_dict() for each in done])
+        return
+    rows = [(each.table, each.rows_merged, each.files_before, each.files_after, each.deleted) for each in done]
+    print_table(("table", "rows merged", "files before", "files after", "deleted"), rows)

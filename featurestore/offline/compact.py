@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from featurestore.definitions.view import FeatureView
-    from featurestore.timeline import Clock
+    from featurestore.timeline import Clock, Instant
 
 TRIES = 5
 TARGET_BYTES = 128 << 20
@@ -125,9 +126,7 @@ class Compaction:
             if name == "tiles" and not self.dry_run:
                 before = self.clock.now() - self.older_than
                 for view in self.views:
-                    result.rows_merged += retried(
-                        name, lambda view=view: merge_tiles(DeltaTable(path), view, before=before)
-                    )  # type: ignore[misc]
+                    result.rows_merged += retried(name, partial(_merge, path, view, before))
             if not self.dry_run:
                 retried(name, lambda: self._optimize(path))
             result.files_after = len(DeltaTable(path).file_uris())
@@ -175,6 +174,10 @@ class Compaction:
                 ) from error
             if isinstance(version, int):
                 yield file, version
+
+
+def _merge(path: str, view: FeatureView, before: Instant) -> int:
+    return merge_tiles(DeltaTable(path), view, before=before)
 
 
 def _manifest_files(places: Iterable[Path]) -> Iterator[Path]:

@@ -44,6 +44,12 @@ def rebuild_online(
         list[str] | None, typer.Option(help="Only this key of the view, name=value; once per column.")
     ] = None,
     wait: Annotated[str, typer.Option(help="With --key: how long to wait for the event log to catch up.")] = "1m",
+    from_topics: Annotated[
+        bool,
+        typer.Option(
+            "--from-topics", help="Build nothing: the job reads its topics again, from the store's own fences."
+        ),
+    ] = False,
     memory: Annotated[int, typer.Option(min=1, help="MiB of blobs held before they are written.")] = 1024,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -53,17 +59,28 @@ def rebuild_online(
     All of it, or one view: writers are refused from then on, so stop the job first and submit it again afterwards; it
     goes on from exactly where the log ended. One key: the job may go on running.
     """
+    from featurestore.jobs.rebuild import accept_online
     from featurestore.jobs.rebuild import rebuild_online as rebuild
     from featurestore.jobs.rebuild_key import rebuild_key
     from featurestore.online.redis_store import RedisOnlineStore
 
     if key and view is None:
         raise ConfigError("--key needs --view.", hint="for example --view card_spend --key card_id=c1.")
+    if from_topics and view is not None:
+        raise ConfigError("--from-topics is about the whole store.", hint="leave out --view.")
     project = open_store(config)
     definitions = project.definitions()
     online = RedisOnlineStore(project.settings.online.url, project.settings.project)
     try:
         online.ping()
+        if from_topics:
+            epoch = accept_online(online, project.settings.offline)
+            if as_json:
+                print_json({"epoch": epoch})
+            else:
+                print_lines([f"epoch {epoch}"])
+                note("submit the job again; it reads its topics from the store's fences on")
+            return
         if key and view is not None:
             from featurestore.cli.serving import parse_keys
             from featurestore.definitions.keys import key_values

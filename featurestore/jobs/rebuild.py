@@ -150,6 +150,26 @@ def rebuild_online(
     return result
 
 
+def accept_online(store: OnlineStore, offline: str) -> int:
+    """Begin a new epoch on the store as it is, and return it: the stream reads its topics again from the store's own fences.
+
+    What a bucket holds and its fences were lost or kept together, so an empty or older store is right again once the topics have
+    been read; as far as they still hold what is missing. Needs no event log.
+
+    Raises:
+        OnlineStoreLostError: A rebuild was interrupted: its blobs and fences are not of one moment.
+    """
+    recorded, epochs = OnlineEpochs(offline, store.project), read_epochs(store)
+    newest = recorded.newest() or 0
+    if any(each is not None and each < 0 for each in epochs):
+        error = lost(epochs, newest)
+        raise OnlineStoreLostError(error.message, hint="run featurestore rebuild-online, all of it.")
+    epoch = 1 + max(newest, *(each or 0 for each in epochs))
+    move_epoch(store, epoch)
+    recorded.record(epoch, "the store as it was, read again from the topics")
+    return epoch
+
+
 def _refuse_behind(
     store: OnlineStore, by_source: Mapping[str, Sequence[FeatureView]], ends: Mapping[str, LogEnds]
 ) -> None:

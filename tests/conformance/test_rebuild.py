@@ -13,7 +13,7 @@ import redis
 from featurestore.definitions.registry import Definitions
 from featurestore.errors import OfflineError, OnlineStoreLostError, UnknownNameError
 from featurestore.jobs.online_epoch import SeenProgress, hot_checkpoint, join_epoch, starting_offsets
-from featurestore.jobs.rebuild import rebuild_online
+from featurestore.jobs.rebuild import accept_online, rebuild_online
 from featurestore.jobs.rebuild_key import rebuild_key
 from featurestore.jobs.worker import SourceWorker, by_topic, decoder_of
 from featurestore.offline.epochs import OnlineEpochs
@@ -313,6 +313,22 @@ def test_an_epoch_is_remembered_and_a_foreign_or_older_store_is_told_apart(store
     assert join_epoch(store, root) == 4, "a backup of the offline store may be older than the online store"
     assert OnlineEpochs(root, "rebuilt").newest() == 4
     assert (hot_checkpoint("c", 1), hot_checkpoint("c", 4)) == ("c/hot", "c/hot-4")
+
+
+def test_an_emptied_store_can_be_filled_from_the_topics_alone(stream, store):
+    stream.begin()
+    stream.arrive(150)
+    stream.apply()
+    empty(store)
+    with pytest.raises(OnlineStoreLostError):
+        stream.begin()
+    assert accept_online(store, stream.root) == stream.begin() == 2
+    assert stream.start == {0: -2, 1: -2}
+    stream.apply(size=23)
+    stream.assert_equal()
+    move_epoch(store, -3)
+    with pytest.raises(OnlineStoreLostError, match="interrupted"):
+        accept_online(store, stream.root)
 
 
 def test_one_key_is_rebuilt_while_the_stream_goes_on(stream, store):

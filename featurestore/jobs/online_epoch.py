@@ -8,12 +8,13 @@ the loss: it begins at the lowest fence, and the fences drop what is applied
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featurestore.errors import OnlineStoreLostError
+from featurestore.errors import OnlineError, OnlineStoreLostError
 from featurestore.events.broker import OffsetReader
 from featurestore.offline.epochs import OnlineEpochs
 from featurestore.online.epoch import lost, move_epoch, one_epoch, read_epochs
@@ -44,8 +45,10 @@ def join_epoch(store: OnlineStore, offline: str) -> int:
     found = one_epoch(epochs)
     if expected is None and set(epochs) == {None}:
         recorded.record(1, "the first job")
-        move_epoch(store, 1)
-        return 1
+        with contextlib.suppress(OnlineError):  # another job begins it too; between them they reach every bucket
+            move_epoch(store, 1)
+        epochs, expected = read_epochs(store), 1
+        found = one_epoch(epochs)
     if found is not None and (expected is None or found > expected):
         recorded.record(found, "found in the online store")
         return found

@@ -2,7 +2,7 @@
 
     fs:{PROJECT.BB}:v:VIEW@FINGERPRINT:KEYBYTES   the blob of one entity key: base and tail (see ``codec``)
     fs:{PROJECT.BB}:v:VIEW@FINGERPRINT/N:KEYBYTES the same of part N of the view, from 1 on; most views have one part
-    fs:{PROJECT.BB}:fence                         hash: "VIEW@FINGERPRINT/SOURCE/PARTITION" -> next offset to apply; "epoch" (see ``epoch``)
+    fs:{PROJECT.BB}:fence                         hash: "VIEW@FINGERPRINT/SOURCE/PARTITION" -> next offset; "epoch": see ``epoch``
     fs:{PROJECT}:progress:SOURCE                  hash: partition -> "next offset,newest arrival in us"
     fs:{PROJECT}:complete:SOURCE                  instant (us) up to which every partition has been applied
     fs:{PROJECT}:plan:SERVICE                     the compiled lookup plan, JSON

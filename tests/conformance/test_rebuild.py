@@ -301,6 +301,24 @@ def test_a_store_restored_from_an_older_state_is_refused(stream, store, tmp_path
         stream.apply(first={0: 0, 1: 0})
 
 
+def test_two_jobs_that_begin_the_first_epoch_at_once_both_begin_it(store, tmp_path):
+    class Overtaken(Busy):
+        """Another job begins after this one has seen an empty store."""
+
+        def append(self, appends):
+            if self._meanwhile:
+                self._meanwhile.pop(0)()
+            return self._inner.append(appends)
+
+    other = Overtaken(store, [lambda: move_epoch(store, 1)])
+    assert join_epoch(other, str(tmp_path)) == 1
+    assert read_epochs(store) == [1] * BUCKETS
+    lost = Overtaken(MemoryOnlineStore("rebuilt"), [])
+    lost._meanwhile.append(lambda: move_epoch(lost._inner, -2))
+    with pytest.raises(OnlineStoreLostError, match="being rebuilt"):
+        join_epoch(lost, str(tmp_path / "other"))
+
+
 def test_an_epoch_is_remembered_and_a_foreign_or_older_store_is_told_apart(store, tmp_path):
     root = str(tmp_path)
     assert join_epoch(store, root) == join_epoch(store, root) == 1

@@ -121,6 +121,17 @@ class HotStart:
     starting: dict[str, dict[int, int]] | None
     seen: SeenProgress
 
+    def check(self, store: OnlineStore) -> None:
+        """Raise when the store is no longer the one the job began on, also while no record comes.
+
+        Raises:
+            OnlineStoreLostError: It was emptied, is older than what was seen of it, or is being rebuilt.
+        """
+        epochs = read_epochs(store)
+        if one_epoch(epochs) != self.epoch:
+            raise lost(epochs, self.epoch)
+        self.seen.check(store)
+
 
 def begin_hot(
     store: OnlineStore,

@@ -64,9 +64,9 @@ class Stream:
         self.records, self.archived_rows, self.start = [], 0, {}
         self.worker = None
 
-    def begin(self):
+    def begin(self, *, guarded=True):
         """Begin a job on the store, as a driver does."""
-        epoch = join_epoch(self.store, self.root)
+        epoch = join_epoch(self.store, self.root) if guarded else None
         ((_, (source, views)),) = by_topic(SERVICE.views).items()
         writer = FencedWriter(self.store, source.name, views, tail_cap=self.tail_cap, epoch=epoch)
         self.worker = SourceWorker(source, decoder_of(source), writer)
@@ -162,6 +162,18 @@ def test_after_a_flush_in_the_middle_nothing_is_written_and_a_rebuild_gives_the_
     stream.arrive(100)
     stream.apply(size=9)
     stream.assert_equal()
+
+
+def test_without_an_epoch_the_stream_would_serve_what_came_after_the_loss_as_if_it_were_all(stream, store):
+    stream.begin(guarded=False)
+    stream.arrive(120)
+    stream.apply()
+    reached = {p: offset for p, (offset, _) in store.progress("payments").items()}
+    empty(store)
+    stream.arrive(60)
+    stream.apply(first=reached)
+    with pytest.raises(AssertionError, match="oracle"):
+        stream.assert_equal()
 
 
 @pytest.mark.parametrize("memory_bytes", [1, 1 << 14, 1 << 30])

@@ -90,7 +90,8 @@ class SeenProgress:
                     raise OnlineStoreLostError(
                         f"the online store is an older one: source {source}, partition {partition} had reached offset "
                         f"{offset:,}, and is at {current:,}.",
-                        hint="run featurestore rebuild-online, then submit the job again: it goes on from there.",
+                        hint="run featurestore rebuild-online, with --from-topics if they still hold what it lost, then submit "
+                        "the job again.",
                     )
 
     def note(self, store: OnlineStore, sources: Iterable[str]) -> None:

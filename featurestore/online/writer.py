@@ -141,7 +141,8 @@ class FencedWriter:
             raise OnlineStoreLostError(
                 f"the online store went back: view {self.views[view].name}, source {self.source}, partition {partition} had "
                 f"reached offset {reached[bucket, view]:,} in bucket {bucket}, and is at {current[bucket, view]:,}.",
-                hint="it lost writes. Run featurestore rebuild-online, then submit the job again: it goes on from there.",
+                hint="it lost writes. Run featurestore rebuild-online, with --from-topics if they still hold what it lost, then "
+                "submit the job again.",
             )
         return current
 

@@ -11,8 +11,8 @@ import pytest
 import redis
 
 from featurestore.definitions.registry import Definitions
-from featurestore.errors import OfflineError, OnlineStoreLostError, UnknownNameError
-from featurestore.jobs.online_epoch import SeenProgress, hot_checkpoint, join_epoch, starting_offsets
+from featurestore.errors import OfflineError, OffsetsGoneError, OnlineStoreLostError, UnknownNameError
+from featurestore.jobs.online_epoch import SeenProgress, hot_checkpoint, join_epoch, refuse_gone, starting_offsets
 from featurestore.jobs.rebuild import accept_online, rebuild_online
 from featurestore.jobs.rebuild_key import rebuild_key
 from featurestore.jobs.worker import SourceWorker, by_topic, decoder_of
@@ -64,10 +64,10 @@ class Stream:
         self.records, self.archived_rows, self.start = [], 0, {}
         self.worker = None
 
-    def begin(self, *, guarded=True):
+    def begin(self, *, guarded=True, views=SERVICE.views):
         """Begin a job on the store, as a driver does."""
         epoch = join_epoch(self.store, self.root) if guarded else None
-        ((_, (source, views)),) = by_topic(SERVICE.views).items()
+        ((_, (source, views)),) = by_topic(views).items()
         writer = FencedWriter(self.store, source.name, views, tail_cap=self.tail_cap, epoch=epoch)
         self.worker = SourceWorker(source, decoder_of(source), writer)
         self.start = starting_offsets(self.store, by_topic(SERVICE.views), {source.topic: [0, 1]})[source.topic]
@@ -272,6 +272,37 @@ def test_one_view_is_rebuilt_alone_and_the_other_goes_on_where_it_was(stream, st
     stream.arrive(50)
     stream.apply()
     stream.assert_equal()
+
+
+def test_a_new_view_gets_its_history_from_the_log_and_the_stream_joins_without_a_gap(stream, store):
+    old, new = SERVICE.views
+    stream.begin(views=[old])
+    stream.arrive(100)
+    stream.apply()
+    stream.archive()
+    stream.arrive(50)
+    stream.apply()  # the log is behind the old view by these
+    made = rebuild_online(store, DEFINITIONS, stream.root, view=new.name)
+    assert made.views == (new.name,)
+    stream.begin()
+    stream.apply()
+    stream.assert_equal()
+    stream.arrive(50)
+    stream.apply()
+    stream.assert_equal()
+
+
+def test_what_is_gone_from_the_topic_is_not_skipped_in_silence(stream, store):
+    topics, topic = by_topic(SERVICE.views), SHOP.source.topic
+    refuse_gone(store, topics, {topic: {0: 5, 1: 7}})
+    stream.arrive(120)
+    stream.archive()
+    until = rebuild_online(store, DEFINITIONS, stream.root).until["payments"]
+    refuse_gone(store, topics, {topic: until})
+    with pytest.raises(
+        OffsetsGoneError, match=rf"rebuilt_payments-1: the online store waits for offset {until[1]:,}, .* 3 records"
+    ):
+        refuse_gone(store, topics, {topic: {0: until[0], 1: until[1] + 3}})
 
 
 def test_a_store_restored_from_an_older_state_is_refused(stream, store, tmp_path):

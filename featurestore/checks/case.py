@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from featurestore.testing.judge import Difference
+from featurestore.testing.records import held_instant
 from featurestore.testing.replay import Replay
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def is_event(view: FeatureView, send: Send) -> bool:
     """Whether a record has to be accepted: it keeps the contract, and is not from too far in the future."""
     if isinstance(send.event, bytes):
         return False
-    happened: int = send.event[view.source.event_time]
+    happened = held_instant(view.source, view.source.event_time, send.event[view.source.event_time])
     return happened <= send.arrival + view.source.allowed_skew_us
 
 

@@ -70,6 +70,26 @@ def avro_columns(schema: Mapping[str, Any], where: str = "schema") -> list[tuple
     ]
 
 
+def single_precision(schema: Mapping[str, Any]) -> frozenset[str]:
+    """Return the columns whose values the schema holds as floats of 32 bits."""
+
+    def is_single(kind: Any) -> bool:
+        return _optional(kind, "schema")[0] == "float"
+
+    found = set()
+    for node in _fields_of(schema, "schema"):
+        kind, _ = _optional(node["type"], "schema")
+        if not (isinstance(kind, dict) and kind.get("type") == "array"):
+            found |= {node["name"]} if is_single(kind) else set()
+            continue
+        items, _ = _optional(kind.get("items"), "schema")
+        if isinstance(items, dict) and items.get("type") == "record":
+            found |= {f"{node['name']}__{each['name']}" for each in items["fields"] if is_single(each["type"])}
+        elif is_single(items):
+            found.add(node["name"])
+    return frozenset(found)
+
+
 def without_logical_types(schema: Any) -> Any:
     """Return a schema whose times are plain integers, so that reading them cannot fail."""
     if isinstance(schema, list):

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from featurestore.datatypes import DataType
-from featurestore.definitions.avro import avro_columns
+from featurestore.definitions.avro import avro_columns, single_precision
 from featurestore.errors import DefinitionError
 from featurestore.events.decode import Decoded, Decoder
 from featurestore.events.wire import avro_bytes, framed
@@ -24,8 +25,6 @@ from featurestore.timeline import to_datetime, to_instant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import numpy as np
 
     from featurestore.definitions.contract import ContractField
     from featurestore.definitions.source import EventSource
@@ -65,12 +64,29 @@ def typed_row(source: EventSource, row: Mapping[str, Any]) -> dict[str, Any] | N
         typed = {one.name: _typed(_value_of(row, one), one.type) for one in source.contract.fields}
     except DefinitionError:
         return None
-    return {name: _cut(typed[name], unit) for name, unit in _units(source)} if source.contract.avro else typed
+    if source.contract.avro is None:
+        return typed
+    single = single_precision(source.contract.avro)
+    return {name: _single(typed[name]) if name in single else _cut(typed[name], unit) for name, unit in _units(source)}
 
 
 def _units(source: EventSource) -> list[tuple[str, int]]:
     """Return every column of an Avro contract with the microseconds of one unit of its instants; 1 where there are none."""
     return [(one.name, unit) for one, unit in avro_columns(source.contract.avro or {})]
+
+
+def held_instant(source: EventSource, column: str, instant: Instant) -> Instant:
+    """Return an instant as the source's format holds it in a column: Avro's milliseconds cut it."""
+    unit = dict(_units(source))[column] if source.contract.avro is not None else 1
+    return instant // unit * unit
+
+
+def _single(value: Any) -> Any:
+    """Return numbers as floats of 32 bits hold them."""
+    if isinstance(value, list):
+        return [_single(each) for each in value]
+    with np.errstate(over="ignore"):
+        return float(np.float32(value)) if isinstance(value, float) else value
 
 
 def _cut(value: Any, unit: int) -> Any:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore import Count, Entity, FeatureView, Last, Sum
+from featurestore.checks.verify import verify
 from featurestore.definitions.contract import Contract
 from featurestore.definitions.source import EventSource
 from featurestore.events.decode import Decoder, Reason
@@ -196,6 +197,22 @@ def test_what_the_library_writes_is_what_it_reads():
     assert value == written(V2, {**NEW, "amount": 0.1})
     with pytest.raises(ValueError, match="payment version 2"):
         avro_bytes(contract, {"card": "c"})
+
+
+def test_verify_finds_nothing_on_avro_sources_whatever_their_units_and_precision(place):
+    features = {"n": Count().over("1h", "lifetime"), "amount": Sum("amount").over("5m")}
+    first, second = source(place, "v1.avsc"), source(place)
+    old = EventSource("old", topic="old", schema=first.contract, event_time="at")
+    views = [FeatureView(s.name, Entity("card", keys={"card": "string"}), s, features) for s in (old, second)]
+    lines = FeatureView(
+        "lines",
+        Entity("sku", keys={"lines__sku": "string"}),
+        second,
+        {"n": Sum("lines__n").over("1h")},
+        explode="lines",
+    )
+    result = verify([*views, lines], seconds=30.0, most_cases=tries(20), seed=49239472)
+    assert result.equal, str(result)
 
 
 def test_a_replay_over_two_avro_versions_equals_the_specification(place):

@@ -74,7 +74,7 @@ def single_precision(schema: Mapping[str, Any]) -> frozenset[str]:
     """Return the columns whose values the schema holds as floats of 32 bits."""
 
     def is_single(kind: Any) -> bool:
-        return _optional(kind, "schema")[0] == "float"
+        return bool(_optional(kind, "schema")[0] == "float")
 
     found = set()
     for node in _fields_of(schema, "schema"):

@@ -2,7 +2,7 @@
 
     fs:{PROJECT.BB}:v:VIEW@FINGERPRINT:KEYBYTES   the blob of one entity key: base and tail (see ``codec``)
     fs:{PROJECT.BB}:v:VIEW@FINGERPRINT/N:KEYBYTES the same of part N of the view, from 1 on; most views have one part
-    fs:{PROJECT.BB}:fence                         hash: "VIEW@FINGERPRINT/SOURCE/PARTITION" -> next offset to apply; "epoch" (see ``epoch``)
+    fs:{PROJECT.BB}:fence                         hash: "VIEW@FINGERPRINT/SOURCE/PARTITION" -> next offset; "epoch": see ``epoch``
     fs:{PROJECT}:progress:SOURCE                  hash: partition -> "next offset,newest arrival in us"
     fs:{PROJECT}:complete:SOURCE                  instant (us) up to which every partition has been applied
     fs:{PROJECT}:plan:SERVICE                     the compiled lookup plan, JSON
@@ -37,10 +37,16 @@ class KeySpace:
         suffix = f"/{part}" if part else ""
         return f"fs:{{{self.project}.{bucket_of(key):02x}}}:v:{view}@{fingerprint}{suffix}:".encode() + key
 
-    def blobs(self, bucket: int, view: str, fingerprint: str) -> tuple[bytes, bytes]:
-        """Return what the names of all blobs of a view in a bucket begin with: of its first part, and of the others."""
-        start = f"fs:{{{self.project}.{bucket:02x}}}:v:{view}@{fingerprint}".encode()
-        return start + b":", start + b"/"
+    def is_blob(self, name: bytes, view: str, fingerprint: str) -> bool:
+        """Whether a name is that of a blob of a view, of any of its parts."""
+        start, end = f"fs:{{{self.project}.".encode(), f"}}:v:{view}@{fingerprint}".encode()
+        rest = name[len(start) + 2 :]
+        return name.startswith(start) and rest.startswith(end) and rest[len(end) : len(end) + 1] in (b":", b"/")
+
+    def bucket_in(self, name: bytes) -> int:
+        """Return the bucket that the name of a blob names."""
+        first = len(self.project) + 5
+        return int(name[first : first + 2], 16)
 
     def fence(self, bucket: int) -> bytes:
         """Return the name of a bucket's fences."""

@@ -20,7 +20,7 @@ from featurestore.online.redis_scripts import APPEND, PROGRESS, REPLACE
 from featurestore.online.store import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from featurestore.online.store import Append, Replacement
     from featurestore.timeline import Instant
@@ -198,12 +198,12 @@ class RedisOnlineStore:
         with mapped_errors(self.url):
             self.redis.set(self.space.complete(source), instant)
 
-    def blobs(self, bucket: int, view: str, fingerprint: str) -> list[bytes]:
-        """Return the names of all blobs of a view in a bucket, by a scan of the store's keys."""
-        starts = self.space.blobs(bucket, view, fingerprint)
+    def blobs(self, view: str, fingerprint: str) -> Iterator[bytes]:
+        """Yield the names of all blobs of a view, by one scan of the store's keys; a name can come twice while it grows."""
         with mapped_errors(self.url):
-            pattern = starts[0][:-1].decode() + "[:/]*"
-            return [name for name in self.redis.scan_iter(pattern, 1000) if name.startswith(starts)]
+            for name in self.redis.scan_iter(f"fs:{{{self.project}.??}}:v:{view}@{fingerprint}[:/]*", 1000):
+                if self.space.is_blob(name, view, fingerprint):
+                    yield name
 
     def remove(self, names: Sequence[bytes]) -> None:
         """Remove values; harmless where there are none."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from featurestore.definitions.entity import check_name
 from featurestore.online.client import check_entities
 from featurestore.online.lookup import ServiceLookup
-from featurestore.online.redis_async import AsyncReads
+from featurestore.online.redis_async_cluster import AsyncReads
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.timeline import Clock, SystemClock, parse_duration, to_instant
 
@@ -40,7 +40,7 @@ class AsyncFeatureClient:
     ) -> None:
         seconds = parse_duration(timeout) / 1_000_000
         self._plans = RedisOnlineStore(url, check_name(project, "project"), timeout_s=seconds)
-        self._reads = AsyncReads(url, timeout_s=seconds)
+        self._reads = AsyncReads(url, self._plans.space, timeout_s=seconds)
         self._clock = clock or SystemClock()
         self._services: dict[str, ServiceLookup] = {}
 

@@ -11,6 +11,7 @@ from featurestore.online.memory import MemoryOnlineStore
 from featurestore.online.writer import FencedWriter
 from featurestore.testing.streams import hostile_stream, shape_events
 from tests.conformance.cases import CONDITIONS, MANY, SOURCE, assert_same
+from tests.raw import raw
 
 VIEWS = (MANY, CONDITIONS)
 SERVICE = FeatureService("cards", VIEWS)
@@ -67,9 +68,9 @@ class Online:
         if isinstance(self.store, MemoryOnlineStore):
             fences = {(b"fences", bucket): dict(each) for bucket, each in enumerate(self.store.bucket_fences)}
             return {**self.store.values, **fences}
-        raw = self.store.redis
-        keys = [key for key in raw.keys("*") if b":progress:" not in key and b":plan:" not in key]
-        return {key: raw.get(key) if raw.type(key) == b"string" else raw.hgetall(key) for key in keys}
+        admin = raw(self.store)
+        keys = [key for key in admin.keys("*") if b":progress:" not in key and b":plan:" not in key]
+        return {key: admin.get(key) if admin.type(key) == b"string" else admin.hgetall(key) for key in keys}
 
     def forget_fences(self):
         """Remove the fences, which nothing but a test of them would."""
@@ -77,14 +78,14 @@ class Online:
             for fences in self.store.bucket_fences:
                 fences.clear()
         else:
-            self.store.redis.delete(*self.store.redis.keys("*:fence"))
+            raw(self.store).delete(*raw(self.store).keys("*:fence"))
 
     def put(self, name, value):
         """Write a value past the writer."""
         if isinstance(self.store, MemoryOnlineStore):
             self.store.values[name] = value
         else:
-            self.store.redis.set(name, value)
+            raw(self.store).set(name, value)
 
     def blobs(self):
         return {key: value for key, value in self.dump().items() if isinstance(key, bytes) and b":v:" in key}

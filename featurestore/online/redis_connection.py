@@ -93,14 +93,14 @@ class Connections:
         deadline = time.monotonic() + self._timeout_s
         packed = b"".join(pack(command) for _, command in commands)
         try:
+            connection, is_new = self.take(deadline, is_read=is_read)
             try:
-                connection, is_new = self.take(deadline, is_read=is_read)
                 replies = self._replies(connection, packed, len(commands), deadline)
             except redis.exceptions.ConnectionError:
                 if not is_read or is_new:
                     raise
-                self.drop_idle()
-                replies = self._replies(self.take(deadline)[0], packed, len(commands), deadline)
+                self.drop_idle()  # they are as old as this one
+                replies = self._replies(self._dial(deadline), packed, len(commands), deadline)
         except redis.exceptions.RedisError:
             self.breaker.failed()
             raise

@@ -151,7 +151,7 @@ class RedisOnlineStore:
         """
         name = self.space.plan(service)
         with mapped_errors(self.url):
-            (data,) = self._link.read([name])
+            (data,) = _first_error(self._link.each([(name, (b"GET", name))]))
             if data is None:
                 found = _first_error(self._link.each([(name, (b"SMEMBERS", self.space.services))]))[0]
                 known = sorted(each.decode() for each in found)

@@ -69,7 +69,8 @@ class Online:
             fences = {(b"fences", bucket): dict(each) for bucket, each in enumerate(self.store.bucket_fences)}
             return {**self.store.values, **fences}
         admin = raw(self.store)
-        keys = [key for key in admin.keys("*") if b":progress:" not in key and b":plan:" not in key]
+        skipped = (b"progress", b"plan", b"services")
+        keys = [key for key in admin.scan_iter("*", 1000) if key.split(b":")[2] not in skipped]
         return {key: admin.get(key) if admin.type(key) == b"string" else admin.hgetall(key) for key in keys}
 
     def forget_fences(self):
@@ -78,7 +79,7 @@ class Online:
             for fences in self.store.bucket_fences:
                 fences.clear()
         else:
-            raw(self.store).delete(*raw(self.store).keys("*:fence"))
+            raw(self.store).delete(*raw(self.store).scan_iter("*:fence", 1000))
 
     def put(self, name, value):
         """Write a value past the writer."""

@@ -10,9 +10,9 @@
     fs:{PROJECT}:services                           set: the services that have a plan
 
 BB is the bucket of the entity key, two hex digits. The braces are Redis Cluster's hash tag: all views of a key, and the
-fence that guards them, live in one slot. N is the smallest number with which bucket BB falls into the BBth sixteenth of the
-slots, so that the buckets spread evenly over any cluster whose nodes serve equal ranges. A project name cannot contain the
-separators, so two projects in one Redis never meet. A view's fingerprint is part of the name: a changed definition starts
+fence that guards them, live in one slot. N is the smallest number with which the slot of bucket BB lies in the middle quarter
+of the BBth sixteenth of all slots: the buckets spread evenly over any cluster whose nodes serve equal ranges. A project name
+cannot contain the separators, so two projects in one Redis never meet. A view's fingerprint is part of the name: a changed definition starts
 on keys of its own and never reads an old layout.
 """
 
@@ -37,10 +37,11 @@ def bucket_of(key: bytes) -> int:
 def _tags(project: str) -> tuple[str, ...]:
     """Return the hash tag of every bucket; CRC-16 (XMODEM) is the cluster's own hash."""
     tags = []
+    share = _SLOTS // BUCKETS
     for bucket in range(BUCKETS):
+        wanted = range(bucket * share + share * 3 // 8, bucket * share + share * 5 // 8)
         tried = (f"{project}.{bucket:02x}.{number}" for number in count())
-        share = _SLOTS // BUCKETS
-        tags.append(next(tag for tag in tried if binascii.crc_hqx(tag.encode(), 0) % _SLOTS // share == bucket))
+        tags.append(next(tag for tag in tried if binascii.crc_hqx(tag.encode(), 0) % _SLOTS in wanted))
     return tuple(tags)
 
 

@@ -12,8 +12,8 @@
 BB is the bucket of the entity key, two hex digits. The braces are Redis Cluster's hash tag: all views of a key, and the
 fence that guards them, live in one slot. N is the smallest number with which the slot of bucket BB lies in the middle quarter
 of the BBth sixteenth of all slots: the buckets spread evenly over any cluster whose nodes serve equal ranges. A project name
-cannot contain the separators, so two projects in one Redis never meet. A view's fingerprint is part of the name: a changed definition starts
-on keys of its own and never reads an old layout.
+cannot contain the separators, so two projects in one Redis never meet. A view's fingerprint is part of the name: a changed
+definition starts on keys of its own and never reads an old layout.
 """
 
 from __future__ import annotations

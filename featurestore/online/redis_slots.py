@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from featurestore.online.cache import oldest_instant
 from featurestore.online.redis_url import Endpoint
 
 if TYPE_CHECKING:
@@ -165,16 +166,5 @@ class Scatter:
             for place, value in zip(places, reply[copies:], strict=True):
                 values[place] = value
         for number, place in enumerate(self._shared):
-            values[place] = _oldest([reply[number] for reply in replies])
+            values[place] = oldest_instant([reply[number] for reply in replies])
         return values
-
-
-def _oldest(instants: list[bytes | None]) -> bytes | None:
-    """Return the smallest of instants in decimal digits; None where one is missing. What is none is left to who decodes it."""
-    found = [instant for instant in instants if instant is not None]
-    if len(found) < len(instants):
-        return None
-    try:
-        return min(found, key=int)
-    except ValueError:
-        return found[0]

@@ -130,3 +130,63 @@ def stop(*processes):
     """End processes; those that are stopped by a signal too."""
     for process in processes:
         process.kill()
+
+
+class Watched:
+    """A master with a replica, and three Sentinels that watch it by the name ``shop``."""
+
+    def __init__(self, folder, *, down_after_ms=600):
+        self.folder = folder
+        ports = free_ports(5)
+        diskless = ("--repl-diskless-sync-delay", "0")
+        self.master = Node.server(folder / "master", ports[0], *diskless)
+        self.replica = Node.server(folder / "replica", ports[1], "--replicaof", "127.0.0.1", ports[0], *diskless)
+        self.sentinels = []
+        for port in ports[2:]:
+            home = folder / f"sentinel{port}"
+            home.mkdir(parents=True)
+            lines = [
+                f"port {port}",
+                "bind 127.0.0.1",
+                f"dir {home}",
+                f"sentinel monitor shop 127.0.0.1 {ports[0]} 2",
+                f"sentinel down-after-milliseconds shop {down_after_ms}",
+                "sentinel failover-timeout shop 5000",
+            ]
+            (home / "sentinel.conf").write_text("\n".join(lines) + "\n")
+            self.sentinels.append(Node(home, port, home / "sentinel.conf", "--sentinel"))
+
+    @property
+    def url(self):
+        return "redis+sentinel://" + ",".join(f"127.0.0.1:{node.port}" for node in self.sentinels) + "/shop"
+
+    @property
+    def nodes(self):
+        return [self.master, self.replica, *self.sentinels]
+
+    def __enter__(self):
+        try:
+            for node in (self.master, self.replica):
+                node.start()
+            for node in (self.master, self.replica):
+                node.wait()
+            self.replica.process.wait_until(
+                lambda: b"master_link_status:up" in self.replica.ask(b"INFO", b"replication"), 20.0
+            )
+            for node in self.sentinels:
+                node.start()
+            for node in self.sentinels:
+                node.wait()
+                node.process.wait_until(lambda node=node: self._knows_all(node), 20.0)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _knows_all(self, node):
+        reply = node.ask(b"SENTINEL", b"MASTER", b"shop")
+        said = dict(zip(reply[::2], reply[1::2], strict=True))
+        return (said[b"num-slaves"], said[b"num-other-sentinels"]) == (b"1", b"2")
+
+    def __exit__(self, *_):
+        stop(*(node.process for node in self.nodes))

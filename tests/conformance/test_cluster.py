@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -167,6 +168,69 @@ def test_complete_through_is_never_newer_than_the_values_it_comes_with(cluster_u
 
 def bucket(card):
     return bucket_of(encode_key([f"c{card}"], [DataType.STRING]))
+
+
+# ------------------------------------------------------------------------------- threads, forks, tasks, event loops
+
+
+def test_threads_and_a_forked_child_share_a_client_of_a_cluster(cluster_url):
+    filled(cluster_url).store.close()
+    wrong, asked = [], []
+    with FeatureClient(cluster_url, timeout="10s") as client:
+
+        def ask(start):
+            for step in range(30):
+                cards = [(start + step * 7 + extra) % CARDS for extra in range(1 + step % 5)]
+                if amounts(client.get_many("cards", keys_of(cards), now=1)) != cards:
+                    wrong.append(cards)
+                asked.append(cards)
+
+        threads = [threading.Thread(target=ask, args=(start,)) for start in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (wrong, len(asked)) == ([], 6 * 30)
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:  # no test code may run on in the child
+            try:
+                said = [amounts(client.get_many("cards", keys_of([i, i + 1]), now=1)) == [i, i + 1] for i in range(20)]
+                os.write(write, b"right" if all(said) else b"wrong")
+            finally:
+                os._exit(0)
+        mine = [amounts(client.get_many("cards", keys_of([i, i + 2]), now=1)) for i in range(20)]
+        os.close(write)
+        said = os.read(read, 16)
+        os.close(read)
+        os.waitpid(child, 0)
+        assert said == b"right"
+        assert mine == [[i, i + 2] for i in range(20)]
+
+
+def test_cancelled_lookups_of_a_cluster_do_not_shift_the_answers_and_another_loop_starts_anew(cluster_url):
+    filled(cluster_url).store.close()
+    client = AsyncFeatureClient(cluster_url, timeout="30s")
+
+    async def main():
+        await client.get_many("cards", keys_of(range(CARDS)), now=1)
+        tasks = [asyncio.ensure_future(client.get_many("cards", keys_of([i, i + 1, i + 2]), now=1)) for i in range(30)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [amounts(each) for each in done[1::2]] == [[i, i + 1, i + 2] for i in range(1, 30, 2)]
+        assert all(isinstance(each, asyncio.CancelledError) for each in done[::2])
+        assert amounts(await client.get_many("cards", keys_of([5, 6]), now=1)) == [5, 6]
+        await client._reads.close()
+
+    async def elsewhere():
+        assert amounts(await client.get_many("cards", keys_of(range(CARDS)), now=1)) == list(range(CARDS))
+        await client.close()
+
+    run(main())
+    run(elsewhere())
 
 
 # ------------------------------------------------------------------------------------------------ slots that move

@@ -2,7 +2,8 @@
 
     fs:{PROJECT.BB.N}:v:VIEW@FINGERPRINT:KEYBYTES   the blob of one entity key: base and tail (see ``codec``)
     fs:{PROJECT.BB.N}:v:VIEW@FINGERPRINT/P:KEYBYTES the same of part P of the view, from 1 on; most views have one part
-    fs:{PROJECT.BB.N}:fence                         hash: "VIEW@FINGERPRINT/SOURCE/PARTITION" -> next offset to apply
+    fs:{PROJECT.BB.N}:fence                         hash: "VIEW@FINGERPRINT/SOURCE/PARTITION" -> next offset to apply;
+                                                    "epoch" (see ``epoch``)
     fs:{PROJECT.BB.N}:complete:SOURCE               in a cluster: a copy of fs:{PROJECT}:complete:SOURCE
     fs:{PROJECT}:progress:SOURCE                    hash: partition -> "next offset,newest arrival in us"
     fs:{PROJECT}:complete:SOURCE                    instant (us) up to which every partition has been applied
@@ -63,6 +64,11 @@ class KeySpace:
         """Return the name of the blob of an entity key, of one part of the view."""
         suffix = f"/{part}" if part else ""
         return f"fs:{{{self.tags[bucket_of(key)]}}}:v:{view}@{fingerprint}{suffix}:".encode() + key
+
+    def blobs(self, bucket: int, view: str, fingerprint: str) -> tuple[bytes, bytes]:
+        """Return what the names of all blobs of a view in a bucket begin with: of its first part, and of the others."""
+        start = f"fs:{{{self.tags[bucket]}}}:v:{view}@{fingerprint}".encode()
+        return start + b":", start + b"/"
 
     def fence(self, bucket: int) -> bytes:
         """Return the name of a bucket's fences."""

@@ -194,6 +194,18 @@ class RedisOnlineStore:
         with mapped_errors(self.url):
             _first_error(self._link.each(commands))
 
+    def blobs(self, bucket: int, view: str, fingerprint: str) -> list[bytes]:
+        """Return the names of all blobs of a view in a bucket, by a scan of the store's keys."""
+        starts = self.space.blobs(bucket, view, fingerprint)
+        with mapped_errors(self.url):
+            pattern = starts[0][:-1].decode() + "[:/]*"
+            return [name for names in self._scan(pattern) for name in names if name.startswith(starts)]
+
+    def remove(self, names: Sequence[bytes]) -> None:
+        """Remove values; harmless where there are none."""
+        if names:  # their memory is freed behind the scenes
+            self._write(*((name, (b"UNLINK", name)) for name in names))
+
     def forget_project(self) -> None:
         """Remove everything the project has in the store: for stores made for a check, never for one that serves."""
         with mapped_errors(self.url):
@@ -206,9 +218,8 @@ class RedisOnlineStore:
         for node in self._link.primaries():
             cursor = b"0"
             while True:
-                cursor, names = _first_error(node.each([(b"", (b"SCAN", cursor, b"MATCH", pattern, b"COUNT", 1000))]))[
-                    0
-                ]
+                replies = node.each([(b"", (b"SCAN", cursor, b"MATCH", pattern, b"COUNT", 1000))])
+                cursor, names = _first_error(replies)[0]
                 if names:
                     yield names
                 if cursor == b"0":

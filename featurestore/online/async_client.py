@@ -6,9 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.definitions.entity import check_name
-from featurestore.online.client import check_entities
+from featurestore.online.cache import CACHE_ENTRIES
+from featurestore.online.client import cache_of, check_entities
 from featurestore.online.lookup import ServiceLookup
-from featurestore.online.redis_async import AsyncReads
+from featurestore.online.redis_async_cluster import AsyncReads
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.timeline import Clock, SystemClock, parse_duration, to_instant
 
@@ -29,6 +30,8 @@ class AsyncFeatureClient:
         project: The project whose features to read.
         timeout: Longest wait for the store in one lookup, connecting included; a stuck server costs no more.
         clock: Tells what "now" is.
+        cache: As for ``FeatureClient``.
+        cache_entries: As for ``FeatureClient``.
 
     Example:
         async with AsyncFeatureClient("redis://localhost:6379") as client:
@@ -36,13 +39,21 @@ class AsyncFeatureClient:
     """
 
     def __init__(
-        self, url: str, *, project: str = "default", timeout: str = "50ms", clock: Clock | None = None
+        self,
+        url: str,
+        *,
+        project: str = "default",
+        timeout: str = "50ms",
+        clock: Clock | None = None,
+        cache: str | None = None,
+        cache_entries: int = CACHE_ENTRIES,
     ) -> None:
         seconds = parse_duration(timeout) / 1_000_000
         self._plans = RedisOnlineStore(url, check_name(project, "project"), timeout_s=seconds)
-        self._reads = AsyncReads(url, timeout_s=seconds)
+        self._reads = AsyncReads(url, self._plans.space, timeout_s=seconds)
         self._clock = clock or SystemClock()
         self._services: dict[str, ServiceLookup] = {}
+        self._cache = cache_of(cache, cache_entries)
 
     async def get(
         self,
@@ -81,7 +92,11 @@ class AsyncFeatureClient:
         t = self._clock.now() if now is None else to_instant(now, name="now")
         names = lookup.store_keys(keys)
         inputs = lookup.inputs(keys, request, single=single)
-        replies = await self._reads.read(names)
+        if self._cache is None or now is not None:
+            replies = await self._reads.read(names)
+        else:
+            wanted = self._cache.begin(names, len(keys), stamps=len(lookup.sources))
+            replies = self._cache.end(wanted, await self._reads.read(wanted.names) if wanted.names else [])
         return lookup, lookup.vectors(replies, len(keys), t, exact_time=now is not None, inputs=inputs)
 
     async def service(self, name: str) -> ServiceLookup:
@@ -92,8 +107,10 @@ class AsyncFeatureClient:
         return self._services[name]
 
     def refresh(self) -> None:
-        """Forget the plans, so that the next lookup reads what has been applied since."""
+        """Forget the plans, so that the next lookup reads what has been applied since, and the values that are kept."""
         self._services.clear()
+        if self._cache is not None:
+            self._cache.clear()
 
     async def ping(self) -> None:
         """Raise unless the online store answers."""

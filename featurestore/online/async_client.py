@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from featurestore.online.request import RequestRows
-    from featurestore.online.vector import FeatureTable, FeatureVector
+    from featurestore.online.table import FeatureTable
+    from featurestore.online.vector import FeatureVector
     from featurestore.timeline import Instant
 
 
@@ -53,7 +54,8 @@ class AsyncFeatureClient:
         request: Mapping[str, Any] | None = None,
     ) -> FeatureVector:
         """Return the features of one entity; arguments and errors as of ``FeatureClient.get``."""
-        return (await self._read(service, [keys], now, request, single=True))[1][0]
+        vector: FeatureVector = await self._read(service, [keys], now, request, single=True)
+        return vector
 
     async def get_many(
         self,
@@ -65,8 +67,8 @@ class AsyncFeatureClient:
     ) -> FeatureTable:
         """Return the features of 1 to 10,000 entities; arguments and errors as of ``FeatureClient.get_many``."""
         check_entities(keys)
-        lookup, vectors = await self._read(service, keys, now, request, single=False)
-        return lookup.table(vectors)
+        table: FeatureTable = await self._read(service, keys, now, request, single=False)
+        return table
 
     async def _read(
         self,
@@ -76,13 +78,15 @@ class AsyncFeatureClient:
         request: RequestRows,
         *,
         single: bool,
-    ) -> tuple[ServiceLookup, list[FeatureVector]]:
+    ) -> Any:
         lookup = self._services.get(service) or await self.service(service)
         t = self._clock.now() if now is None else to_instant(now, name="now")
         names = lookup.store_keys(keys)
         inputs = lookup.inputs(keys, request, single=single)
         replies = await self._reads.read(names)
-        return lookup, lookup.vectors(replies, len(keys), t, exact_time=now is not None, inputs=inputs)
+        if single:
+            return lookup.vectors(replies, 1, t, exact_time=now is not None, inputs=inputs)[0]
+        return lookup.table(replies, len(keys), t, exact_time=now is not None, inputs=inputs)
 
     async def service(self, name: str) -> ServiceLookup:
         """Return the compiled lookup of a service; read from the store once, then kept."""

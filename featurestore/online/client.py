@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from featurestore.datatypes import DataType
     from featurestore.online.request import RequestRows
     from featurestore.online.store import OnlineStore
-    from featurestore.online.vector import FeatureTable, FeatureVector
+    from featurestore.online.table import FeatureTable
+    from featurestore.online.vector import FeatureVector
     from featurestore.timeline import Instant
 
 MAX_ENTITIES = 10_000
@@ -93,7 +94,8 @@ class FeatureClient:
             OnlineStoreUnavailableError: The store cannot be reached.
             OnlineStoreTimeoutError: It did not answer in time.
         """
-        return self._read(service, [keys], now, request, single=True)[1][0]
+        vector: FeatureVector = self._read(service, [keys], now, request, single=True)
+        return vector
 
     def get_many(
         self,
@@ -116,8 +118,8 @@ class FeatureClient:
             Others: As ``get``.
         """
         check_entities(keys)
-        lookup, vectors = self._read(service, keys, now, request, single=False)
-        return lookup.table(vectors)
+        table: FeatureTable = self._read(service, keys, now, request, single=False)
+        return table
 
     def _read(
         self,
@@ -127,13 +129,15 @@ class FeatureClient:
         request: RequestRows,
         *,
         single: bool,
-    ) -> tuple[ServiceLookup, list[FeatureVector]]:
+    ) -> Any:
         lookup = self.service(service)
         t = self._clock.now() if now is None else to_instant(now, name="now")
         names = lookup.store_keys(keys)
         inputs = lookup.inputs(keys, request, single=single)
         replies = self._store.read(names)
-        return lookup, lookup.vectors(replies, len(keys), t, exact_time=now is not None, inputs=inputs)
+        if single:
+            return lookup.vectors(replies, 1, t, exact_time=now is not None, inputs=inputs)[0]
+        return lookup.table(replies, len(keys), t, exact_time=now is not None, inputs=inputs)
 
     def service(self, name: str) -> ServiceLookup:
         """Return the compiled lookup of a service; read from the store once, then kept."""

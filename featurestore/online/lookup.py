@@ -10,30 +10,37 @@ Contract of ``ServiceLookup``:
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from featurestore.datatypes import DataType
 from featurestore.definitions.derived import DerivedLayout, request_values_of
 from featurestore.definitions.keys import encode_key, key_values
 from featurestore.definitions.layout import ViewLayout, service_fingerprint
 from featurestore.engines.derive import derive_rows
 from featurestore.errors import CodecError, DefinitionError
 from featurestore.online.batch import BatchReader
-from featurestore.online.keys import KeySpace
+from featurestore.online.keys import BUCKETS, KeySpace, bucket_of
 from featurestore.online.reader import ViewReader
 from featurestore.online.request import request_rows, typed_value
-from featurestore.online.vector import FeatureTable, FeatureVector
+from featurestore.online.table import FeatureTable
+from featurestore.online.vector import FeatureVector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from featurestore.datatypes import DataType
     from featurestore.definitions.service import FeatureService
     from featurestore.online.reader import ViewValues
     from featurestore.online.request import RequestRows
     from featurestore.timeline import Instant
 
+_TEXT = struct.Struct("<cI").pack
+_ONE_PER_BUCKET = [
+    next(key for key in (number.to_bytes(2) for number in range(1 << 16)) if bucket_of(key) == bucket)
+    for bucket in range(BUCKETS)
+]
 MANY = 16
 """Entities from which on reading them at once is quicker than one by one."""
 PLAN_FORMATS = (1, 2)
@@ -112,6 +119,17 @@ class ServiceLookup:
         self._width = sum(len(view.parts) for view in plan.views)
         self.sources = tuple(dict.fromkeys(view.source for view in plan.views))
         self._complete_keys = [self.space.complete(source) for source in self.sources]
+        self._prefixes = [
+            [
+                [self.space.blob(view.view, view.fingerprint, key, part.number)[: -len(key)] for part in view.parts]
+                for key in _ONE_PER_BUCKET
+            ]
+            for view in plan.views
+        ]
+        self._heads = [[one for each in self._prefixes for one in each[bucket]] for bucket in range(BUCKETS)]
+        keyed = {view.keys for view in plan.views}
+        text = next(iter(keyed)) if len(keyed) == 1 else ()
+        self._text_key = text[0][0] if len(text) == 1 and text[0][1] == DataType.STRING else None
         self._windowed = [f"{view.view}.{feature.name}" for view in plan.views for feature in view.features]
         self._derived = [each for view in plan.views for each in view.derived]
         self._reads = {each.id: self._views_of(each) for each in plan.request}
@@ -167,16 +185,32 @@ class ServiceLookup:
             UnknownNameError: An entity lacks a key column.
             DefinitionError: A key value has another type than its column.
         """
+        if self._text_key is not None:
+            quick = self._of_text(entities, self._text_key)
+            if quick is not None:
+                return quick
         keys = []
         for entity in entities:
-            for view in self.plan.views:
+            for view, prefixes in zip(self.plan.views, self._prefixes, strict=True):
                 values = key_values(entity, view.keys, where=f"service {self.plan.service}, view {view.view}")
                 try:
                     encoded = encode_key(values, [kind for _, kind in view.keys])
                 except DefinitionError as error:
                     names = ", ".join(name for name, _ in view.keys)
                     raise DefinitionError(f"view {view.view}, key ({names}): {error.message}") from None
-                keys += [self.space.blob(view.view, view.fingerprint, encoded, part.number) for part in view.parts]
+                keys += [prefix + encoded for prefix in prefixes[bucket_of(encoded)]]
+        return keys + self._complete_keys
+
+    def _of_text(self, entities: Sequence[Mapping[str, Any]], name: str) -> list[bytes] | None:
+        """Return ``store_keys`` where all views have the same text as key, as most do; None if an entity has no such key."""
+        encoded = []
+        for entity in entities:
+            value = entity.get(name)
+            if type(value) is not str or not value.isascii():
+                return None
+            encoded.append(_TEXT(b"s", len(value)) + value.encode())
+        heads = self._heads
+        keys = [head + key for key in encoded for head in heads[bucket_of(key)]]
         return keys + self._complete_keys
 
     def vectors(
@@ -199,8 +233,7 @@ class ServiceLookup:
             exact_time: See ``ViewReader.read``.
             inputs: Of every entity, what ``inputs`` gave; needed where there are request features.
         """
-        stamps = replies[count * self._width :]
-        complete = None if None in stamps or not stamps else min(int(stamp) for stamp in stamps if stamp is not None)
+        complete = self._complete(replies[count * self._width :])
         rows: list[list[Any]] = []
         said: list[tuple[dict[str, bool], dict[str, Instant | None]]] = []
         for reads in zip(*self._read_views(replies, count, t, exact_time=exact_time), strict=True):
@@ -257,6 +290,26 @@ class ServiceLookup:
                     row[layout.id] = value if served or all(is_known[view] for view in views) else None
         return [[row[name] for name in self.names] for row in found]
 
-    def table(self, vectors: list[FeatureVector]) -> FeatureTable:
-        """Return the vectors as a table."""
-        return FeatureTable(self.names, self.types, vectors)
+    def table(
+        self,
+        replies: Sequence[bytes | None],
+        count: int,
+        t: Instant,
+        *,
+        exact_time: bool,
+        inputs: Sequence[Mapping[str, Any]] = (),
+    ) -> FeatureTable:
+        """Return all entities as a table; arguments as of ``vectors``."""
+        if count < MANY or None in self._batches or self._derived or self.plan.request:
+            vectors = self.vectors(replies, count, t, exact_time=exact_time, inputs=inputs)
+            return FeatureTable(self.names, self.types, vectors)
+        width, views = self._width, {}
+        for at, batch in enumerate(self._batches):  # each of one part
+            assert batch is not None  # noqa: S101 - or it would not be here
+            view = self.plan.views[at].view
+            views[view] = batch.columns(replies[at : count * width : width], t, exact_time=exact_time)
+        complete = self._complete(replies[count * width :])
+        return FeatureTable.of_columns(self.names, self.types, views, complete_through=complete, at=t)
+
+    def _complete(self, stamps: Sequence[bytes | None]) -> Instant | None:
+        return None if None in stamps or not stamps else min(int(stamp) for stamp in stamps if stamp is not None)

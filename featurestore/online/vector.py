@@ -1,22 +1,14 @@
-"""What a lookup returns: FeatureVector for one entity, FeatureTable for many."""
+"""FeatureVector: what a lookup of one entity returns."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from featurestore.errors import DefinitionError, UnknownNameError, did_you_mean
+from featurestore.errors import UnknownNameError, did_you_mean
 from featurestore.timeline import Instant, format_instant
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
-
-    from featurestore.datatypes import DataType
 
 PRESENT, NULL, MISSING = "present", "null", "missing"
 
@@ -107,57 +99,3 @@ class FeatureVector(Mapping[str, Any]):
             for name, value in zip(self.names, self.row, strict=True)
         )
         return f"<table><tr><th>feature</th><th>value</th><th>status</th></tr>{cells}</table>"
-
-
-class FeatureTable:
-    """The features of many entities, one row each, in the order they were asked for."""
-
-    def __init__(self, names: tuple[str, ...], types: tuple[DataType, ...], vectors: list[FeatureVector]) -> None:
-        self.names = names
-        self.types = types
-        self._vectors = vectors
-
-    def __len__(self) -> int:
-        return len(self._vectors)
-
-    def __getitem__(self, row: int) -> FeatureVector:
-        return self._vectors[row]
-
-    def __iter__(self) -> Iterator[FeatureVector]:
-        return iter(self._vectors)
-
-    def to_numpy(self) -> np.ndarray:
-        """Return float64 of shape (rows, features); NaN is null (or a NaN), true is 1, an instant its microseconds.
-
-        Raises:
-            DefinitionError: A feature is a string or a list, which is no number.
-        """
-        for name, kind in zip(self.names, self.types, strict=True):
-            if kind.is_object:
-                raise DefinitionError(
-                    f"feature {name} is {kind}; only numbers fit a numpy matrix.",
-                    hint="use to_arrow() or to_pandas(), or ask for a service without it.",
-                )
-        rows = [vector.row for vector in self._vectors]
-        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.names))
-
-    def to_arrow(self) -> pa.Table:
-        """Return an Arrow table with the features' own types and real nulls; lists as Arrow lists."""
-        import pyarrow as pa
-
-        from featurestore.events.arrow_types import ARROW_TYPES
-
-        columns = list(zip(*(vector.row for vector in self._vectors), strict=True)) or [()] * len(self.names)
-        return pa.table(
-            {
-                name: pa.array(column, ARROW_TYPES[kind])
-                for name, kind, column in zip(self.names, self.types, columns, strict=True)
-            }
-        )
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Return a pandas frame, by way of Arrow."""
-        return self.to_arrow().to_pandas()
-
-    def __repr__(self) -> str:
-        return f"FeatureTable({len(self)} rows x {len(self.names)} features)"

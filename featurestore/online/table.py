@@ -1,0 +1,148 @@
+"""FeatureTable: what a lookup of many entities returns, held by columns.
+
+What was decoded as arrays stays arrays: ``to_numpy`` and ``to_arrow`` make no Python object per value, and the vectors are
+made when they are first asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore.errors import DefinitionError
+from featurestore.online.batch import Block, lists_of
+from featurestore.online.vector import FeatureVector
+from featurestore.timeline import MIN_INSTANT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import pandas as pd
+    import pyarrow as pa
+
+    from featurestore.datatypes import DataType
+    from featurestore.online.batch import ViewColumns
+    from featurestore.timeline import Instant
+
+
+class FeatureTable:
+    """The features of many entities, one row each, in the order they were asked for."""
+
+    def __init__(self, names: tuple[str, ...], types: tuple[DataType, ...], vectors: list[FeatureVector]) -> None:
+        self.names = names
+        self.types = types
+        self._rows = len(vectors)
+        self._made: list[FeatureVector] | None = vectors
+        self._views: Mapping[str, ViewColumns] = {}
+        self._blocks: list[Block] | None = None
+        self._rest: dict[str, Any] = {}
+
+    @classmethod
+    def of_columns(
+        cls,
+        names: tuple[str, ...],
+        types: tuple[DataType, ...],
+        views: Mapping[str, ViewColumns],
+        *,
+        complete_through: Instant | None,
+        at: Instant,
+    ) -> FeatureTable:
+        """Return the table of what every view says, all of the same keys."""
+        table = cls(names, types, [])
+        table._made, table._views = None, views
+        table._rest = {"complete_through": complete_through, "at": at}
+        table._blocks = blocks = []
+        first = 0
+        for view in views.values():
+            table._rows = len(view.known)
+            # An empty store is not an empty window: without any sign of progress, an unknown key has no values.
+            hides = complete_through is None and not view.known.all()
+            for block in view.blocks:
+                valid = block.valid & view.known[:, None] if hides else block.valid
+                blocks.append(Block(block.features + first if first else block.features, block.values, valid))
+            first += sum(len(block.features) for block in view.blocks)
+        return table
+
+    @property
+    def _vectors(self) -> list[FeatureVector]:
+        if self._made is None:
+            assert self._blocks is not None  # noqa: S101 - one of the two is there
+            rows = zip(*lists_of(self._blocks, len(self.names)), strict=True)
+            known = [view.known.tolist() for view in self._views.values()]
+            as_of = [[None if at == MIN_INSTANT else at for at in view.as_of.tolist()] for view in self._views.values()]
+            self._made = [
+                FeatureVector(
+                    self.names,
+                    row,
+                    dict(zip(self._views, is_known, strict=True)),
+                    dict(zip(self._views, newest, strict=True)),
+                    **self._rest,
+                )
+                for row, is_known, newest in zip(rows, zip(*known, strict=True), zip(*as_of, strict=True), strict=True)
+            ]
+        return self._made
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, row: int) -> FeatureVector:
+        return self._vectors[row]
+
+    def __iter__(self) -> Iterator[FeatureVector]:
+        return iter(self._vectors)
+
+    def to_numpy(self) -> np.ndarray:
+        """Return float64 of shape (rows, features); NaN is null (or a NaN), true is 1, an instant its microseconds.
+
+        Raises:
+            DefinitionError: A feature is a string or a list, which is no number.
+        """
+        for name, kind in zip(self.names, self.types, strict=True):
+            if kind.is_object:
+                raise DefinitionError(
+                    f"feature {name} is {kind}; only numbers fit a numpy matrix.",
+                    hint="use to_arrow() or to_pandas(), or ask for a service without it.",
+                )
+        if self._blocks is None:
+            rows = [vector.row for vector in self._vectors]
+            return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.names))
+        made = np.empty((len(self), len(self.names)), dtype=np.float64)
+        for block in self._blocks:
+            made[:, block.features] = np.where(block.valid, block.values, np.nan)
+        return made
+
+    def to_arrow(self) -> pa.Table:
+        """Return an Arrow table with the features' own types and real nulls; lists as Arrow lists."""
+        import pyarrow as pa
+
+        from featurestore.events.arrow_types import ARROW_TYPES
+
+        columns: list[Any] = [()] * len(self.names)
+        if self._blocks is None:
+            columns = list(zip(*(vector.row for vector in self._vectors), strict=True)) or columns
+        else:
+            for block in self._blocks:
+                whole = zip(block.features.tolist(), np.transpose(block.values), block.valid.T, strict=True)
+                for feature, values, valid in whole:
+                    columns[feature] = (values, ~valid)
+        return pa.table(
+            {
+                name: _arrow_array(pa, column, ARROW_TYPES[kind], by_block=self._blocks is not None)
+                for name, kind, column in zip(self.names, self.types, columns, strict=True)
+            }
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a pandas frame, by way of Arrow."""
+        return self.to_arrow().to_pandas()
+
+    def __repr__(self) -> str:
+        return f"FeatureTable({len(self)} rows x {len(self.names)} features)"
+
+
+def _arrow_array(pa: Any, column: Sequence[Any], kind: Any, *, by_block: bool) -> Any:
+    if not by_block:
+        return pa.array(column, kind)
+    values, is_null = column
+    return pa.array(values, kind, mask=is_null, from_pandas=False)

@@ -6,10 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.definitions.entity import check_name
+from featurestore.errors import OnlineStoreTimeoutError, OnlineStoreUnavailableError
 from featurestore.online.client import check_entities
 from featurestore.online.lookup import ServiceLookup
 from featurestore.online.redis_async import AsyncReads
 from featurestore.online.redis_store import RedisOnlineStore
+from featurestore.online.table import FeatureTable
 from featurestore.timeline import Clock, SystemClock, parse_duration, to_instant
 
 if TYPE_CHECKING:
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from featurestore.online.request import RequestRows
-    from featurestore.online.table import FeatureTable
     from featurestore.online.vector import FeatureVector
     from featurestore.timeline import Instant
 
@@ -52,9 +53,10 @@ class AsyncFeatureClient:
         *,
         now: Instant | str | datetime | None = None,
         request: Mapping[str, Any] | None = None,
+        features: Sequence[str] | None = None,
     ) -> FeatureVector:
         """Return the features of one entity; arguments and errors as of ``FeatureClient.get``."""
-        vector: FeatureVector = await self._read(service, [keys], now, request, single=True)
+        vector: FeatureVector = await self._read(service, [keys], now, request, features, single=True)
         return vector
 
     async def get_many(
@@ -64,10 +66,11 @@ class AsyncFeatureClient:
         *,
         now: Instant | str | datetime | None = None,
         request: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
+        features: Sequence[str] | None = None,
     ) -> FeatureTable:
         """Return the features of 1 to 10,000 entities; arguments and errors as of ``FeatureClient.get_many``."""
         check_entities(keys)
-        table: FeatureTable = await self._read(service, keys, now, request, single=False)
+        table: FeatureTable = await self._read(service, keys, now, request, features, single=False)
         return table
 
     async def _read(
@@ -76,14 +79,21 @@ class AsyncFeatureClient:
         keys: Sequence[Mapping[str, Any]],
         now: Instant | str | datetime | None,
         request: RequestRows,
+        features: Sequence[str] | None,
         *,
         single: bool,
     ) -> Any:
         lookup = self._services.get(service) or await self.service(service)
         t = self._clock.now() if now is None else to_instant(now, name="now")
+        if features is not None:
+            lookup = lookup.chosen(features)
         names = lookup.store_keys(keys)
         inputs = lookup.inputs(keys, request, single=single)
-        replies = await self._reads.read(names)
+        try:
+            replies = await self._reads.read(names)
+        except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
+            vectors = lookup.unread(error, len(keys), t, inputs=inputs)
+            return vectors[0] if single else FeatureTable(lookup.names, lookup.types, vectors)
         if single:
             return lookup.vectors(replies, 1, t, exact_time=now is not None, inputs=inputs)[0]
         return lookup.table(replies, len(keys), t, exact_time=now is not None, inputs=inputs)

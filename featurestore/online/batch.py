@@ -40,12 +40,12 @@ class Block:
 
     Attributes:
         features: Their places in the view.
-        values: Shape (keys, features); what stands at a null means nothing.
+        data: The values, shape (keys, features); what stands at a null means nothing.
         valid: Which of them are not null; same shape.
     """
 
     features: np.ndarray
-    values: np.ndarray
+    data: np.ndarray
     valid: np.ndarray
 
 
@@ -68,7 +68,7 @@ def lists_of(blocks: Sequence[Block], features: int) -> list[list[Any]]:
     """Return one list of Python values per feature, None where null."""
     found: list[list[Any]] = [[]] * features
     for block in blocks:
-        columns = zip(block.features.tolist(), np.transpose(block.values).tolist(), block.valid.T, strict=True)
+        columns = zip(block.features.tolist(), block.data.T.tolist(), block.valid.T, strict=True)
         for feature, column, valid in columns:
             if not valid.all():
                 for row in np.flatnonzero(~valid).tolist():
@@ -253,7 +253,7 @@ class BatchReader:
         return _Blobs(words, hops, rows, int(ends[-1]), words[begin + 2], ends, tails, record, record_key)
 
     def _refuse(self, blobs: Sequence[bytes], wrong: np.ndarray) -> None:
-        for row in np.flatnonzero(wrong):
+        for row in np.flatnonzero(wrong).tolist():
             parse_frame(blobs[row], self._part)
         raise AssertionError("the two readers disagree on what a blob is")
 

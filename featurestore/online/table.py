@@ -47,11 +47,23 @@ class FeatureTable:
         *,
         complete_through: Instant | None,
         at: Instant,
+        pick: Sequence[int] | None = None,
+        **rest: Any,
     ) -> FeatureTable:
-        """Return the table of what every view says, all of the same keys."""
+        """Return the table of what every view says, all of the same keys.
+
+        Args:
+            names: Feature ids in order.
+            types: Their types.
+            views: By view.
+            complete_through: As of ``FeatureVector``.
+            at: Likewise.
+            pick: Place of every feature of ``names`` among those of the views; None when they are all of them.
+            rest: More of what vectors have in common.
+        """
         table = cls(names, types, [])
         table._made, table._views = None, views
-        table._rest = {"complete_through": complete_through, "at": at}
+        table._rest = {"complete_through": complete_through, "at": at, **rest}
         table._blocks = blocks = []
         first = 0
         for view in views.values():
@@ -60,8 +72,16 @@ class FeatureTable:
             hides = complete_through is None and not view.known.all()
             for block in view.blocks:
                 valid = block.valid & view.known[:, None] if hides else block.valid
-                blocks.append(Block(block.features + first if first else block.features, block.values, valid))
+                blocks.append(Block(block.features + first if first else block.features, block.data, valid))
             first += sum(len(block.features) for block in view.blocks)
+        if pick is not None:
+            place = {feature: number for number, feature in enumerate(pick)}
+            table._blocks = []
+            for block in blocks:
+                kept = [column for column, feature in enumerate(block.features.tolist()) if feature in place]
+                if kept:
+                    features = np.array([place[block.features[column]] for column in kept])
+                    table._blocks.append(Block(features, block.data[:, kept], block.valid[:, kept]))
         return table
 
     @property
@@ -109,7 +129,7 @@ class FeatureTable:
             return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.names))
         made = np.empty((len(self), len(self.names)), dtype=np.float64)
         for block in self._blocks:
-            made[:, block.features] = np.where(block.valid, block.values, np.nan)
+            made[:, block.features] = np.where(block.valid, block.data, np.nan)
         return made
 
     def to_arrow(self) -> pa.Table:
@@ -123,7 +143,7 @@ class FeatureTable:
             columns = list(zip(*(vector.row for vector in self._vectors), strict=True)) or columns
         else:
             for block in self._blocks:
-                whole = zip(block.features.tolist(), np.transpose(block.values), block.valid.T, strict=True)
+                whole = zip(block.features.tolist(), block.data.T, block.valid.T, strict=True)
                 for feature, values, valid in whole:
                     columns[feature] = (values, ~valid)
         return pa.table(

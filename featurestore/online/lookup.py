@@ -23,7 +23,7 @@ from featurestore.errors import (
 )
 from featurestore.online.batch import BatchReader
 from featurestore.online.keys import BUCKETS, KeySpace, bucket_of
-from featurestore.online.plan import PLAN_FORMATS, LookupPlan, narrowed
+from featurestore.online.plan import LookupPlan, narrowed
 from featurestore.online.reader import ViewReader
 from featurestore.online.request import request_rows, typed_value
 from featurestore.online.table import FeatureTable
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from featurestore.online.request import RequestRows
     from featurestore.timeline import Instant
 
-__all__ = ["MANY", "PLAN_FORMATS", "LookupPlan", "ServiceLookup"]
+__all__ = ["LookupPlan", "ServiceLookup"]
 
 _TEXT = struct.Struct("<cI").pack
 _ONE_PER_BUCKET = [

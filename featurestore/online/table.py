@@ -6,11 +6,12 @@ made when they are first asked for.
 
 from __future__ import annotations
 
+import html
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import DefinitionError
+from featurestore.errors import ConfigError, DefinitionError
 from featurestore.online.batch import Block, lists_of
 from featurestore.online.vector import FeatureVector
 from featurestore.timeline import MIN_INSTANT
@@ -19,11 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import pandas as pd
+    import polars as pl
     import pyarrow as pa
 
     from featurestore.datatypes import DataType
     from featurestore.online.batch import ViewColumns
     from featurestore.timeline import Instant
+
+_ROWS, _COLUMNS, _CELL = 10, 8, 24
+"""What a table shows of itself: rows, columns, characters of a cell."""
 
 
 class FeatureTable:
@@ -153,12 +158,81 @@ class FeatureTable:
             }
         )
 
+    def to_arrow_stream(self) -> bytes:
+        """Return an Arrow IPC stream of ``to_arrow``, with what else a lookup says.
+
+        Columns after the features: ``status:FEATURE`` (string) and ``as_of:VIEW`` (timestamp, null without events).
+        Metadata of the schema: ``complete_through``, if it is known, and ``at``, as text of microseconds since 1970, UTC.
+        """
+        import pyarrow as pa
+
+        made = self.to_arrow()
+        vectors = self._vectors
+        statuses = [vector.status for vector in vectors]
+        for name in self.names:
+            made = made.append_column(f"status:{name}", pa.array([each[name] for each in statuses], pa.string()))
+        for view in vectors[0].as_of if vectors else ():
+            newest = pa.array([vector.as_of[view] for vector in vectors], pa.timestamp("us", "UTC"))
+            made = made.append_column(f"as_of:{view}", newest)
+        said = {"complete_through": vectors[0].complete_through, "at": vectors[0].at} if vectors else {}
+        made = made.replace_schema_metadata({name: str(value) for name, value in said.items() if value is not None})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, made.schema) as writer:
+            writer.write_table(made)
+        data: bytes = sink.getvalue().to_pybytes()
+        return data
+
+    def to_polars(self) -> pl.DataFrame:
+        """Return a Polars frame, by way of Arrow.
+
+        Raises:
+            ConfigError: Polars is not installed.
+        """
+        try:
+            import polars as pl
+        except ImportError:
+            raise ConfigError("to_polars needs polars, which is not installed.", hint="pip install polars.") from None
+        frame: pl.DataFrame = pl.from_arrow(self.to_arrow())  # type: ignore[assignment]
+        return frame
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Return the values by feature, one list per feature; None is null."""
+        if self._blocks is not None:
+            return dict(zip(self.names, lists_of(self._blocks, len(self.names)), strict=True))
+        rows = [vector.row for vector in self._vectors]
+        return {name: [row[place] for row in rows] for place, name in enumerate(self.names)}
+
     def to_pandas(self) -> pd.DataFrame:
         """Return a pandas frame, by way of Arrow."""
         return self.to_arrow().to_pandas()
 
+    def _shown(self) -> list[list[str]]:
+        """Return the header and the first rows as text, cut in both directions."""
+        names = [*self.names[:_COLUMNS], *(["..."] if len(self.names) > _COLUMNS else [])]
+        rows = [names]
+        for vector in self._vectors[:_ROWS]:
+            cells = ["null" if value is None else _text(value) for value in vector.row[:_COLUMNS]]
+            rows.append([*cells, *(["..."] if len(self.names) > _COLUMNS else [])])
+        return rows
+
     def __repr__(self) -> str:
-        return f"FeatureTable({len(self)} rows x {len(self.names)} features)"
+        rows = self._shown()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        more = [f"... {len(self) - _ROWS:,} more rows"] if len(self) > _ROWS else []
+        return "\n".join([f"FeatureTable({len(self)} rows x {len(self.names)} features)", *lines, *more])
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._shown()
+        cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        size = f"{len(self):,} rows x {len(self.names):,} features"
+        return f"<table><caption>{size}</caption><tr>{cells}</tr>{body}</table>"
+
+
+def _text(value: Any) -> str:
+    shown = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return shown if len(shown) <= _CELL else shown[: _CELL - 3] + "..."
 
 
 def _arrow_array(pa: Any, column: Sequence[Any], kind: Any, *, by_block: bool) -> Any:

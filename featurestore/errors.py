@@ -20,11 +20,13 @@
     │   ├── CodecError (ValueError)           bytes in the store that are not what this version writes
     │   ├── PastLookupError (ValueError)      an explicit time before what the store has already folded
     │   ├── FenceError                        another writer moved the fence: a zombie or a second driver
+    │   ├── OnlineStoreLostError              the store is not the one a job wrote to: emptied, older, or being rebuilt
     │   └── StaleFeatureError                 only where a policy asks for it
     ├── BrokerUnavailableError (ConnectionError)
     ├── JobError
     │   ├── CheckpointMismatchError
     │   ├── OffsetsGoneError                  Kafka has deleted records that a job has not read yet
+    │   ├── QuarantineLimitError              more of a source's records violate its contract than it allows
     │   └── SubmitError
     ├── StackError                            Java, a jar or a local server is missing or did not start
     └── ScoringError
@@ -140,6 +142,10 @@ class FenceError(OnlineError):
     """The offset fence is not where this writer left it: a zombie writer or a second driver."""
 
 
+class OnlineStoreLostError(OnlineError):
+    """The online store is not the one that a job wrote to: it was emptied, is older, or is being rebuilt."""
+
+
 class StaleFeatureError(OnlineError):
     """A value is older than its policy allows, and the policy says fail."""
 
@@ -158,6 +164,10 @@ class CheckpointMismatchError(JobError):
 
 class OffsetsGoneError(JobError):
     """Kafka no longer has records that a job has not read yet."""
+
+
+class QuarantineLimitError(JobError):
+    """More of a source's records violate its contract than the source allows; a job stops before it passes them."""
 
 
 class SubmitError(JobError):

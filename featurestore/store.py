@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from featurestore.config import Settings
-from featurestore.definitions.registry import Change, Definition, Definitions, collect, diff
+from featurestore.definitions.registry import Change, Definition, Definitions, collect, diff, refuse_breaks
 from featurestore.modules import load_module
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ class FeatureStore:
 
         Raises:
             DefinitionError: A definition is invalid.
+            BreakingChangeError: A source's contract does not only add to the applied one.
             OnlineStoreUnavailableError: The online store cannot be reached; nothing was changed.
             OfflineError: Somebody else applied at the same moment; nothing was changed.
         """
@@ -162,7 +163,9 @@ class FeatureStore:
                 found.append(each)
         wanted = Definitions.of(found)
         prune = bool(modules) if prune is None else prune
-        return wanted if prune else applied.updated(wanted)
+        wanted = wanted if prune else applied.updated(wanted)
+        refuse_breaks(applied, wanted)
+        return wanted
 
     def client(self, *, timeout: str | None = None) -> FeatureClient:
         """Return a client of the project's online store.

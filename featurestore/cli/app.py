@@ -36,6 +36,12 @@ app = typer.Typer(
 )
 jobs_app = typer.Typer(help="Submit, list, watch and stop streaming jobs.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(jobs_app, name="jobs")
+quarantine_app = typer.Typer(
+    help="Look at what was no event, and send it again once its contract is mended.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(quarantine_app, name="quarantine")
 
 
 def _print_version(wanted: bool) -> None:
@@ -63,7 +69,7 @@ def options(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; return its exit code."""
-    from featurestore.cli import checks, jobs, project, serving, stack  # noqa: F401 - importing them adds their verbs
+    from featurestore.cli import checks, jobs, maintenance, project, quarantine, serving, stack  # noqa: F401 - importing them adds their verbs
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments

@@ -1,4 +1,4 @@
-"""Contracts: what an event looks like. JSON Schema files in ``schemas/``, read once, as data. Pure.
+"""Contracts: what an event looks like. JSON Schema (here) or Avro (``avro``) files in ``schemas/``, read once, as data. Pure.
 
 A contract is a JSON Schema (2020-12) of an object with typed properties:
 
@@ -77,11 +77,29 @@ class ContractField:
 
 @dataclass(frozen=True)
 class Contract:
-    """A versioned event schema. The name is the folder of ``NAME/vN.json``, the version its N."""
+    """A versioned event schema. The name is the folder of ``NAME/vN.json`` or ``NAME/vN.avsc``, the version its N.
+
+    Attributes:
+        name: Its name.
+        version: Its version.
+        fields: Its columns.
+        avro: The Avro schema its events are written with; None where they are JSON.
+        earlier: The versions before it, oldest first, whose events are accepted too.
+        ids: Schema id to version; where empty, the id of a version is its number.
+    """
 
     name: str
     version: int
     fields: tuple[ContractField, ...]
+    avro: Mapping[str, Any] | None = None
+    earlier: tuple[Contract, ...] = ()
+    ids: Mapping[int, int] = field(default_factory=dict)
+
+    @cached_property
+    def versions_by_id(self) -> dict[int, Contract]:
+        """Schema id to the version that it names."""
+        known = {each.version: each for each in (*self.earlier, self)}
+        return {name: known[version] for name, version in self.ids.items()} if self.ids else known
 
     @cached_property
     def columns(self) -> dict[str, DataType]:
@@ -99,18 +117,29 @@ class Contract:
 
     @staticmethod
     def load(path: Path) -> Contract:
-        """Return the contract of a JSON Schema file.
+        """Return the contract of a JSON Schema or Avro file, with the versions before it in its folder.
 
         Raises:
             ContractError: The file cannot be read, or is not a schema this package understands.
+            BreakingChangeError: It does not only add to the versions before it.
         """
+        from featurestore.definitions.versions import with_versions
+
+        return with_versions(Contract.load_one(path), path)
+
+    @staticmethod
+    def load_one(path: Path) -> Contract:
+        """Return the contract of one file, whatever else is in its folder."""
+        from featurestore.definitions.avro import contract_from_avro
+
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise ContractError(f"schema {path} cannot be read: {reason}.") from None
         digits = path.stem.removeprefix("v")
-        return Contract.from_json(text, path.parent.name or path.stem, version=int(digits) if digits.isdigit() else 1)
+        read = contract_from_avro if path.suffix == ".avsc" else Contract.from_json
+        return read(text, path.parent.name or path.stem, version=int(digits) if digits.isdigit() else 1)
 
     @staticmethod
     def from_json(text: str, name: str, *, version: int = 1) -> Contract:
@@ -164,6 +193,9 @@ class Contract:
                 }
                 for one in self.fields
             ],
+            **({"avro": dict(self.avro)} if self.avro is not None else {}),
+            **({"earlier": [each.to_dict() for each in self.earlier]} if self.earlier else {}),
+            **({"ids": {str(name): version for name, version in self.ids.items()}} if self.ids else {}),
         }
 
     @staticmethod
@@ -183,6 +215,9 @@ class Contract:
                 )
                 for one in data["fields"]
             ),
+            data.get("avro"),
+            tuple(Contract.from_dict(each) for each in data.get("earlier", ())),
+            {int(name): version for name, version in data.get("ids", {}).items()},
         )
 
 
@@ -194,16 +229,23 @@ def breaking_changes(old: Contract, new: Contract) -> list[str]:
         after = fields.pop(before.name, None)
         if after is None:
             found.append(f"field {before.name!r} was removed.")
-        elif after.type != before.type and (before.type, after.type) != (DataType.INT64, DataType.FLOAT64):
+        elif after.type != before.type:  # a log of integers would cut the fractions off
             found.append(f"field {before.name!r} changed from {before.type} to {after.type}.")
         elif before.array != after.array or (before.element_nullable and not after.element_nullable):
             found.append(f"field {before.name!r} has other elements.")
         elif before.nullable and not after.nullable:
             found.append(f"field {before.name!r} is no longer nullable.")
-        elif dict(before.bounds) != dict(after.bounds) and after.bounds:
+        elif not _allows(after.bounds, before.bounds):
             found.append(f"field {before.name!r} has other bounds.")
     found += [f"new field {name!r} is required." for name, one in fields.items() if not one.nullable]
     return found
+
+
+def _allows(bounds: Mapping[str, Any], older: Mapping[str, Any]) -> bool:
+    """Whether bounds let everything through that older ones do; an enum may get more texts."""
+    if set(bounds) == set(older) == {"enum"}:
+        return set(older["enum"]) <= set(bounds["enum"])
+    return not bounds or dict(bounds) == dict(older)
 
 
 def _fields(column: str, node: Any, required: bool, where: str) -> list[ContractField]:  # noqa: FBT001 - from the schema

@@ -16,8 +16,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from featurestore.definitions.entity import Entity
 from featurestore.definitions.service import FeatureService
 from featurestore.definitions.source import EventSource
+from featurestore.definitions.versions import refuse_break
 from featurestore.definitions.view import FeatureView
-from featurestore.errors import DefinitionError, DuplicateNameError, UnknownNameError, did_you_mean
+from featurestore.errors import (
+    BreakingChangeError,
+    DefinitionError,
+    DuplicateNameError,
+    UnknownNameError,
+    did_you_mean,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -166,6 +173,30 @@ def _require(kind: str, name: str, wanted: str, names: Iterable[str], known: Map
             raise UnknownNameError(
                 f"{kind} {name} refers to {wanted} {each!r}, which is not defined.",
                 hint=did_you_mean(each, known, what=PLURAL[wanted]),
+            )
+
+
+def refuse_breaks(old: Definitions, new: Definitions) -> None:
+    """Raise unless every source that both sets have still accepts the events it has accepted so far.
+
+    Raises:
+        BreakingChangeError: A contract does not only add to the one before; the message names the field.
+    """
+    for name in sorted({*old.sources} & {*new.sources}):
+        before, after = old.sources[name].contract, new.sources[name].contract
+        if before.to_dict() == after.to_dict():
+            continue
+        try:
+            refuse_break(before, after)
+        except BreakingChangeError as error:
+            raise BreakingChangeError(f"source {name}: {error.message}", hint=error.hint) from None
+        forgotten = {before.version, *(each.version for each in before.earlier)}
+        forgotten -= {after.version, *(each.version for each in after.earlier)}
+        if forgotten and new.sources[name].wire == "confluent":
+            raise BreakingChangeError(
+                f"source {name}: contract {after.name} has version {after.version} and no longer accepts version "
+                f"{', '.join(map(str, sorted(forgotten)))}.",
+                hint="keep the files of earlier versions beside the newest.",
             )
 
 

@@ -15,6 +15,12 @@ from featurestore.timeline import Duration, format_duration, parse_duration
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+WIRES = ("plain", "confluent")
+_LIMITS: tuple[tuple[str, float, float], ...] = (
+    ("max_bytes", 1, 1 << 30),
+    ("quarantine_limit", 0, 1),
+    ("quarantine_after", 1, 10**9),
+)
 _TOPIC_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
@@ -25,15 +31,21 @@ class EventSource:
     Args:
         name: Its name; the event log is named after it.
         topic: The Kafka topic.
-        schema: Path of a JSON Schema file, or a loaded contract.
+        schema: Path of a JSON Schema or Avro (.avsc) file, which brings the versions before it in its folder along; or a loaded
+            contract.
         event_time: The field that says when the event happened; a date-time, or an integer of microseconds UTC.
         event_id: The field that tells events apart, when there is one.
         allowed_skew: How far event time may be ahead of arrival; an event from further in the future is quarantined.
         late_after: An event that arrives later than this after it happened is counted as late. It is merged all the same.
+        wire: "plain": records are JSON documents, or Avro data of this version; "confluent": each stands behind the byte 0 and
+            a schema id of 4 bytes. By default "plain" for JSON, "confluent" for Avro.
+        max_bytes: The longest record; a longer one is quarantined unread.
+        quarantine_limit: The share of records in quarantine above which a job stops instead of going on; 1.0 never stops it.
+        quarantine_after: How many records that share is taken of, at least.
         description: For people.
 
     Raises:
-        DefinitionError: A name or duration is not usable.
+        DefinitionError: A name, duration, limit or wire format is not usable.
         ContractError: The schema cannot be read or uses something unsupported.
         UnknownNameError: ``event_time`` or ``event_id`` is no field of the schema.
     """
@@ -45,6 +57,10 @@ class EventSource:
     event_id: str | None = None
     allowed_skew: str = "5m"
     late_after: str = "1m"
+    wire: str | None = None
+    max_bytes: int = 1 << 20
+    quarantine_limit: float = 0.5
+    quarantine_after: int = 1_000
     description: str = ""
 
     def __post_init__(self) -> None:
@@ -67,6 +83,21 @@ class EventSource:
             )
         parse_duration(self.allowed_skew)
         parse_duration(self.late_after)
+        if self.wire is None:
+            object.__setattr__(self, "wire", "plain" if self.contract.avro is None else "confluent")
+        self._check_limits()
+
+    def _check_limits(self) -> None:
+        if self.wire not in WIRES:
+            raise DefinitionError(
+                f"source {self.name}: wire {self.wire!r} is not known.", hint=did_you_mean(str(self.wire), WIRES)
+            )
+        for name, low, high in _LIMITS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise DefinitionError(f"source {self.name}: {name} is {value!r}, allowed are {low:,} to {high:,}.")
+            if name != "quarantine_limit" and not isinstance(value, int):
+                raise DefinitionError(f"source {self.name}: {name} is {value!r}; it must be a whole number.")
 
     @property
     def contract(self) -> Contract:
@@ -94,8 +125,14 @@ class EventSource:
             "event_id": self.event_id,
             "allowed_skew": format_duration(self.allowed_skew_us),
             "late_after": format_duration(parse_duration(self.late_after)),
+            **{name: getattr(self, name) for name, default in self._usual().items() if getattr(self, name) != default},
             "description": self.description,
         }
+
+    def _usual(self) -> dict[str, Any]:
+        """Return the settings that data leaves out where they are as usual."""
+        wire = "plain" if self.contract.avro is None else "confluent"
+        return {"wire": wire, "max_bytes": 1 << 20, "quarantine_limit": 0.5, "quarantine_after": 1_000}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> EventSource:

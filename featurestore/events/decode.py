@@ -1,18 +1,18 @@
 """Decoding: bytes of a topic -> typed columns, or rejections with a reason. One decoder, in every path.
 
 Contract of ``Decoder.decode``: total. Whatever the bytes, every record is either a row of ``batch`` or one of
-``rejected``, and never raises. JSON is read strictly: no NaN literals, no text where a number belongs, integers within
-64 bits; a whole number is a valid float64. Fields the contract does not name are ignored.
+``rejected``, and never raises. Versions of a contract only add, so the newest one reads JSON of them all; Avro is read as the
+version that wrote it (``wire``), and what an older event lacks is null. JSON is read strictly: no NaN literals, no text where
+a number belongs, integers within 64 bits; a whole number is a valid float64. Fields the contract does not name are ignored.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from functools import cached_property, partial
 from math import ceil, floor
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from featurestore.datatypes import DataType
 from featurestore.definitions.contract import MAX_ELEMENTS
 from featurestore.events.arrow_types import ARROW_TYPES
+from featurestore.events.wire import AvroReader, Reason, RefusedRecordError, unframed
 from featurestore.timeline import format_duration, format_instant
 
 if TYPE_CHECKING:
@@ -32,21 +33,6 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 20
 _YEAR_1, _YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000
-
-
-class Reason(StrEnum):
-    """Why a record is in quarantine."""
-
-    EMPTY = "empty"
-    """No value at all: a tombstone or zero bytes."""
-    OVERSIZED = "oversized"
-    """Longer than the limit."""
-    NOT_JSON = "not_json"
-    """Not a JSON document."""
-    CONTRACT = "contract"
-    """JSON, but a field is missing, has another type or breaks a bound."""
-    FUTURE = "future"
-    """Its event time is further ahead of its arrival than the source allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +70,41 @@ class Decoder:
         event_time: The field with the event time; a timestamp, or an int64 of microseconds.
         allowed_skew_us: How far event time may be ahead of arrival.
         max_bytes: The longest record that is looked at.
+        wire: "plain" or "confluent" (``events.wire``).
     """
 
     contract: Contract
     event_time: str
     allowed_skew_us: int
     max_bytes: int = MAX_BYTES
+    wire: str = "plain"
 
     def __post_init__(self) -> None:
-        _ = self._decoder
+        _ = self._read
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_decoder", "_schema", "_getters")}
+        made = ("_decoder", "_read", "_schema", "_getters")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
+
+    @cached_property
+    def _read(self) -> Callable[[Any], Any]:
+        """Bytes of a record -> what the getters read columns from."""
+        contract, is_framed = self.contract, self.wire == "confluent"
+        if contract.avro is not None:
+            read = AvroReader(contract)
+
+            def read_avro(record: Any) -> Any:
+                record = record.encode() if isinstance(record, str) else record
+                version, payload = unframed(contract, record) if is_framed else (contract, record)
+                return read(version.version, payload)
+
+            return read_avro
+        decode: Callable[[Any], Any] = self._decoder.decode
+
+        def read_framed(record: Any) -> Any:
+            return decode(unframed(contract, record.encode() if isinstance(record, str) else record)[1])
+
+        return read_framed if is_framed else decode
 
     @cached_property
     def _decoder(self) -> msgspec.json.Decoder[Any]:
@@ -112,6 +121,8 @@ class Decoder:
     @cached_property
     def _getters(self) -> list[Callable[[Any], Any]]:
         """How every column is read from a decoded event; its members are plain fields in order, then arrays."""
+        if self.contract.avro is not None:
+            return [itemgetter(index) for index in range(len(self.contract.fields))]
         plain = [one.name for one in self.contract.fields if one.array is None]
         place = {name: f"f{index}" for index, name in enumerate([*plain, *self.contract.arrays])}
         made: list[Callable[[Any], Any]] = []
@@ -134,7 +145,7 @@ class Decoder:
         events: list[Any] = []
         rows: list[int] = []
         rejected: list[Rejected] = []
-        decode, limit = self._decoder.decode, self.max_bytes
+        decode, limit = self._read, self.max_bytes
         for row, record in enumerate(records):
             if not record:
                 rejected.append(Rejected(row, Reason.EMPTY, "the record has no value"))
@@ -145,6 +156,8 @@ class Decoder:
             try:
                 events.append(decode(record))
                 rows.append(row)
+            except RefusedRecordError as refused:
+                rejected.append(Rejected(row, refused.reason, refused.detail))
             except msgspec.ValidationError as error:
                 rejected.append(Rejected(row, Reason.CONTRACT, self._in_words(str(error))))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -12,7 +12,7 @@ crash changes nothing: each table takes each batch exactly once.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,7 @@ import pyarrow as pa
 from featurestore.algebra import sequence_of
 from featurestore.engines.packed import rows_to_arrow
 from featurestore.engines.shape import shape, tiles
+from featurestore.jobs.breaker import QuarantineBreaker
 from featurestore.jobs.hot import kafka_stream
 from featurestore.jobs.worker import decoder_of
 
@@ -125,10 +126,12 @@ class ArchiveBatch:
     Attributes:
         root: Directory or URI of the offline store.
         sources: Topic to source and the views on it.
+        breakers: Source to what stops the query when too many of its records are no events.
     """
 
     root: str
     sources: Mapping[str, tuple[EventSource, tuple[FeatureView, ...]]]
+    breakers: dict[str, QuarantineBreaker] = field(default_factory=dict)
 
     def __call__(self, rows: DataFrame, batch_id: int) -> None:
         """Write the batch; a batch that has been written before changes nothing."""
@@ -146,6 +149,7 @@ class ArchiveBatch:
                 worker = DecodeWorker(source)
                 decoded = rows.where(rows["topic"] == topic).mapInArrow(worker, worker.schema).persist()
                 cached.append(decoded)
+                self._check(source, decoded)
                 events = decoded.where("_reason is null").drop("_reason", "_detail", "_raw")
                 writes.append(self._append(events, f"events/{source.name}", query_id, batch_id))
                 bad = decoded.where("_reason is not null").selectExpr(
@@ -166,6 +170,22 @@ class ArchiveBatch:
             for frame in cached:
                 frame.unpersist()
 
+    def _check(self, source: EventSource, decoded: DataFrame) -> None:
+        """Raise before anything of the batch is written when too many of its records are no events."""
+        breaker = self.breakers.setdefault(source.name, QuarantineBreaker(source))
+        counts = decoded.selectExpr("count(1) total", "count(_reason) refused").first()
+        assert counts is not None  # noqa: S101 - an aggregate over everything has one row
+        breaker.count(
+            counts["total"],
+            counts["refused"],
+            lambda: (
+                decoded.where("_reason is not null")
+                .selectExpr("concat(_topic, '-', _partition, ' offset ', _offset, ': ', _reason, ', ', _detail)")
+                .limit(1)
+                .collect()[0][0]
+            ),
+        )
+
     def _append(
         self, frame: DataFrame, table: str, query_id: str | None, batch_id: int, *, partition_by: str | None = None
     ) -> Callable[[], None]:
@@ -176,6 +196,7 @@ class ArchiveBatch:
                 .mode("append")
                 .option("txnAppId", str(query_id))
                 .option("txnVersion", str(batch_id))
+                .option("mergeSchema", "true")  # a newer version of a contract adds columns
             )
             if partition_by is not None:
                 writer = writer.partitionBy(partition_by)

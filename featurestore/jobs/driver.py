@@ -16,7 +16,7 @@ import json
 import signal
 import threading
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from featurestore.events.broker import OffsetReader, ensure_topics, stamps_on_ap
 from featurestore.jobs.archive import ArchiveBatch, start_archive
 from featurestore.jobs.consumers import Consumers
 from featurestore.jobs.hot import HotWorker, start_hot, warm_up
+from featurestore.jobs.online_epoch import SeenProgress, begin_hot
 from featurestore.jobs.worker import COUNTS, by_topic, complete_through
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.timeline import SystemClock, format_instant
@@ -138,8 +139,9 @@ class Reporter:
 class CompletionPublisher(threading.Thread):
     """Publishes ``complete_through`` of every source: up to which arrival everything has been applied."""
 
-    def __init__(self, spec: MaterializeSpec, stop: threading.Event) -> None:
+    def __init__(self, spec: MaterializeSpec, stop: threading.Event, seen: SeenProgress) -> None:
         super().__init__(name="completion", daemon=True)
+        self._seen = seen
         self._spec = spec
         self._stop = stop
         self._topics = {topic: source.name for topic, (source, _) in spec.by_topic().items()}
@@ -155,6 +157,7 @@ class CompletionPublisher(threading.Thread):
                     reader = OffsetReader(self._spec.kafka, self._topics)
                     stamped = {topic: stamps_on_append(self._spec.kafka, topic) for topic in self._topics}
                 self._publish(store, reader, stamped)
+                self._seen.note(store, self._topics.values())
             except (BrokerUnavailableError, OnlineError):
                 reader = None
         if reader is not None:
@@ -194,14 +197,19 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
         reporter.state = "warming"
         reporter.write()
         if "hot" in spec.queries:
-            RedisOnlineStore(spec.online_url, spec.project).ping()
+            store = RedisOnlineStore(spec.online_url, spec.project)
+            begun = begin_hot(store, spec.offline, spec.kafka, topics, spec.checkpoints)
+            store.close()
+            worker = replace(worker, epoch=begun.epoch)
             if spec.realtime:
                 consumers = Consumers(spec.realtime, spec.consumers)
             else:
                 warm_up(session, worker)
                 session.sparkContext.setLocalProperty("spark.scheduler.pool", "hot")
-                running.append(start_hot(session, worker, spec.kafka, checkpoint=f"{spec.checkpoints}/hot"))
-            CompletionPublisher(spec, stop).start()
+                running.append(
+                    start_hot(session, worker, spec.kafka, checkpoint=begun.checkpoint, starting=begun.starting)
+                )
+            CompletionPublisher(spec, stop, begun.seen).start()
         if "archive" in spec.queries:
             session.sparkContext.setLocalProperty("spark.scheduler.pool", "archive")
             _refuse_lost_checkpoint(session, spec)

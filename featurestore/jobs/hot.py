@@ -8,6 +8,7 @@ checkpoint: see ``online.writer``.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from featurestore.jobs.breaker import QuarantineBreaker
 from featurestore.jobs.worker import COUNTS, SourceWorker, decoder_of
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.online.writer import FencedWriter
@@ -42,11 +44,13 @@ class HotWorker:
         url: The online store.
         project: Namespace of its keys.
         sources: Topic to source and the views on it.
+        epoch: The epoch that the store must have (``online.epoch``); None writes to whatever is there.
     """
 
     url: str
     project: str
     sources: Mapping[str, tuple[EventSource, tuple[FeatureView, ...]]]
+    epoch: int | None = None
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield one row of counts per topic partition of every batch."""
@@ -85,11 +89,12 @@ class HotWorker:
             self._worker(source, views)
 
     def _worker(self, source: EventSource, views: tuple[FeatureView, ...]) -> SourceWorker:
-        identity = (self.url, self.project, source.name + "".join(view.layout.fingerprint for view in views))
+        prints = "".join(view.layout.fingerprint for view in views)
+        identity = (self.url, self.project, f"{source.name}/{self.epoch}/{prints}")
         worker = _WORKERS.get(identity)
         if worker is None:
-            writer = FencedWriter(RedisOnlineStore(self.url, self.project), source.name, views)
-            worker = _WORKERS[identity] = SourceWorker(source, decoder_of(source), writer)
+            writer = FencedWriter(RedisOnlineStore(self.url, self.project), source.name, views, epoch=self.epoch)
+            worker = _WORKERS[identity] = SourceWorker(source, decoder_of(source), writer, QuarantineBreaker(source))
         return worker
 
 
@@ -121,7 +126,13 @@ def kafka_stream(
 
 
 def start_hot(
-    session: SparkSession, worker: HotWorker, kafka: Mapping[str, str], *, checkpoint: str, batch_rows: int = 60_000
+    session: SparkSession,
+    worker: HotWorker,
+    kafka: Mapping[str, str],
+    *,
+    checkpoint: str,
+    batch_rows: int = 60_000,
+    starting: Mapping[str, Mapping[int, int]] | None = None,
 ) -> StreamingQuery:
     """Start the hot query and return it.
 
@@ -131,12 +142,15 @@ def start_hot(
         kafka: Kafka settings.
         checkpoint: Directory of Spark's progress log.
         batch_rows: The most records of one micro-batch, over all partitions.
+        starting: Topic to partition to the offset at which a new checkpoint begins; the earliest when None.
     """
     from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
     # Spark seeks at the start of every task, behind which a consumer's long poll of 500 ms may still be running.
     # Short polls took a micro-batch of three tasks from 244 to 76 ms; between batches nothing polls at all.
     quick = {"maxOffsetsPerTrigger": str(batch_rows), "kafka.fetch.max.wait.ms": "10"}
+    if starting is not None:
+        quick["startingOffsets"] = json.dumps(starting)
     rows = kafka_stream(session, kafka, list(worker.sources), quick)
     counts = rows.mapInArrow(worker, SCHEMA).observe("hot", *[F.sum(name).alias(name) for name in COUNTS])
     return (

@@ -32,7 +32,9 @@ from kafka.errors import CommitFailedError, KafkaError, NoOffsetForPartitionErro
 from featurestore.errors import FeatureStoreError, FenceError, OffsetsGoneError, OnlineError
 from featurestore.events.broker import client_options, mapped_errors
 from featurestore.jobs.hot import HotWorker
+from featurestore.jobs.online_epoch import join_epoch
 from featurestore.jobs.worker import by_topic
+from featurestore.online.redis_store import RedisOnlineStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -258,10 +260,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         settings = Settings.from_json(arguments.config_json)
         views = DeltaRegistry(settings.offline).load().service(arguments.service).views
-        worker = HotWorker(settings.online.url, settings.project, by_topic(views))
-        consumer = RealtimeConsumer(
-            worker, settings.kafka, group_of(settings.project, views), instance=arguments.instance
-        )
+        epoch = join_epoch(RedisOnlineStore(settings.online.url, settings.project), settings.offline)
+        worker = HotWorker(settings.online.url, settings.project, by_topic(views), epoch)
+        group = group_of(settings.project, views) + (f"-{epoch}" if epoch > 1 else "")
+        consumer = RealtimeConsumer(worker, settings.kafka, group, instance=arguments.instance)
         reports = _Reports(consumer, write, stop)
         try:
             reports.start()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,15 +22,26 @@ if TYPE_CHECKING:
 
     from featurestore.definitions.source import EventSource
     from featurestore.definitions.view import FeatureView
+    from featurestore.jobs.breaker import QuarantineBreaker
     from featurestore.online.writer import FencedWriter
     from featurestore.timeline import Instant
 
 COUNTS = ("consumed", "applied", "fenced", "quarantined", "late", "records", "folded", "took_us")
 
 
+def decoding_of(source: EventSource) -> dict[str, Any]:
+    """Return a source's settings of its decoder."""
+    return {
+        "event_time": source.event_time,
+        "allowed_skew_us": source.allowed_skew_us,
+        "max_bytes": source.max_bytes,
+        "wire": source.wire,
+    }
+
+
 def decoder_of(source: EventSource) -> Decoder:
     """Return the decoder of a source's records."""
-    return Decoder(source.contract, event_time=source.event_time, allowed_skew_us=source.allowed_skew_us)
+    return Decoder(source.contract, **decoding_of(source))
 
 
 @dataclass(frozen=True)
@@ -41,11 +52,13 @@ class SourceWorker:
         source: The source.
         decoder: Turns its records into events.
         writer: Applies the events, to all views on the source.
+        breaker: Stops before records are passed of which too many are no events; None passes whatever comes.
     """
 
     source: EventSource
     decoder: Decoder
     writer: FencedWriter
+    breaker: QuarantineBreaker | None = None
 
     def apply(
         self, partition: int, offsets: np.ndarray, arrival: np.ndarray, values: pa.Array | Sequence[bytes | None]
@@ -53,6 +66,8 @@ class SourceWorker:
         """Apply consecutive records of one partition, at least one; return how many met which fate (``COUNTS``)."""
         began = perf_counter_ns()
         decoded = self.decoder.decode(values, arrival)
+        if self.breaker is not None:
+            self.breaker.check(partition, offsets, decoded.rejected)
         arrived = arrival[decoded.rows]
         sequence = sequence_of(partition, 0) | offsets[decoded.rows]
         shaped = [shape(view, decoded.batch, decoded.event_time_us, sequence, arrived) for view in self.writer.views]

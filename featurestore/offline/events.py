@@ -98,7 +98,8 @@ def _micros(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 @contextmanager
-def _reading(path: str, what: str) -> Iterator[None]:
+def reading(path: str, what: str) -> Iterator[None]:
+    """Raise what Delta and Arrow raise as ours."""
     try:
         yield
     except TableNotFoundError as error:
@@ -131,7 +132,7 @@ def events_of_key(
     wanted = dict.fromkeys((*view.reads, *lists))
     schema = pa.schema([(name, ARROW_TYPES[kinds[name]]) for name in wanted])
     schema = pa.unify_schemas([schema, pa.schema([(name, _PLACE_TYPES[name]) for name in PLACE])])
-    with _reading(path, "event log"):
+    with reading(path, "event log"):
         table = DeltaTable(path)
         added = pa.table(table.get_add_actions(flatten=True))
         arrivals = added.column("max._arrival").to_pylist() if "max._arrival" in added.column_names else [None]
@@ -174,7 +175,7 @@ def has_reached(offline: str, source: str, fences: Mapping[int, int | None]) -> 
     missing = {partition: offset for partition, offset in fences.items() if offset}
     for name in (f"events/{source}", "quarantine"):
         path = f"{offline.rstrip('/')}/{name}"
-        with _reading(path, name):
+        with reading(path, name):
             if not DeltaTable.is_deltatable(path):
                 continue
             dataset = DeltaTable(path).to_pyarrow_dataset()
@@ -224,7 +225,7 @@ def tiles_of_key(
         CodecError: A row is not one of this part.
     """
     path = f"{offline.rstrip('/')}/tiles"
-    with _reading(path, "tiles"):
+    with reading(path, "tiles"):
         if not DeltaTable.is_deltatable(path):
             return None
         kept = (ds.field("view") == part.view) & (ds.field("fingerprint") == part.fingerprint)

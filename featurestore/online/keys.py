@@ -2,7 +2,7 @@
 
     fs:{PROJECT.BB}:v:VIEW@FINGERPRINT:KEYBYTES   the blob of one entity key: base and tail (see ``codec``)
     fs:{PROJECT.BB}:v:VIEW@FINGERPRINT/N:KEYBYTES the same of part N of the view, from 1 on; most views have one part
-    fs:{PROJECT.BB}:fence                         hash: "VIEW@FINGERPRINT/SOURCE/PARTITION" -> next offset to apply
+    fs:{PROJECT.BB}:fence                         hash: "VIEW@FINGERPRINT/SOURCE/PARTITION" -> next offset to apply; "epoch" (see ``epoch``)
     fs:{PROJECT}:progress:SOURCE                  hash: partition -> "next offset,newest arrival in us"
     fs:{PROJECT}:complete:SOURCE                  instant (us) up to which every partition has been applied
     fs:{PROJECT}:plan:SERVICE                     the compiled lookup plan, JSON
@@ -36,6 +36,11 @@ class KeySpace:
         """Return the name of the blob of an entity key, of one part of the view."""
         suffix = f"/{part}" if part else ""
         return f"fs:{{{self.project}.{bucket_of(key):02x}}}:v:{view}@{fingerprint}{suffix}:".encode() + key
+
+    def blobs(self, bucket: int, view: str, fingerprint: str) -> tuple[bytes, bytes]:
+        """Return what the names of all blobs of a view in a bucket begin with: of its first part, and of the others."""
+        start = f"fs:{{{self.project}.{bucket:02x}}}:v:{view}@{fingerprint}".encode()
+        return start + b":", start + b"/"
 
     def fence(self, bucket: int) -> bytes:
         """Return the name of a bucket's fences."""

@@ -101,6 +101,17 @@ class MemoryOnlineStore:
         with self._lock:
             self.values[self.space.complete(source)] = str(instant).encode()
 
+    def blobs(self, bucket: int, view: str, fingerprint: str) -> list[bytes]:
+        """Return the names of all blobs of a view in a bucket."""
+        with self._lock:
+            return [name for name in self.values if name.startswith(self.space.blobs(bucket, view, fingerprint))]
+
+    def remove(self, names: Sequence[bytes]) -> None:
+        """Remove values; harmless where there are none."""
+        with self._lock:
+            for name in names:
+                self.values.pop(name, None)
+
     def publish_plan(self, plan: LookupPlan) -> None:
         """Store the lookup plan of a service, replacing an older one."""
         with self._lock:

@@ -198,6 +198,19 @@ class RedisOnlineStore:
         with mapped_errors(self.url):
             self.redis.set(self.space.complete(source), instant)
 
+    def blobs(self, bucket: int, view: str, fingerprint: str) -> list[bytes]:
+        """Return the names of all blobs of a view in a bucket, by a scan of the store's keys."""
+        starts = self.space.blobs(bucket, view, fingerprint)
+        with mapped_errors(self.url):
+            pattern = starts[0][:-1].decode() + "[:/]*"
+            return [name for name in self.redis.scan_iter(pattern, 1000) if name.startswith(starts)]
+
+    def remove(self, names: Sequence[bytes]) -> None:
+        """Remove values; harmless where there are none."""
+        with mapped_errors(self.url):
+            for name in names:  # each in its own slot; the memory is freed behind the scenes
+                self.redis.unlink(name)
+
     def forget_project(self) -> None:
         """Remove everything the project has in the store: for stores made for a check, never for one that serves."""
         with mapped_errors(self.url):

@@ -2,7 +2,7 @@
 
     read side    ``read`` (values of keys), ``load_plan``, ``progress``
     write side   ``prepare``, then ``fences`` -> ``append`` -> ``replace`` -> ``record_progress`` (see ``writer``)
-    control      ``publish_plan``, ``remove_plan``, ``publish_complete``, ``ping``, ``close``
+    control      ``publish_plan``, ``remove_plan``, ``publish_complete``, ``blobs``, ``remove``, ``ping``, ``close``
 
 Values are bytes under the names of ``keys.KeySpace``; what they mean is the codec's business. The one thing a store has to
 do atomically is a bucket's append with its fences, and a replacement with its comparison.
@@ -132,6 +132,12 @@ class OnlineStore(Protocol):
         Raises:
             UnknownNameError: No such service has been applied to this store.
         """
+
+    def blobs(self, bucket: int, view: str, fingerprint: str) -> list[bytes]:
+        """Return the names of all blobs of a view in a bucket; those written meanwhile may or may not be among them."""
+
+    def remove(self, names: Sequence[bytes]) -> None:
+        """Remove values; harmless where there are none."""
 
     def ping(self) -> None:
         """Raise unless the store answers."""

@@ -22,8 +22,9 @@ import numpy as np
 
 from featurestore.algebra import offset_of
 from featurestore.engines.shape import tiles
-from featurestore.errors import FenceError
+from featurestore.errors import FenceError, OnlineStoreLostError
 from featurestore.online.codec import base_length, empty_base, record_format, record_size, records_in_tail
+from featurestore.online.epoch import EPOCH, lost, one_epoch, read_epochs
 from featurestore.online.fold import drop_unreachable, fold
 from featurestore.online.keys import BUCKETS, bucket_of
 from featurestore.online.store import Append, Blobs, Fence, Refusal, Replacement
@@ -51,10 +52,17 @@ class FencedWriter:
         source: Name of the source.
         views: The feature views on that source.
         tail_cap: Records in a key's tail before it is folded into the base.
+        epoch: The epoch that the store must have (``online.epoch``); None writes to whatever is there.
     """
 
     def __init__(
-        self, store: OnlineStore, source: str, views: Sequence[FeatureView], *, tail_cap: int = TAIL_CAP
+        self,
+        store: OnlineStore,
+        source: str,
+        views: Sequence[FeatureView],
+        *,
+        tail_cap: int = TAIL_CAP,
+        epoch: int | None = None,
     ) -> None:
         self.store = store
         self.source = source
@@ -62,6 +70,8 @@ class FencedWriter:
         self.parts = tuple((index, part) for index, view in enumerate(self.views) for part in view.layout.parts)
         """Every part of every view, and the view's index: what blobs are told apart by, besides their key."""
         self.tail_cap = tail_cap
+        self.epoch = epoch
+        self._reached: dict[int, np.ndarray] = {}  # of every partition, how far this writer has moved each fence
         self._bases: dict[bytes, int] = {}
         self._wide: dict[bytes, int] = {}  # size of the records being appended, where they differ in size
         store.prepare()
@@ -80,13 +90,17 @@ class FencedWriter:
 
         Raises:
             FenceError: Another writer moved a fence meanwhile; nothing of that bucket was changed.
+            OnlineStoreLostError: The store has another epoch, or its fences went back; nothing was changed.
         """
         counts = {"applied": 0, "fenced": 0, "records": 0, "folded": 0}
+        views = range(len(self.views))
         fields = [
             self.store.space.fence_field(view.name, view.layout.fingerprint, self.source, partition)
             for view in self.views
         ]
-        fences = self.store.fences(fields)
+        fences = self.store.fences(fields if self.epoch is None else [*fields, EPOCH])
+        if self.epoch is not None:
+            self._check_life(partition, fences)
         self._wide.clear()
         buckets: list[list[tuple[int, Blobs]]] = [[] for _ in range(BUCKETS)]
         for index, events in enumerate(shaped):
@@ -107,9 +121,34 @@ class FencedWriter:
                     counts["records"] += len(rows)
                     self._distribute(number, part, events.keys, of_key, rows, buckets)
         touched = self._send(fields, fences, until, buckets)
+        if self.epoch is not None:
+            self._reached[partition] = np.array(
+                [
+                    [until if any(self.parts[i][0] == view for i, _ in to) else int(row[view] or 0) for view in views]
+                    for row, to in zip(fences, buckets, strict=True)
+                ]
+            )
         counts["folded"] = self.fold(touched, clock=arrival)
         self.store.record_progress(self.source, partition, until, arrival)
         return counts
+
+    def _check_life(self, partition: int, fences: Sequence[Sequence[bytes | None]]) -> None:
+        """Raise when the store is not the one this writer knows: another epoch, or fences that have gone back."""
+        assert self.epoch is not None  # noqa: S101 - only asked then
+        epochs = [None if row[-1] is None else int(row[-1]) for row in fences]
+        if one_epoch(epochs) != self.epoch:
+            raise lost(epochs, self.epoch)
+        reached = self._reached.get(partition)
+        if reached is None:
+            return
+        current = np.array([[int(each or 0) for each in row[:-1]] for row in fences])
+        if (current < reached).any():
+            bucket, view = (int(each) for each in np.argwhere(current < reached)[0])
+            raise OnlineStoreLostError(
+                f"the online store went back: view {self.views[view].name}, source {self.source}, partition {partition} had "
+                f"reached offset {reached[bucket, view]:,} in bucket {bucket}, and is at {current[bucket, view]:,}.",
+                hint="it lost writes. Run featurestore rebuild-online, then submit the job again: it goes on from there.",
+            )
 
     def _distribute(
         self,
@@ -151,8 +190,11 @@ class FencedWriter:
             Append(
                 bucket,
                 [
-                    Fence(fields[view], fences[bucket][view], until)
-                    for view in sorted({self.parts[index][0] for index, _ in touched})
+                    *([] if self.epoch is None else [Fence(EPOCH, str(self.epoch).encode(), self.epoch)]),
+                    *(
+                        Fence(fields[view], fences[bucket][view], until)
+                        for view in sorted({self.parts[index][0] for index, _ in touched})
+                    ),
                 ],
                 [blobs for _, blobs in touched],
             )
@@ -162,6 +204,8 @@ class FencedWriter:
         grown: dict[int, list[tuple[bytes, int]]] = {}
         for append, reply in zip(appends, self.store.append(appends), strict=True):
             if isinstance(reply, Refusal):
+                if reply.fence == EPOCH and self.epoch is not None:
+                    raise lost(read_epochs(self.store), self.epoch)
                 raise FenceError(
                     f"source {self.source}: FENCE {reply.fence.decode()} is at {reply.current.decode()}; "
                     "another writer is active.",

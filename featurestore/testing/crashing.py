@@ -78,6 +78,14 @@ class CrashingStore:
         """Pass on."""
         self.inner.publish_complete(source, instant)
 
+    def blobs(self, bucket: int, view: str, fingerprint: str) -> list[bytes]:
+        """Pass on."""
+        return self.inner.blobs(bucket, view, fingerprint)
+
+    def remove(self, names: Sequence[bytes]) -> None:
+        """Pass on."""
+        self.inner.remove(names)
+
     def publish_plan(self, plan: LookupPlan) -> None:
         """Pass on."""
         self.inner.publish_plan(plan)

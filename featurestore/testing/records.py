@@ -1,6 +1,7 @@
 """Records as a topic holds them: rows to bytes, and the decoder that a replay puts between topic and job.
 
-JSON has no NaN and no infinity, but doubles have, and other formats carry them. A row with such a value is written with a
+Rows are written as their source's records are: JSON or Avro, plain or behind the schema id of the contract's own version.
+JSON has no NaN and no infinity, but doubles have, and Avro carries them. A row with such a value is written with a
 number in its place, and ``ReplayDecoder`` puts the value back once the bytes have been decoded.
 """
 
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from featurestore.datatypes import DataType
+from featurestore.definitions.avro import avro_columns
 from featurestore.errors import DefinitionError
 from featurestore.events.decode import Decoded, Decoder
+from featurestore.events.wire import avro_bytes, framed
 from featurestore.timeline import to_datetime, to_instant
 
 if TYPE_CHECKING:
@@ -59,9 +62,22 @@ def typed_row(source: EventSource, row: Mapping[str, Any]) -> dict[str, Any] | N
     None where a time cannot be understood; such a row is the decoder's business.
     """
     try:
-        return {one.name: _typed(_value_of(row, one), one.type) for one in source.contract.fields}
+        typed = {one.name: _typed(_value_of(row, one), one.type) for one in source.contract.fields}
     except DefinitionError:
         return None
+    return {name: _cut(typed[name], unit) for name, unit in _units(source)} if source.contract.avro else typed
+
+
+def _units(source: EventSource) -> list[tuple[str, int]]:
+    """Return every column of an Avro contract with the microseconds of one unit of its instants; 1 where there are none."""
+    return [(one.name, unit) for one, unit in avro_columns(source.contract.avro or {})]
+
+
+def _cut(value: Any, unit: int) -> Any:
+    """Return instants as whole units, which is all that the schema can hold."""
+    if unit == 1 or value is None:
+        return value
+    return [_cut(each, unit) for each in value] if isinstance(value, list) else value // unit * unit
 
 
 def _value_of(row: Mapping[str, Any], one: ContractField) -> Any:
@@ -84,7 +100,50 @@ def _typed(value: Any, kind: DataType) -> Any:
 
 
 def row_bytes(source: EventSource, row: Mapping[str, Any], unusual: dict[bytes, dict[str, float]]) -> bytes:
-    """Return a row as JSON; doubles that JSON cannot write are noted in ``unusual``, by the bytes returned."""
+    """Return a row as a record of its source; doubles that JSON cannot write are noted in ``unusual``, by the bytes returned.
+
+    A row that Avro cannot write becomes a record that is no datum.
+    """
+    contract = source.contract
+    if contract.avro is not None:
+        typed = typed_row(source, row)
+        try:
+            written = b"" if typed is None else avro_bytes(contract, _avro_row(source, typed))
+        except ValueError:
+            written = b""
+    else:
+        written = _json_bytes(source, row, unusual)
+    if source.wire != "confluent":
+        return written
+    schema_id = next(name for name, each in contract.versions_by_id.items() if each.version == contract.version)
+    record = framed(schema_id, written)
+    if written in unusual:
+        unusual[record] = unusual[written]
+    return record
+
+
+def _avro_row(source: EventSource, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a typed row as the schema nests it."""
+    units = dict(_units(source))
+
+    def scaled(name: str) -> Any:
+        value, unit = typed[name], units[name]
+        if unit == 1 or value is None:
+            return value
+        return [None if each is None else each // unit for each in value] if isinstance(value, list) else value // unit
+
+    made = {one.name: scaled(one.name) for one in source.contract.fields if one.array is None}
+    for array, columns in source.contract.arrays.items():
+        lists = [scaled(one.name) for one in columns]
+        if columns[0].property is None or None in lists:
+            made[array] = lists[0]
+            continue
+        names = [str(one.property) for one in columns]
+        made[array] = [dict(zip(names, each, strict=True)) for each in zip(*lists, strict=True)]
+    return made
+
+
+def _json_bytes(source: EventSource, row: Mapping[str, Any], unusual: dict[bytes, dict[str, float]]) -> bytes:
     row = _nested(source, row)
     noted = {name: value for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
     written = {name: 0.0 if name in noted else _plain(source, name, value) for name, value in row.items()}

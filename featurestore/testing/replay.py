@@ -22,7 +22,7 @@ import numpy as np
 from featurestore.definitions.service import FeatureService
 from featurestore.definitions.view import FeatureView
 from featurestore.errors import DefinitionError, UnknownNameError, did_you_mean
-from featurestore.jobs.worker import COUNTS, SourceWorker, by_topic, complete_through
+from featurestore.jobs.worker import COUNTS, SourceWorker, by_topic, complete_through, decoding_of
 from featurestore.online.client import FeatureClient
 from featurestore.online.lookup import LookupPlan
 from featurestore.online.memory import MemoryOnlineStore
@@ -93,12 +93,7 @@ class Replay:
         self._workers = self._start_workers()
 
     def _decoder(self, source: EventSource) -> ReplayDecoder:
-        return ReplayDecoder(
-            source.contract,
-            event_time=source.event_time,
-            allowed_skew_us=source.allowed_skew_us,
-            unusual=self._unusual,
-        )
+        return ReplayDecoder(source.contract, **decoding_of(source), unusual=self._unusual)
 
     def _start_workers(self) -> dict[str, SourceWorker]:
         return {

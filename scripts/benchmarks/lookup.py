@@ -197,7 +197,7 @@ class Peer:
     """Feast in a process and an environment of its own."""
 
     def __init__(self, url: str, rows: Path, folder: Path) -> None:
-        python = _feast_environment()
+        python = feast_environment()
         script = Path(__file__).with_name("feast_peer.py")
         self._process = subprocess.Popen(
             [str(python), str(script)],
@@ -228,7 +228,8 @@ class Peer:
         self._answers.close()
 
 
-def _feast_environment() -> Path:
+def feast_environment() -> Path:
+    """Return the Python of an environment that holds nothing but Feast; made on the first call."""
     folder = CACHE.resolve() / "feast"
     python = folder / "bin" / "python"
     if not (folder / "installed").exists():

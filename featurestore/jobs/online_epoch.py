@@ -1,0 +1,187 @@
+"""How a job begins on an online store: is it the one it knows, and from which offsets does it go on.
+
+joined     the store's epoch, held against the one that Delta remembers; both empty: epoch 1 begins
+older      a store of the right epoch whose progress has gone back behind what the job saw is an older one
+start      every epoch has a checkpoint of its own, so after a rebuild the hot query does not skip to where it was before
+the loss: it begins at the lowest fence, and the fences drop what is applied
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featurestore.errors import OnlineStoreLostError
+from featurestore.events.broker import OffsetReader
+from featurestore.offline.epochs import OnlineEpochs
+from featurestore.online.epoch import lost, move_epoch, one_epoch, read_epochs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from featurestore.definitions.source import EventSource
+    from featurestore.definitions.view import FeatureView
+    from featurestore.online.store import OnlineStore
+
+_EARLIEST = -2
+"""Kafka's earliest offset, as Spark writes it."""
+
+
+def join_epoch(store: OnlineStore, offline: str) -> int:
+    """Return the store's epoch, if it is the one that Delta remembers; a new store of a new project begins its first.
+
+    Args:
+        store: The online store.
+        offline: Root of the Delta tables.
+
+    Raises:
+        OnlineStoreLostError: The store was emptied, is older, or is being rebuilt; nothing was changed.
+    """
+    recorded = OnlineEpochs(offline, store.project)
+    expected, epochs = recorded.newest(), read_epochs(store)
+    found = one_epoch(epochs)
+    if expected is None and set(epochs) == {None}:
+        recorded.record(1, "the first job")
+        move_epoch(store, 1)
+        return 1
+    if found is not None and (expected is None or found > expected):
+        recorded.record(found, "found in the online store")
+        return found
+    if found is None or found != expected:
+        raise lost(epochs, expected or 1)
+    return found
+
+
+@dataclass(frozen=True)
+class SeenProgress:
+    """What a job has seen of the store's progress, in a file beside its checkpoints.
+
+    Attributes:
+        path: The file.
+        epoch: The epoch it is about; what was seen of another means nothing.
+    """
+
+    path: Path
+    epoch: int
+
+    def _seen(self) -> dict[str, dict[str, int]]:
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return dict(content["progress"]) if content.get("epoch") == self.epoch else {}
+
+    def check(self, store: OnlineStore) -> None:
+        """Raise when the store's progress lies behind what was seen.
+
+        Raises:
+            OnlineStoreLostError: It does: the store is an older one, or lost writes.
+        """
+        for source, seen in self._seen().items():
+            now = store.progress(source)
+            for partition, offset in seen.items():
+                current = now.get(int(partition), (0, 0))[0]
+                if current < offset:
+                    raise OnlineStoreLostError(
+                        f"the online store is an older one: source {source}, partition {partition} had reached offset "
+                        f"{offset:,}, and is at {current:,}.",
+                        hint="run featurestore rebuild-online, then submit the job again: it goes on from there.",
+                    )
+
+    def note(self, store: OnlineStore, sources: Iterable[str]) -> None:
+        """Write down the store's progress."""
+        progress = {
+            source: {str(partition): offset for partition, (offset, _) in store.progress(source).items()}
+            for source in sources
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps({"epoch": self.epoch, "progress": progress}), encoding="utf-8")
+        partial.replace(self.path)
+
+
+@dataclass(frozen=True)
+class HotStart:
+    """How the hot query begins on the store it found.
+
+    Attributes:
+        epoch: The store's epoch.
+        checkpoint: The epoch's checkpoint.
+        starting: Topic to partition to the offset at which a new checkpoint begins; None at the earliest.
+        seen: What this job has seen of the store.
+    """
+
+    epoch: int
+    checkpoint: str
+    starting: dict[str, dict[int, int]] | None
+    seen: SeenProgress
+
+
+def begin_hot(
+    store: OnlineStore,
+    offline: str,
+    kafka: Mapping[str, str],
+    topics: Mapping[str, tuple[EventSource, tuple[FeatureView, ...]]],
+    checkpoints: str,
+) -> HotStart:
+    """Return how the hot query of a job begins on an online store.
+
+    Args:
+        store: The store.
+        offline: Root of the Delta tables.
+        kafka: Kafka settings.
+        topics: Topic to source and the views on it.
+        checkpoints: The folder of the job's checkpoints.
+
+    Raises:
+        OnlineStoreUnavailableError: The store cannot be reached.
+        OnlineStoreLostError: It was emptied, is an older one, or is being rebuilt.
+    """
+    store.ping()
+    epoch = join_epoch(store, offline)
+    seen = SeenProgress(Path(checkpoints, "online.json"), epoch)
+    seen.check(store)
+    starting = None
+    if epoch > 1:
+        reader = OffsetReader(kafka, topics)
+        try:
+            starting = starting_offsets(store, topics, reader.end_offsets())
+        finally:
+            reader.close()
+    return HotStart(epoch, hot_checkpoint(checkpoints, epoch), starting, seen)
+
+
+def hot_checkpoint(checkpoints: str, epoch: int) -> str:
+    """Return the directory of the hot query's checkpoint in an epoch."""
+    return f"{checkpoints}/hot" if epoch == 1 else f"{checkpoints}/hot-{epoch}"
+
+
+def starting_offsets(
+    store: OnlineStore,
+    topics: Mapping[str, tuple[EventSource, tuple[FeatureView, ...]]],
+    partitions: Mapping[str, Iterable[int]],
+) -> dict[str, dict[int, int]]:
+    """Return, per topic and partition, the lowest offset that some fence still waits for; -2 (earliest) where one has none.
+
+    Args:
+        store: The online store.
+        topics: Topic to source and the views on it.
+        partitions: Topic to its partitions.
+    """
+    found: dict[str, dict[int, int]] = {}
+    for topic, (source, views) in topics.items():
+        numbers = sorted(partitions[topic])
+        fields = [
+            store.space.fence_field(view.name, view.layout.fingerprint, source.name, partition)
+            for partition in numbers
+            for view in views
+        ]
+        rows = store.fences(fields)
+        for position, partition in enumerate(numbers):
+            mine = [each for row in rows for each in row[position * len(views) : (position + 1) * len(views)]]
+            found.setdefault(topic, {})[partition] = (
+                _EARLIEST if None in mine else min(int(each) for each in mine if each is not None)
+            )
+    return found

@@ -1,0 +1,64 @@
+"""Compaction beside a running archive query: neither is in the other's way, and no event or tile is lost or doubled."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from deltalake import DeltaTable
+
+from featurestore.errors import OfflineError
+from featurestore.offline.compact import Compaction
+from featurestore.timeline import HOUR, SystemClock
+from tests.streaming.support import Shop, places_of, produce_events, simple_events, wait_archived, wait_for
+from tests.unit.offline.test_compact import tiles_of, values
+
+pytestmark = pytest.mark.jvm
+
+
+def test_the_archive_goes_on_beside_a_compaction_and_each_event_is_there_once(kafka_server, online_url, tmp_path):
+    from featurestore.jobs.archive import TileWorker
+
+    shop = Shop("compacting")
+    broker, topic = kafka_server.bootstrap_servers, shop.source.topic
+    store = shop.open(tmp_path, broker, online_url)
+    offline = store.settings.offline
+    events = simple_events(400, keys=9)
+    job = store.submit("materialize", service="shop", queries="archive", archive_every="0 seconds")
+    compaction = Compaction(offline, shop.views, older_than=HOUR, clock=SystemClock())
+    optimized = 0
+    try:
+        for begin in range(0, len(events), 40):
+            produce_events(broker, topic, events[begin : begin + 40])
+
+            def archived(count=begin + 40):
+                nonlocal optimized
+                with contextlib.suppress(OfflineError):  # the archive was in the way each time: the table is as it was
+                    for done in compaction.run():
+                        optimized += done.table == "events/payments" and done.files_after < done.files_before
+                return sum(places_of(offline, "events/payments").values()) >= count
+
+            wait_for(f"{begin + 40} events in Delta", archived, job=job)
+        assert optimized, "a compaction fell between the batches of the archive"
+        assert job.is_alive
+        wait_archived(offline, len(events), job)
+    finally:
+        job.stop()
+    assert job.status().state == "stopped", job.status()
+    places = places_of(offline, "events/payments")
+    assert (len(places), set(places.values())) == (len(events), {1})
+
+    compaction.run()
+    assert len(DeltaTable(f"{offline}/events/payments").file_uris()) == 1
+    log = DeltaTable(f"{offline}/events/payments").to_pyarrow_table().combine_chunks()
+    expected = {}
+    for batch in TileWorker(shop.views)(iter(log.to_batches())):
+        for row in batch.to_pylist():
+            expected.setdefault((row["view"], row["fingerprint"], row["part"], row["key"], row["tile"]), []).append(row)
+    found = tiles_of(offline)
+    assert found.keys() == expected.keys()
+    views = {view.name: view for view in shop.views}
+    for name, rows in found.items():
+        assert len(rows) == 1
+        left, right = (values(views[name[0]], name[2], each) for each in (rows, expected[name]))
+        assert [partial for _, partial in left] == [partial for _, partial in right]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.datatypes import DataType
 from featurestore.errors import DefinitionError, UnknownNameError, did_you_mean
-from featurestore.timeline import parse_duration
+from featurestore.timeline import format_duration, parse_duration
 
 if TYPE_CHECKING:
     from featurestore.timeline import Duration, Instant
@@ -46,6 +46,11 @@ class LookupPolicy:
         if self.max_staleness is None:
             return False
         return complete_through is None or t - complete_through > self.max_staleness
+
+    def __str__(self) -> str:
+        age = "any age" if self.max_staleness is None else f"at most {format_duration(self.max_staleness)} old"
+        defaults = ", ".join(f"{name}={value!r}" for name, value in self.defaults)
+        return f"{age}, else {self.on_stale}{f' ({defaults})' if defaults else ''}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the policy as data."""

@@ -10,6 +10,7 @@ import pytest
 
 from featurestore.algebra.additive import Count, Sum
 from featurestore.definitions.derived import Derived
+from featurestore.definitions.registry import Definitions, diff
 from featurestore.definitions.service import FeatureService
 from featurestore.definitions.view import FeatureView
 from featurestore.errors import (
@@ -194,3 +195,31 @@ def test_the_window_says_which_events_it_covers(online):
     early = FeatureClient.over(online.store).service("cards")
     replies = online.store.read(early.store_keys([{"card_id": "c"}]))
     assert replace(early.vectors(replies, 1, high, exact_time=True)[0], at=0).windows["many.n_1h"][1] == 5 * SECOND + 1
+
+
+def test_a_plan_shows_what_lookups_will_do():
+    plain, policed = view(), view(max_staleness="10m", on_stale="default", defaults={"n_1h": 0})
+    changes = [each for each in diff(Definitions.of([plain]), Definitions.of([policed])) if each.kind == "view"]
+    wanted = "any age, else fail -> at most 10m old, else default (n_1h=0)"
+    assert [str(each) for each in changes] == [f"~ view policed (lookups: {wanted})"]
+    assert not changes[0].is_meaning_changed
+    (added,) = [each for each in diff(Definitions(), Definitions.of([policed])) if each.kind == "view"]
+    assert "lookups: at most 10m old, else default (n_1h=0)" in str(added)
+    assert diff(Definitions.of([policed]), Definitions.of([policed])) == ()
+
+
+def test_a_table_shows_its_beginning_and_converts(online):
+    online.apply([one(i, card=f"c{i}", amount=float(i), offset=i) for i in range(30)])
+    keys = [{"card_id": f"c{i}"} for i in range(30)]
+    table = online.client.get_many("cards", keys, now=100)
+    lines = repr(table).splitlines()
+    assert lines[0] == f"FeatureTable(30 rows x {len(table.names)} features)"
+    assert lines[-1] == "... 20 more rows"
+    assert len(lines) == 13
+    assert table._repr_html_().count("<tr>") == 11
+    place = table.names.index("many.high_1h")
+    assert table.to_dict()["many.high_1h"] == [float(i) for i in range(30)] == table.to_numpy()[:, place].tolist()
+    assert table.to_polars()["many.high_1h"].to_list() == table.to_dict()["many.high_1h"]
+    few = online.client.get_many("cards", keys[:2], now=100)
+    assert few.to_dict() == {name: column[:2] for name, column in table.to_dict().items()}
+    assert "more rows" not in repr(few)

@@ -6,10 +6,13 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.definitions.entity import check_name
-from featurestore.online.client import check_entities
+from featurestore.errors import OnlineStoreTimeoutError, OnlineStoreUnavailableError
+from featurestore.online.cache import CACHE_ENTRIES
+from featurestore.online.client import cache_of, check_entities
 from featurestore.online.lookup import ServiceLookup
-from featurestore.online.redis_async import AsyncReads
+from featurestore.online.redis_async_cluster import AsyncReads
 from featurestore.online.redis_store import RedisOnlineStore
+from featurestore.online.table import FeatureTable
 from featurestore.timeline import Clock, SystemClock, parse_duration, to_instant
 
 if TYPE_CHECKING:
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from featurestore.online.request import RequestRows
-    from featurestore.online.vector import FeatureTable, FeatureVector
+    from featurestore.online.vector import FeatureVector
     from featurestore.timeline import Instant
 
 
@@ -29,6 +32,8 @@ class AsyncFeatureClient:
         project: The project whose features to read.
         timeout: Longest wait for the store in one lookup, connecting included; a stuck server costs no more.
         clock: Tells what "now" is.
+        cache: As for ``FeatureClient``.
+        cache_entries: As for ``FeatureClient``.
 
     Example:
         async with AsyncFeatureClient("redis://localhost:6379") as client:
@@ -36,13 +41,21 @@ class AsyncFeatureClient:
     """
 
     def __init__(
-        self, url: str, *, project: str = "default", timeout: str = "50ms", clock: Clock | None = None
+        self,
+        url: str,
+        *,
+        project: str = "default",
+        timeout: str = "50ms",
+        clock: Clock | None = None,
+        cache: str | None = None,
+        cache_entries: int = CACHE_ENTRIES,
     ) -> None:
         seconds = parse_duration(timeout) / 1_000_000
         self._plans = RedisOnlineStore(url, check_name(project, "project"), timeout_s=seconds)
-        self._reads = AsyncReads(url, timeout_s=seconds)
+        self._reads = AsyncReads(url, self._plans.space, timeout_s=seconds)
         self._clock = clock or SystemClock()
         self._services: dict[str, ServiceLookup] = {}
+        self._cache = cache_of(cache, cache_entries)
 
     async def get(
         self,
@@ -51,9 +64,11 @@ class AsyncFeatureClient:
         *,
         now: Instant | str | datetime | None = None,
         request: Mapping[str, Any] | None = None,
+        features: Sequence[str] | None = None,
     ) -> FeatureVector:
         """Return the features of one entity; arguments and errors as of ``FeatureClient.get``."""
-        return (await self._read(service, [keys], now, request, single=True))[1][0]
+        vector: FeatureVector = await self._read(service, [keys], now, request, features, single=True)
+        return vector
 
     async def get_many(
         self,
@@ -62,11 +77,12 @@ class AsyncFeatureClient:
         *,
         now: Instant | str | datetime | None = None,
         request: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
+        features: Sequence[str] | None = None,
     ) -> FeatureTable:
         """Return the features of 1 to 10,000 entities; arguments and errors as of ``FeatureClient.get_many``."""
         check_entities(keys)
-        lookup, vectors = await self._read(service, keys, now, request, single=False)
-        return lookup.table(vectors)
+        table: FeatureTable = await self._read(service, keys, now, request, features, single=False)
+        return table
 
     async def _read(
         self,
@@ -74,15 +90,28 @@ class AsyncFeatureClient:
         keys: Sequence[Mapping[str, Any]],
         now: Instant | str | datetime | None,
         request: RequestRows,
+        features: Sequence[str] | None,
         *,
         single: bool,
-    ) -> tuple[ServiceLookup, list[FeatureVector]]:
+    ) -> Any:
         lookup = self._services.get(service) or await self.service(service)
         t = self._clock.now() if now is None else to_instant(now, name="now")
+        if features is not None:
+            lookup = lookup.chosen(features)
         names = lookup.store_keys(keys)
         inputs = lookup.inputs(keys, request, single=single)
-        replies = await self._reads.read(names)
-        return lookup, lookup.vectors(replies, len(keys), t, exact_time=now is not None, inputs=inputs)
+        try:
+            if self._cache is None or now is not None:
+                replies = await self._reads.read(names)
+            else:
+                wanted = self._cache.begin(names, len(keys), stamps=len(lookup.sources))
+                replies = self._cache.end(wanted, await self._reads.read(wanted.names) if wanted.names else [])
+        except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
+            vectors = lookup.unread(error, len(keys), t, inputs=inputs)
+            return vectors[0] if single else FeatureTable(lookup.names, lookup.types, vectors)
+        if single:
+            return lookup.vectors(replies, 1, t, exact_time=now is not None, inputs=inputs)[0]
+        return lookup.table(replies, len(keys), t, exact_time=now is not None, inputs=inputs)
 
     async def service(self, name: str) -> ServiceLookup:
         """Return the compiled lookup of a service; read from the store once, then kept."""
@@ -92,8 +121,10 @@ class AsyncFeatureClient:
         return self._services[name]
 
     def refresh(self) -> None:
-        """Forget the plans, so that the next lookup reads what has been applied since."""
+        """Forget the plans, so that the next lookup reads what has been applied since, and the values that are kept."""
         self._services.clear()
+        if self._cache is not None:
+            self._cache.clear()
 
     async def ping(self) -> None:
         """Raise unless the online store answers."""

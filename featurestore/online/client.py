@@ -6,9 +6,11 @@ import threading
 from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.definitions.entity import check_name
-from featurestore.errors import DefinitionError
+from featurestore.errors import DefinitionError, OnlineStoreTimeoutError, OnlineStoreUnavailableError
+from featurestore.online.cache import CACHE_ENTRIES, ReadCache
 from featurestore.online.lookup import ServiceLookup
 from featurestore.online.redis_store import RedisOnlineStore
+from featurestore.online.table import FeatureTable
 from featurestore.timeline import Clock, SystemClock, parse_duration, to_instant
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from featurestore.datatypes import DataType
     from featurestore.online.request import RequestRows
     from featurestore.online.store import OnlineStore
-    from featurestore.online.vector import FeatureTable, FeatureVector
+    from featurestore.online.vector import FeatureVector
     from featurestore.timeline import Instant
 
 MAX_ENTITIES = 10_000
@@ -30,14 +32,31 @@ def check_entities(keys: Sequence[Mapping[str, Any]]) -> None:
         raise DefinitionError(f"get_many takes 1 to {MAX_ENTITIES:,} entities, got {len(keys):,}.")
 
 
+def cache_of(cache: str | None, entries: int = CACHE_ENTRIES) -> ReadCache | None:
+    """Return the cache that a client's options ask for.
+
+    Raises:
+        DefinitionError: It keeps nothing: no entries.
+    """
+    if cache is None:
+        return None
+    if entries < 2:
+        raise DefinitionError(f"cache_entries is {entries}.", hint="keep at least 2 entities; cache=None keeps none.")
+    return ReadCache(parse_duration(cache) / 1_000_000, most=entries)
+
+
 class FeatureClient:
     """Reads feature vectors from the online store. Thread-safe; needs a URL and nothing else.
 
     Args:
-        url: redis://, rediss:// or unix:// URL of the online store.
+        url: URL of the online store: redis://, rediss://, redis+cluster://, redis+sentinel:// or unix:// (see the guide to
+            operations).
         project: The project whose features to read.
         timeout: Longest wait for the store in one lookup; a stuck server costs no more.
         clock: Tells what "now" is; replaced in tests and replays.
+        cache: Longest age of values kept in this process, like "200ms"; None keeps none. A lookup with ``now`` neither uses
+            nor fills it.
+        cache_entries: Entities kept, at most.
 
     Example:
         client = FeatureClient("redis://localhost:6379")
@@ -46,26 +65,35 @@ class FeatureClient:
     """
 
     def __init__(
-        self, url: str, *, project: str = "default", timeout: str = "50ms", clock: Clock | None = None
+        self,
+        url: str,
+        *,
+        project: str = "default",
+        timeout: str = "50ms",
+        clock: Clock | None = None,
+        cache: str | None = None,
+        cache_entries: int = CACHE_ENTRIES,
     ) -> None:
         store = RedisOnlineStore(url, check_name(project, "project"), timeout_s=parse_duration(timeout) / 1_000_000)
-        self._open(store, clock or SystemClock())
+        self._open(store, clock or SystemClock(), cache_of(cache, cache_entries))
 
     @classmethod
-    def over(cls, store: OnlineStore, *, clock: Clock | None = None) -> Self:
+    def over(cls, store: OnlineStore, *, clock: Clock | None = None, cache: str | None = None) -> Self:
         """Return a client of a store that is already open, such as ``MemoryOnlineStore``.
 
         Args:
             store: The store; ``close`` closes it.
             clock: Tells what "now" is.
+            cache: As of the constructor.
         """
         client = cls.__new__(cls)
-        client._open(store, clock or SystemClock())  # noqa: SLF001 - its own
+        client._open(store, clock or SystemClock(), cache_of(cache))  # noqa: SLF001 - its own
         return client
 
-    def _open(self, store: OnlineStore, clock: Clock) -> None:
+    def _open(self, store: OnlineStore, clock: Clock, cache: ReadCache | None) -> None:
         self._store = store
         self._clock = clock
+        self._cache = cache
         self._services: dict[str, ServiceLookup] = {}
         self._lock = threading.Lock()
 
@@ -76,6 +104,7 @@ class FeatureClient:
         *,
         now: Instant | str | datetime | None = None,
         request: Mapping[str, Any] | None = None,
+        features: Sequence[str] | None = None,
     ) -> FeatureVector:
         """Return the features of one entity: one round trip.
 
@@ -85,15 +114,18 @@ class FeatureClient:
             now: Time of the lookup; events at or after it do not count. The clock's when None.
             request: Request values by name, for the service's request features; None as a value is null. What the service does
                 not take is ignored.
+            features: The features to return, in this order; only the views that they need are read. All when None.
 
         Raises:
-            UnknownNameError: No such service, or a key column or request value is missing.
+            UnknownNameError: No such service or feature, or a key column or request value is missing.
             DefinitionError: A key or request value is of another type.
             PastLookupError: ``now`` is given and lies before events that are already merged.
+            StaleFeatureError: A view is older than its ``max_staleness``, and its policy is to fail.
             OnlineStoreUnavailableError: The store cannot be reached.
             OnlineStoreTimeoutError: It did not answer in time.
         """
-        return self._read(service, [keys], now, request, single=True)[1][0]
+        vector: FeatureVector = self._read(service, [keys], now, request, features, single=True)
+        return vector
 
     def get_many(
         self,
@@ -102,6 +134,7 @@ class FeatureClient:
         *,
         now: Instant | str | datetime | None = None,
         request: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
+        features: Sequence[str] | None = None,
     ) -> FeatureTable:
         """Return the features of 1 to 10,000 entities in the given order: one round trip.
 
@@ -110,14 +143,15 @@ class FeatureClient:
             keys: Keys of every entity.
             now: As for ``get``.
             request: Request values of every entity, or columns of them by name: lists, or numpy, Arrow or pandas columns.
+            features: As for ``get``.
 
         Raises:
             DefinitionError: There are no entities, or too many.
             Others: As ``get``.
         """
         check_entities(keys)
-        lookup, vectors = self._read(service, keys, now, request, single=False)
-        return lookup.table(vectors)
+        table: FeatureTable = self._read(service, keys, now, request, features, single=False)
+        return table
 
     def _read(
         self,
@@ -125,15 +159,27 @@ class FeatureClient:
         keys: Sequence[Mapping[str, Any]],
         now: Instant | str | datetime | None,
         request: RequestRows,
+        features: Sequence[str] | None,
         *,
         single: bool,
-    ) -> tuple[ServiceLookup, list[FeatureVector]]:
+    ) -> Any:
         lookup = self.service(service)
         t = self._clock.now() if now is None else to_instant(now, name="now")
+        if features is not None:
+            lookup = lookup.chosen(features)
         names = lookup.store_keys(keys)
         inputs = lookup.inputs(keys, request, single=single)
-        replies = self._store.read(names)
-        return lookup, lookup.vectors(replies, len(keys), t, exact_time=now is not None, inputs=inputs)
+        try:
+            if self._cache is None or now is not None:
+                replies = self._store.read(names)
+            else:
+                replies = self._cache.read(names, len(keys), self._store.read, stamps=len(lookup.sources))
+        except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
+            vectors = lookup.unread(error, len(keys), t, inputs=inputs)
+            return vectors[0] if single else FeatureTable(lookup.names, lookup.types, vectors)
+        if single:
+            return lookup.vectors(replies, 1, t, exact_time=now is not None, inputs=inputs)[0]
+        return lookup.table(replies, len(keys), t, exact_time=now is not None, inputs=inputs)
 
     def service(self, name: str) -> ServiceLookup:
         """Return the compiled lookup of a service; read from the store once, then kept."""
@@ -144,9 +190,11 @@ class FeatureClient:
         return lookup
 
     def refresh(self) -> None:
-        """Forget the plans, so that the next lookup reads what has been applied since."""
+        """Forget the plans, so that the next lookup reads what has been applied since, and the values that are kept."""
         with self._lock:
             self._services.clear()
+        if self._cache is not None:
+            self._cache.clear()
 
     def service_fingerprint(self, service: str) -> str:
         """Return the fingerprint of a service as it is published."""

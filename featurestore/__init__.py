@@ -80,7 +80,8 @@ if TYPE_CHECKING:
     from featurestore.definitions.view import FeatureView
     from featurestore.online.async_client import AsyncFeatureClient
     from featurestore.online.client import FeatureClient
-    from featurestore.online.vector import FeatureTable, FeatureVector
+    from featurestore.online.table import FeatureTable
+    from featurestore.online.vector import FeatureVector
     from featurestore.store import FeatureStore
 
 __version__ = "0.1.0"
@@ -171,7 +172,7 @@ _MODULES = {
     "FeatureClient": "online.client",
     "FeatureService": "definitions.service",
     "FeatureStore": "store",
-    "FeatureTable": "online.vector",
+    "FeatureTable": "online.table",
     "FeatureVector": "online.vector",
     "FeatureView": "definitions.view",
     "First": "algebra",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,10 +23,12 @@ from featurestore.cli.output import (
 )
 from featurestore.datatypes import DataType
 from featurestore.errors import ConfigError, DefinitionError, SpineError, UnknownNameError, did_you_mean
-from featurestore.timeline import MILLISECOND, parse_duration, to_instant
+from featurestore.timeline import MILLISECOND, SECOND, parse_duration, to_instant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from featurestore.online.vector import FeatureVector
 
 _LEAST_TIMEOUT = "2s"
 """A command connects anew each time, which a request path does not: the store gets at least this long."""
@@ -33,13 +36,21 @@ _LEAST_TIMEOUT = "2s"
 
 @app.command(
     epilog=example(
-        "featurestore lookup fraud_v1 card_id=c1", "featurestore lookup fraud_v1 card_id=c1 --now 2026-01-01T00:00:00Z"
+        "featurestore lookup fraud_v1 card_id=c1",
+        "featurestore lookup fraud_v1 card_id=c1 --now 2026-01-01T00:00:00Z",
+        "featurestore lookup fraud_v1 card_id=c1 --watch",
     )
 )
 def lookup(
     service: Annotated[str, typer.Argument(help="Name of the feature service.")],
     keys: Annotated[list[str] | None, typer.Argument(help="Key columns and request values, name=value each.")] = None,
     now: Annotated[str | None, typer.Option(help="Time of the lookup, ISO 8601; the present by default.")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Features to return, separated by commas; all by default.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Read again and again, until Ctrl-C.")] = False,
+    every: Annotated[str, typer.Option(help="With --watch: time between two reads.")] = "1s",
+    refreshes: Annotated[int | None, typer.Option(min=1, help="With --watch: end after so many reads.")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,9 +59,21 @@ def lookup(
     store = open_store(config)
     timeout = max(store.settings.online.timeout, _LEAST_TIMEOUT, key=parse_duration)
     with store.client(timeout=timeout) as client:
-        plan = client.service(service).plan
+        chosen = None if features is None else [name.strip() for name in features.split(",")]
+        plan = client.service(service).chosen(chosen).plan
         given = parse_keys(f"service {service}", keys or [], {**plan.keys, **plan.request_values})
-        vector = client.get(service, {name: given[name] for name in plan.keys}, now=at, request=given)
+        keys_of = {name: given[name] for name in plan.keys}
+
+        def read() -> FeatureVector:
+            return client.get(service, keys_of, now=at, request=given, features=chosen)
+
+        if watch:
+            from featurestore.cli.watch import watch as show
+
+            seconds = parse_duration(every) / SECOND
+            show(read, lambda: time.sleep(seconds), as_json=as_json, refreshes=refreshes)
+            return
+        vector = read()
     if as_json:
         print_json(vector.to_dict())
         return

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from featurestore.definitions.entity import Entity
+from featurestore.definitions.policy import LookupPolicy
 from featurestore.definitions.service import FeatureService
 from featurestore.definitions.source import EventSource
 from featurestore.definitions.versions import refuse_break
@@ -226,6 +227,7 @@ class Change:
         name: Its name.
         before: The old fingerprint; None when added.
         after: The new one; None when removed.
+        policy: Of a view, what lookups will do with old features, when that is new or changes: "OLD -> NEW" or "NEW".
     """
 
     action: str
@@ -233,6 +235,7 @@ class Change:
     name: str
     before: str | None
     after: str | None
+    policy: str | None = None
 
     @property
     def is_meaning_changed(self) -> bool:
@@ -247,13 +250,15 @@ class Change:
             "name": self.name,
             "before": self.before,
             "after": self.after,
+            **({} if self.policy is None else {"policy": self.policy}),
         }
 
     def __str__(self) -> str:
         sign = {"added": "+", "changed": "~", "removed": "-"}[self.action]
         prints = " -> ".join(text for text in (self.before, self.after) if text is not None)
-        note = prints if self.is_meaning_changed else "notes only"
-        return f"{sign} {self.kind} {self.name} ({note})"
+        parts = [prints] if self.is_meaning_changed else []
+        parts += [] if self.policy is None else [f"lookups: {self.policy}"]
+        return f"{sign} {self.kind} {self.name} ({'; '.join(parts) or 'notes only'})"
 
 
 def diff(old: Definitions, new: Definitions) -> tuple[Change, ...]:
@@ -267,5 +272,15 @@ def diff(old: Definitions, new: Definitions) -> tuple[Change, ...]:
             texts = [None if each is None else definition_text(each) for each in (left, right)]
             if texts[0] != texts[1] or prints[0] != prints[1]:
                 action = "added" if left is None else "removed" if right is None else "changed"
-                changes.append(Change(action, kind, name, prints[0], prints[1]))
+                changes.append(Change(action, kind, name, prints[0], prints[1], _policy_change(left, right)))
     return tuple(changes)
+
+
+def _policy_change(left: Any, right: Any) -> str | None:
+    """Return what changes in what lookups do with a view's old features; None if nothing does."""
+    if not isinstance(right, FeatureView):
+        return None
+    old = left.policy if isinstance(left, FeatureView) else LookupPolicy()
+    if old == right.policy:
+        return None
+    return f"{old} -> {right.policy}" if isinstance(left, FeatureView) else str(right.policy)

@@ -16,6 +16,7 @@ from featurestore.definitions.entity import Entity, check_name
 from featurestore.definitions.expression import Expression
 from featurestore.definitions.expression_nodes import Column, Node
 from featurestore.definitions.layout import ViewLayout, aggregate_from_dict, aggregate_to_dict, compile_layout
+from featurestore.definitions.policy import LookupPolicy, make_policy
 from featurestore.errors import DefinitionError, DuplicateNameError, UnknownNameError, did_you_mean
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class FeatureView:
             that; keys can be either. An event without elements has no row.
         owner: Who answers for it.
         description: For people.
+        max_staleness: How far the source's ``complete_through`` may lie behind a lookup, such as "10m"; None for any age.
+        on_stale: What a lookup then does: "fail", "default" or "serve_stale"; see ``definitions.policy``. Neither this nor
+            the two others change what is stored, and a training set does not apply them.
+        defaults: With on_stale="default", value by windowed feature: ``{"spend_1h": 0.0}``; the others are null.
 
     Raises:
         DefinitionError: Anything in it is not usable: names, types, expressions (with their position), windows.
@@ -55,6 +60,9 @@ class FeatureView:
     description: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
     explode: str | None = None
+    max_staleness: str | None = None
+    on_stale: str = "fail"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_name(self.name, "view")
@@ -97,6 +105,19 @@ class FeatureView:
             raise DefinitionError(f"view {self.name}: columns is {self.columns!r}.", hint="write {name: expression}.")
         object.__setattr__(self, "columns", dict(self.columns))
         _ = self.layout
+        _ = self.policy
+        object.__setattr__(self, "defaults", dict(self.defaults))
+
+    @cached_property
+    def policy(self) -> LookupPolicy:
+        """What a lookup does when the view's features are too old or cannot be read."""
+        return make_policy(
+            self.name,
+            {feature.name: feature.aggregate.result_type for feature in self.layout.features},
+            max_staleness=self.max_staleness,
+            on_stale=self.on_stale,
+            defaults=self.defaults,
+        )
 
     @property
     def windowed(self) -> dict[str, Windowed]:
@@ -288,6 +309,9 @@ class FeatureView:
             "description": self.description,
             **({"columns": dict(self.columns)} if self.columns else {}),
             **({} if self.explode is None else {"explode": self.explode}),
+            **({} if self.max_staleness is None else {"max_staleness": self.max_staleness}),
+            **({} if self.on_stale == "fail" else {"on_stale": self.on_stale}),
+            **({"defaults": dict(self.defaults)} if self.defaults else {}),
         }
 
     @staticmethod
@@ -312,4 +336,7 @@ class FeatureView:
             description=data["description"],
             columns=data.get("columns", {}),
             explode=data.get("explode"),
+            max_staleness=data.get("max_staleness"),
+            on_stale=data.get("on_stale", "fail"),
+            defaults=data.get("defaults", {}),
         )

@@ -6,11 +6,13 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.definitions.entity import check_name
+from featurestore.errors import OnlineStoreTimeoutError, OnlineStoreUnavailableError
 from featurestore.online.cache import CACHE_ENTRIES
 from featurestore.online.client import cache_of, check_entities
 from featurestore.online.lookup import ServiceLookup
 from featurestore.online.redis_async_cluster import AsyncReads
 from featurestore.online.redis_store import RedisOnlineStore
+from featurestore.online.table import FeatureTable
 from featurestore.timeline import Clock, SystemClock, parse_duration, to_instant
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from featurestore.online.request import RequestRows
-    from featurestore.online.vector import FeatureTable, FeatureVector
+    from featurestore.online.vector import FeatureVector
     from featurestore.timeline import Instant
 
 
@@ -62,9 +64,11 @@ class AsyncFeatureClient:
         *,
         now: Instant | str | datetime | None = None,
         request: Mapping[str, Any] | None = None,
+        features: Sequence[str] | None = None,
     ) -> FeatureVector:
         """Return the features of one entity; arguments and errors as of ``FeatureClient.get``."""
-        return (await self._read(service, [keys], now, request, single=True))[1][0]
+        vector: FeatureVector = await self._read(service, [keys], now, request, features, single=True)
+        return vector
 
     async def get_many(
         self,
@@ -73,11 +77,12 @@ class AsyncFeatureClient:
         *,
         now: Instant | str | datetime | None = None,
         request: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
+        features: Sequence[str] | None = None,
     ) -> FeatureTable:
         """Return the features of 1 to 10,000 entities; arguments and errors as of ``FeatureClient.get_many``."""
         check_entities(keys)
-        lookup, vectors = await self._read(service, keys, now, request, single=False)
-        return lookup.table(vectors)
+        table: FeatureTable = await self._read(service, keys, now, request, features, single=False)
+        return table
 
     async def _read(
         self,
@@ -85,19 +90,28 @@ class AsyncFeatureClient:
         keys: Sequence[Mapping[str, Any]],
         now: Instant | str | datetime | None,
         request: RequestRows,
+        features: Sequence[str] | None,
         *,
         single: bool,
-    ) -> tuple[ServiceLookup, list[FeatureVector]]:
+    ) -> Any:
         lookup = self._services.get(service) or await self.service(service)
         t = self._clock.now() if now is None else to_instant(now, name="now")
+        if features is not None:
+            lookup = lookup.chosen(features)
         names = lookup.store_keys(keys)
         inputs = lookup.inputs(keys, request, single=single)
-        if self._cache is None or now is not None:
-            replies = await self._reads.read(names)
-        else:
-            wanted = self._cache.begin(names, len(keys), stamps=len(lookup.sources))
-            replies = self._cache.end(wanted, await self._reads.read(wanted.names) if wanted.names else [])
-        return lookup, lookup.vectors(replies, len(keys), t, exact_time=now is not None, inputs=inputs)
+        try:
+            if self._cache is None or now is not None:
+                replies = await self._reads.read(names)
+            else:
+                wanted = self._cache.begin(names, len(keys), stamps=len(lookup.sources))
+                replies = self._cache.end(wanted, await self._reads.read(wanted.names) if wanted.names else [])
+        except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
+            vectors = lookup.unread(error, len(keys), t, inputs=inputs)
+            return vectors[0] if single else FeatureTable(lookup.names, lookup.types, vectors)
+        if single:
+            return lookup.vectors(replies, 1, t, exact_time=now is not None, inputs=inputs)[0]
+        return lookup.table(replies, len(keys), t, exact_time=now is not None, inputs=inputs)
 
     async def service(self, name: str) -> ServiceLookup:
         """Return the compiled lookup of a service; read from the store once, then kept."""

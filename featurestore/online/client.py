@@ -6,10 +6,11 @@ import threading
 from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.definitions.entity import check_name
-from featurestore.errors import DefinitionError
+from featurestore.errors import DefinitionError, OnlineStoreTimeoutError, OnlineStoreUnavailableError
 from featurestore.online.cache import CACHE_ENTRIES, ReadCache
 from featurestore.online.lookup import ServiceLookup
 from featurestore.online.redis_store import RedisOnlineStore
+from featurestore.online.table import FeatureTable
 from featurestore.timeline import Clock, SystemClock, parse_duration, to_instant
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from featurestore.datatypes import DataType
     from featurestore.online.request import RequestRows
     from featurestore.online.store import OnlineStore
-    from featurestore.online.vector import FeatureTable, FeatureVector
+    from featurestore.online.vector import FeatureVector
     from featurestore.timeline import Instant
 
 MAX_ENTITIES = 10_000
@@ -103,6 +104,7 @@ class FeatureClient:
         *,
         now: Instant | str | datetime | None = None,
         request: Mapping[str, Any] | None = None,
+        features: Sequence[str] | None = None,
     ) -> FeatureVector:
         """Return the features of one entity: one round trip.
 
@@ -112,15 +114,18 @@ class FeatureClient:
             now: Time of the lookup; events at or after it do not count. The clock's when None.
             request: Request values by name, for the service's request features; None as a value is null. What the service does
                 not take is ignored.
+            features: The features to return, in this order; only the views that they need are read. All when None.
 
         Raises:
-            UnknownNameError: No such service, or a key column or request value is missing.
+            UnknownNameError: No such service or feature, or a key column or request value is missing.
             DefinitionError: A key or request value is of another type.
             PastLookupError: ``now`` is given and lies before events that are already merged.
+            StaleFeatureError: A view is older than its ``max_staleness``, and its policy is to fail.
             OnlineStoreUnavailableError: The store cannot be reached.
             OnlineStoreTimeoutError: It did not answer in time.
         """
-        return self._read(service, [keys], now, request, single=True)[1][0]
+        vector: FeatureVector = self._read(service, [keys], now, request, features, single=True)
+        return vector
 
     def get_many(
         self,
@@ -129,6 +134,7 @@ class FeatureClient:
         *,
         now: Instant | str | datetime | None = None,
         request: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
+        features: Sequence[str] | None = None,
     ) -> FeatureTable:
         """Return the features of 1 to 10,000 entities in the given order: one round trip.
 
@@ -137,14 +143,15 @@ class FeatureClient:
             keys: Keys of every entity.
             now: As for ``get``.
             request: Request values of every entity, or columns of them by name: lists, or numpy, Arrow or pandas columns.
+            features: As for ``get``.
 
         Raises:
             DefinitionError: There are no entities, or too many.
             Others: As ``get``.
         """
         check_entities(keys)
-        lookup, vectors = self._read(service, keys, now, request, single=False)
-        return lookup.table(vectors)
+        table: FeatureTable = self._read(service, keys, now, request, features, single=False)
+        return table
 
     def _read(
         self,
@@ -152,18 +159,27 @@ class FeatureClient:
         keys: Sequence[Mapping[str, Any]],
         now: Instant | str | datetime | None,
         request: RequestRows,
+        features: Sequence[str] | None,
         *,
         single: bool,
-    ) -> tuple[ServiceLookup, list[FeatureVector]]:
+    ) -> Any:
         lookup = self.service(service)
         t = self._clock.now() if now is None else to_instant(now, name="now")
+        if features is not None:
+            lookup = lookup.chosen(features)
         names = lookup.store_keys(keys)
         inputs = lookup.inputs(keys, request, single=single)
-        if self._cache is None or now is not None:
-            replies = self._store.read(names)
-        else:
-            replies = self._cache.read(names, len(keys), self._store.read, stamps=len(lookup.sources))
-        return lookup, lookup.vectors(replies, len(keys), t, exact_time=now is not None, inputs=inputs)
+        try:
+            if self._cache is None or now is not None:
+                replies = self._store.read(names)
+            else:
+                replies = self._cache.read(names, len(keys), self._store.read, stamps=len(lookup.sources))
+        except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
+            vectors = lookup.unread(error, len(keys), t, inputs=inputs)
+            return vectors[0] if single else FeatureTable(lookup.names, lookup.types, vectors)
+        if single:
+            return lookup.vectors(replies, 1, t, exact_time=now is not None, inputs=inputs)[0]
+        return lookup.table(replies, len(keys), t, exact_time=now is not None, inputs=inputs)
 
     def service(self, name: str) -> ServiceLookup:
         """Return the compiled lookup of a service; read from the store once, then kept."""

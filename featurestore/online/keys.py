@@ -46,6 +46,12 @@ def _tags(project: str) -> tuple[str, ...]:
     return tuple(tags)
 
 
+@lru_cache(maxsize=256)
+def _buckets(project: str) -> dict[bytes, int]:
+    """Return what the names of every bucket begin with, up to the closing brace, and the bucket."""
+    return {f"fs:{{{tag}".encode(): bucket for bucket, tag in enumerate(_tags(project))}
+
+
 @dataclass(frozen=True, slots=True)
 class KeySpace:
     """Builds the names of one project."""
@@ -65,10 +71,15 @@ class KeySpace:
         suffix = f"/{part}" if part else ""
         return f"fs:{{{self.tags[bucket_of(key)]}}}:v:{view}@{fingerprint}{suffix}:".encode() + key
 
-    def blobs(self, bucket: int, view: str, fingerprint: str) -> tuple[bytes, bytes]:
-        """Return what the names of all blobs of a view in a bucket begin with: of its first part, and of the others."""
-        start = f"fs:{{{self.tags[bucket]}}}:v:{view}@{fingerprint}".encode()
-        return start + b":", start + b"/"
+    def is_blob(self, name: bytes, view: str, fingerprint: str) -> bool:
+        """Whether a name is that of a blob of a view, of any of its parts."""
+        tag, _, rest = name.partition(b"}")
+        end = f":v:{view}@{fingerprint}".encode()
+        return tag in _buckets(self.project) and rest.startswith(end) and rest[len(end) : len(end) + 1] in (b":", b"/")
+
+    def bucket_in(self, name: bytes) -> int:
+        """Return the bucket that the name of a blob names."""
+        return _buckets(self.project)[name[: name.index(b"}")]]
 
     def fence(self, bucket: int) -> bytes:
         """Return the name of a bucket's fences."""

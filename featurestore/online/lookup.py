@@ -9,109 +9,74 @@ Contract of ``ServiceLookup``:
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import struct
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from featurestore.definitions.derived import DerivedLayout, request_values_of
+from featurestore.datatypes import DataType
 from featurestore.definitions.keys import encode_key, key_values
-from featurestore.definitions.layout import ViewLayout, service_fingerprint
 from featurestore.engines.derive import derive_rows
-from featurestore.errors import CodecError, DefinitionError
+from featurestore.errors import (
+    DefinitionError,
+    OnlineError,
+    StaleFeatureError,
+)
 from featurestore.online.batch import BatchReader
-from featurestore.online.keys import KeySpace
+from featurestore.online.keys import BUCKETS, KeySpace, bucket_of
+from featurestore.online.plan import LookupPlan, narrowed
 from featurestore.online.reader import ViewReader
 from featurestore.online.request import request_rows, typed_value
-from featurestore.online.vector import FeatureTable, FeatureVector
+from featurestore.online.table import FeatureTable
+from featurestore.online.vector import DEGRADED, STALE, FeatureVector
+from featurestore.timeline import format_duration, format_instant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from featurestore.datatypes import DataType
-    from featurestore.definitions.service import FeatureService
+    from featurestore.algebra import Window
+    from featurestore.definitions.derived import DerivedLayout
     from featurestore.online.reader import ViewValues
     from featurestore.online.request import RequestRows
     from featurestore.timeline import Instant
 
+__all__ = ["LookupPlan", "ServiceLookup"]
+
+_TEXT = struct.Struct("<cI").pack
+_ONE_PER_BUCKET = [
+    next(key for key in (number.to_bytes(2) for number in range(1 << 16)) if bucket_of(key) == bucket)
+    for bucket in range(BUCKETS)
+]
+_MOST_CHOSEN = 256
 MANY = 16
 """Entities from which on reading them at once is quicker than one by one."""
-PLAN_FORMATS = (1, 2)
-"""1: windowed features alone. 2: with features derived from them, of which a client of 1 would know nothing."""
-
-
-@dataclass(frozen=True)
-class LookupPlan:
-    """What a client needs to know of a service: published to the online store by ``apply``, as JSON."""
-
-    service: str
-    views: tuple[ViewLayout, ...]
-    request: tuple[DerivedLayout, ...] = ()
-
-    @staticmethod
-    def of(service: FeatureService) -> LookupPlan:
-        """Return the plan of a service."""
-        return LookupPlan(service.name, tuple(view.layout for view in service.views), service.request_layouts)
-
-    @cached_property
-    def keys(self) -> dict[str, DataType]:
-        """Name to type of the key columns of all views."""
-        return {name: kind for view in self.views for name, kind in view.keys}
-
-    @cached_property
-    def request_values(self) -> dict[str, DataType]:
-        """Name to type of what a lookup has to send besides keys."""
-        return request_values_of(self.request, {name: 0 for view in self.views for name in view.types} | self.keys)
-
-    def to_json(self) -> bytes:
-        """Return the plan as bytes."""
-        derives = self.request or any(view.derived for view in self.views)
-        data = {
-            "format": PLAN_FORMATS[1 if derives else 0],
-            "service": self.service,
-            "views": [view.to_dict() for view in self.views],
-            **({"request": [each.to_dict() for each in self.request]} if self.request else {}),
-        }
-        return json.dumps(data, separators=(",", ":")).encode()
-
-    @staticmethod
-    def from_json(data: bytes) -> LookupPlan:
-        """Return the plan that ``to_json`` wrote.
-
-        Raises:
-            CodecError: The bytes are not a plan of this version.
-        """
-        try:
-            plan = json.loads(data)
-            if plan["format"] not in PLAN_FORMATS:
-                raise CodecError(f"lookup plan has format {plan['format']!r}, this client reads {PLAN_FORMATS[-1]}.")
-            return LookupPlan(
-                plan["service"],
-                tuple(ViewLayout.from_dict(view) for view in plan["views"]),
-                tuple(DerivedLayout.from_dict(each) for each in plan.get("request", ())),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, CodecError):
-                raise
-            raise CodecError(f"the published lookup plan is unreadable: {error}", hint="run apply again.") from error
-
-    @property
-    def fingerprint(self) -> str:
-        """The service's fingerprint."""
-        return service_fingerprint(self.views, self.request)
 
 
 class ServiceLookup:
     """Lookup of one service; immutable, shared by threads."""
 
-    def __init__(self, project: str, plan: LookupPlan) -> None:
-        self.plan = plan
+    def __init__(self, project: str, plan: LookupPlan, features: Sequence[str] | None = None) -> None:
+        self.project = project
+        self.whole = plan
+        self.plan = plan = plan if features is None else narrowed(plan, features)
+        self._features = None if features is None else tuple(features)
+        self._chosen: dict[tuple[str, ...], ServiceLookup] = {}
         self.space = KeySpace(project)
         self.readers = tuple(ViewReader(view) for view in plan.views)
         self._batches = [BatchReader(each) if BatchReader.serves(each.layout) else None for each in self.readers]
         self._width = sum(len(view.parts) for view in plan.views)
         self.sources = tuple(dict.fromkeys(view.source for view in plan.views))
         self._complete_keys = [self.space.complete(source) for source in self.sources]
+        self._prefixes = [
+            [
+                [self.space.blob(view.view, view.fingerprint, key, part.number)[: -len(key)] for part in view.parts]
+                for key in _ONE_PER_BUCKET
+            ]
+            for view in plan.views
+        ]
+        self._heads = [[one for each in self._prefixes for one in each[bucket]] for bucket in range(BUCKETS)]
+        keyed = {view.keys for view in plan.views}
+        text = next(iter(keyed)) if len(keyed) == 1 else ()
+        self._text_key = text[0][0] if len(text) == 1 and text[0][1] == DataType.STRING else None
         self._windowed = [f"{view.view}.{feature.name}" for view in plan.views for feature in view.features]
         self._derived = [each for view in plan.views for each in view.derived]
         self._reads = {each.id: self._views_of(each) for each in plan.request}
@@ -125,16 +90,50 @@ class ServiceLookup:
             found |= dict.fromkeys([view] if dot else self._views_of(earlier[name]) if name in earlier else ())
         return tuple(found)
 
+    def chosen(self, features: Sequence[str] | None) -> ServiceLookup:
+        """Return the lookup of these features alone, in this order: it reads the views that they need and no others.
+
+        Raises:
+            UnknownNameError: The service has no such feature.
+            DefinitionError: There is none, or one twice.
+        """
+        if features is None:
+            return self
+        key = (features,) if isinstance(features, str) else tuple(features)
+        found = self._chosen.get(key)
+        if found is None:
+            if len(self._chosen) >= _MOST_CHOSEN:
+                self._chosen.clear()
+            found = self._chosen[key] = ServiceLookup(self.project, self.whole, key)
+        return found
+
+    @cached_property
+    def _all(self) -> dict[str, DataType]:
+        """Every feature that is read: those of the views, then request features."""
+        return {
+            **{name: kind for view in self.plan.views for name, kind in view.types.items()},
+            **{each.id: each.type for each in self.plan.request},
+        }
+
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Feature ids in order: those of the views, then request features."""
-        return (*(name for view in self.plan.views for name in view.types), *(each.id for each in self.plan.request))
+        """Feature ids in order: those of the views, then request features; or the chosen ones."""
+        return self._features or tuple(self._all)
 
     @cached_property
     def types(self) -> tuple[DataType, ...]:
         """Feature types in order."""
-        views = (kind for view in self.plan.views for kind in view.types.values())
-        return (*views, *(each.type for each in self.plan.request))
+        return tuple(self._all[name] for name in self.names)
+
+    @cached_property
+    def _pick(self) -> list[int] | None:
+        place = {name: number for number, name in enumerate(self._all)}
+        return None if self._features is None else [place[name] for name in self._features]
+
+    @cached_property
+    def _spans(self) -> dict[str, Window]:
+        found = {f"{view.view}.{feature.name}": feature.window for view in self.plan.views for feature in view.features}
+        return {name: found[name] for name in self.names if name in found}
 
     def inputs(
         self, entities: Sequence[Mapping[str, Any]], request: RequestRows, *, single: bool = False
@@ -167,16 +166,32 @@ class ServiceLookup:
             UnknownNameError: An entity lacks a key column.
             DefinitionError: A key value has another type than its column.
         """
+        if self._text_key is not None:
+            quick = self._of_text(entities, self._text_key)
+            if quick is not None:
+                return quick
         keys = []
         for entity in entities:
-            for view in self.plan.views:
+            for view, prefixes in zip(self.plan.views, self._prefixes, strict=True):
                 values = key_values(entity, view.keys, where=f"service {self.plan.service}, view {view.view}")
                 try:
                     encoded = encode_key(values, [kind for _, kind in view.keys])
                 except DefinitionError as error:
                     names = ", ".join(name for name, _ in view.keys)
                     raise DefinitionError(f"view {view.view}, key ({names}): {error.message}") from None
-                keys += [self.space.blob(view.view, view.fingerprint, encoded, part.number) for part in view.parts]
+                keys += [prefix + encoded for prefix in prefixes[bucket_of(encoded)]]
+        return keys + self._complete_keys
+
+    def _of_text(self, entities: Sequence[Mapping[str, Any]], name: str) -> list[bytes] | None:
+        """Return ``store_keys`` where all views have the same text as key, as most do; None if an entity has no such key."""
+        encoded = []
+        for entity in entities:
+            value = entity.get(name)
+            if type(value) is not str or not value.isascii():
+                return None
+            encoded.append(_TEXT(b"s", len(value)) + value.encode())
+        heads = self._heads
+        keys = [head + key for key in encoded for head in heads[bucket_of(key)]]
         return keys + self._complete_keys
 
     def vectors(
@@ -199,8 +214,8 @@ class ServiceLookup:
             exact_time: See ``ViewReader.read``.
             inputs: Of every entity, what ``inputs`` gave; needed where there are request features.
         """
-        stamps = replies[count * self._width :]
-        complete = None if None in stamps or not stamps else min(int(stamp) for stamp in stamps if stamp is not None)
+        complete = self._complete(replies[count * self._width :])
+        conditions = self._conditions(replies[count * self._width :], t)
         rows: list[list[Any]] = []
         said: list[tuple[dict[str, bool], dict[str, Instant | None]]] = []
         for reads in zip(*self._read_views(replies, count, t, exact_time=exact_time), strict=True):
@@ -208,17 +223,90 @@ class ServiceLookup:
             known: dict[str, bool] = {}
             as_of: dict[str, Instant | None] = {}
             for view, read in zip(self.plan.views, reads, strict=True):
-                # An empty store is not an empty window: without any sign of progress, an unknown key has no values.
-                values += read.values if read.known or complete is not None else [None] * len(read.values)
+                if conditions and conditions.get(view.view) == DEGRADED:
+                    values += self._defaults[view.view]
+                else:
+                    # An empty store is not an empty window: without any sign of progress, an unknown key has no values.
+                    values += read.values if read.known or complete is not None else [None] * len(read.values)
                 known[view.view], as_of[view.view] = read.known, read.as_of
             rows.append(values)
             said.append((known, as_of))
+        return self._made(rows, said, complete, t, conditions, inputs)
+
+    def _made(
+        self,
+        rows: list[list[Any]],
+        said: list[tuple[dict[str, bool], dict[str, Instant | None]]],
+        complete: Instant | None,
+        t: Instant,
+        conditions: Mapping[str, str],
+        inputs: Sequence[Mapping[str, Any]],
+    ) -> list[FeatureVector]:
+        """Return the vectors of what the views say."""
         if self._derived or self.plan.request:
-            rows = self._with_derived(rows, [known for known, _ in said], inputs, served=complete is not None)
+            known = [
+                {view: is_known or conditions.get(view) == DEGRADED for view, is_known in one.items()}
+                for one, _ in said
+            ]
+            rows = self._with_derived(rows, known, inputs, served=complete is not None)
+        elif self._pick is not None:
+            rows = [[row[place] for place in self._pick] for row in rows]
         return [
-            FeatureVector(self.names, tuple(values), known, as_of, complete, t, self._reads)
+            FeatureVector(self.names, tuple(values), known, as_of, complete, t, self._reads, conditions, self._spans)
             for values, (known, as_of) in zip(rows, said, strict=True)
         ]
+
+    def unread(
+        self, error: OnlineError, count: int, t: Instant, *, inputs: Sequence[Mapping[str, Any]] = ()
+    ) -> list[FeatureVector]:
+        """Return the defaults of all views, for a store that could not be read.
+
+        Raises:
+            OnlineError: ``error`` itself, when one of the views has another policy than "default".
+        """
+        policies = self.plan.policies
+        if not all(view.view in policies and policies[view.view].on_stale == "default" for view in self.plan.views):
+            raise error
+        values = [value for view in self.plan.views for value in self._defaults[view.view]]
+        names = [view.view for view in self.plan.views]
+        said = [(dict.fromkeys(names, False), dict.fromkeys(names)) for _ in range(count)]
+        return self._made([list(values) for _ in said], said, None, t, dict.fromkeys(names, DEGRADED), inputs)  # type: ignore[arg-type]
+
+    @cached_property
+    def _defaults(self) -> dict[str, list[Any]]:
+        """Per view with a policy, the defaults of its windowed features in order."""
+        stated = {view: dict(policy.defaults) for view, policy in self.plan.policies.items()}
+        return {
+            view.view: [stated[view.view].get(feature.name) for feature in view.features]
+            for view in self.plan.views
+            if view.view in stated
+        }
+
+    def _conditions(self, stamps: Sequence[bytes | None], t: Instant) -> dict[str, str]:
+        """Return what policies make of how old the sources are.
+
+        Raises:
+            StaleFeatureError: A view is too old and its policy is "fail".
+        """
+        found: dict[str, str] = {}
+        if not self.plan.policies:
+            return found
+        through = {
+            source: None if stamp is None else int(stamp) for source, stamp in zip(self.sources, stamps, strict=True)
+        }
+        for view in self.plan.views:
+            policy = self.plan.policies.get(view.view)
+            if policy is None or not policy.is_stale(through[view.source], t):
+                continue
+            if policy.on_stale == "fail":
+                seen = through[view.source]
+                raise StaleFeatureError(
+                    f"view {view.view}: complete through {'nothing' if seen is None else format_instant(seen)}, asked at "
+                    f"{format_instant(t)}, which is more than {format_duration(policy.max_staleness or 0)} later.",
+                    hint="is its job running? on_stale='serve_stale' or 'default' would answer.",
+                )
+            found[view.view] = STALE if policy.on_stale == "serve_stale" else DEGRADED
+        return found
 
     def _read_views(
         self, replies: Sequence[bytes | None], count: int, t: Instant, *, exact_time: bool
@@ -257,6 +345,42 @@ class ServiceLookup:
                     row[layout.id] = value if served or all(is_known[view] for view in views) else None
         return [[row[name] for name in self.names] for row in found]
 
-    def table(self, vectors: list[FeatureVector]) -> FeatureTable:
-        """Return the vectors as a table."""
-        return FeatureTable(self.names, self.types, vectors)
+    def table(
+        self,
+        replies: Sequence[bytes | None],
+        count: int,
+        t: Instant,
+        *,
+        exact_time: bool,
+        inputs: Sequence[Mapping[str, Any]] = (),
+    ) -> FeatureTable:
+        """Return all entities as a table; arguments as of ``vectors``."""
+        conditions = self._conditions(replies[count * self._width :], t)
+        if (
+            count < MANY
+            or None in self._batches
+            or self._derived
+            or self.plan.request
+            or DEGRADED in conditions.values()
+        ):
+            vectors = self.vectors(replies, count, t, exact_time=exact_time, inputs=inputs)
+            return FeatureTable(self.names, self.types, vectors)
+        width, views = self._width, {}
+        for at, batch in enumerate(self._batches):  # each of one part
+            assert batch is not None  # noqa: S101 - or it would not be here
+            view = self.plan.views[at].view
+            views[view] = batch.columns(replies[at : count * width : width], t, exact_time=exact_time)
+        complete = self._complete(replies[count * width :])
+        return FeatureTable.of_columns(
+            self.names,
+            self.types,
+            views,
+            complete_through=complete,
+            at=t,
+            pick=self._pick,
+            conditions=conditions,
+            spans=self._spans,
+        )
+
+    def _complete(self, stamps: Sequence[bytes | None]) -> Instant | None:
+        return None if None in stamps or not stamps else min(int(stamp) for stamp in stamps if stamp is not None)

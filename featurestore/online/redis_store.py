@@ -194,12 +194,11 @@ class RedisOnlineStore:
         with mapped_errors(self.url):
             _first_error(self._link.each(commands))
 
-    def blobs(self, bucket: int, view: str, fingerprint: str) -> list[bytes]:
-        """Return the names of all blobs of a view in a bucket, by a scan of the store's keys."""
-        starts = self.space.blobs(bucket, view, fingerprint)
+    def blobs(self, view: str, fingerprint: str) -> Iterator[bytes]:
+        """Yield the names of all blobs of a view, by one scan of the store's keys; a name can come twice while it grows."""
         with mapped_errors(self.url):
-            pattern = starts[0][:-1].decode() + "[:/]*"
-            return [name for names in self._scan(pattern) for name in names if name.startswith(starts)]
+            for names in self._scan(f"fs:{{{self.project}.*}}:v:{view}@{fingerprint}[:/]*"):
+                yield from (name for name in names if self.space.is_blob(name, view, fingerprint))
 
     def remove(self, names: Sequence[bytes]) -> None:
         """Remove values; harmless where there are none."""

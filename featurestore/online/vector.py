@@ -1,4 +1,4 @@
-"""What a lookup returns: FeatureVector for one entity, FeatureTable for many."""
+"""FeatureVector: what a lookup of one entity returns."""
 
 from __future__ import annotations
 
@@ -7,18 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from featurestore.errors import DefinitionError, UnknownNameError, did_you_mean
+from featurestore.errors import UnknownNameError, did_you_mean
 from featurestore.timeline import Instant, format_instant
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
+    from featurestore.algebra import Window
 
-    from featurestore.datatypes import DataType
-
-PRESENT, NULL, MISSING = "present", "null", "missing"
+PRESENT, NULL, MISSING, STALE, DEGRADED = "present", "null", "missing", "stale", "degraded"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -34,6 +29,8 @@ class FeatureVector(Mapping[str, Any]):
             does not say (nothing applied yet, or an emptied store).
         at: The time of the lookup, microseconds UTC.
         reads: Per request feature, the views it is computed from.
+        conditions: Per view whose policy had to act, "stale" or "degraded".
+        spans: Per windowed feature, its window.
     """
 
     names: tuple[str, ...]
@@ -43,6 +40,8 @@ class FeatureVector(Mapping[str, Any]):
     complete_through: Instant | None
     at: Instant
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    spans: Mapping[str, Window] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
         try:
@@ -65,18 +64,38 @@ class FeatureVector(Mapping[str, Any]):
 
     @property
     def status(self) -> dict[str, str]:
-        """Per feature: "present"; "null" (the key is known, nothing counted); "missing" (the key has no record).
+        """Per feature: "present", "null", "missing", "stale" or "degraded".
 
-        A request feature is missing when a view it reads has no record of the key.
+        Null: the key is known, nothing counted. Missing: the key has no record. Stale: the stored value, older than its view
+        allows. Degraded: the view's default, for the stored value is too old or could not be read.
+
+        A request feature has the worst status of the views it reads, missing being the best of the three.
         """
-        return {
-            name: (PRESENT if value is not None else NULL) if self._is_known(name) else MISSING
-            for name, value in zip(self.names, self.row, strict=True)
-        }
+        return {name: self._status(name, value) for name, value in zip(self.names, self.row, strict=True)}
 
-    def _is_known(self, name: str) -> bool:
-        views = self.reads.get(name)
-        return self.known[name.partition(".")[0]] if views is None else all(self.known[view] for view in views)
+    def _status(self, name: str, value: Any) -> str:
+        views = self.reads.get(name, (name.partition(".")[0],))
+        if self.conditions:
+            found = {self.conditions.get(view) for view in views}
+            for condition in (DEGRADED, STALE):
+                if condition in found:
+                    return condition
+        if not all(self.known[view] for view in views):
+            return MISSING
+        return NULL if value is None else PRESENT
+
+    @property
+    def windows(self) -> dict[str, tuple[Instant | None, Instant]]:
+        """Per windowed feature, the event times it covers: [first, second); the first is None without beginning.
+
+        The end is the time of the lookup, or just past the newest event merged where the clock was behind it.
+        """
+        found = {}
+        for name, window in self.spans.items():
+            newest = self.as_of.get(name.partition(".")[0])
+            t = self.at if newest is None else max(self.at, newest + 1)
+            found[name] = (window.start(t), window.end(t))
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data, times as ISO 8601; the form the command line prints."""
@@ -107,57 +126,3 @@ class FeatureVector(Mapping[str, Any]):
             for name, value in zip(self.names, self.row, strict=True)
         )
         return f"<table><tr><th>feature</th><th>value</th><th>status</th></tr>{cells}</table>"
-
-
-class FeatureTable:
-    """The features of many entities, one row each, in the order they were asked for."""
-
-    def __init__(self, names: tuple[str, ...], types: tuple[DataType, ...], vectors: list[FeatureVector]) -> None:
-        self.names = names
-        self.types = types
-        self._vectors = vectors
-
-    def __len__(self) -> int:
-        return len(self._vectors)
-
-    def __getitem__(self, row: int) -> FeatureVector:
-        return self._vectors[row]
-
-    def __iter__(self) -> Iterator[FeatureVector]:
-        return iter(self._vectors)
-
-    def to_numpy(self) -> np.ndarray:
-        """Return float64 of shape (rows, features); NaN is null (or a NaN), true is 1, an instant its microseconds.
-
-        Raises:
-            DefinitionError: A feature is a string or a list, which is no number.
-        """
-        for name, kind in zip(self.names, self.types, strict=True):
-            if kind.is_object:
-                raise DefinitionError(
-                    f"feature {name} is {kind}; only numbers fit a numpy matrix.",
-                    hint="use to_arrow() or to_pandas(), or ask for a service without it.",
-                )
-        rows = [vector.row for vector in self._vectors]
-        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.names))
-
-    def to_arrow(self) -> pa.Table:
-        """Return an Arrow table with the features' own types and real nulls; lists as Arrow lists."""
-        import pyarrow as pa
-
-        from featurestore.events.arrow_types import ARROW_TYPES
-
-        columns = list(zip(*(vector.row for vector in self._vectors), strict=True)) or [()] * len(self.names)
-        return pa.table(
-            {
-                name: pa.array(column, ARROW_TYPES[kind])
-                for name, kind, column in zip(self.names, self.types, columns, strict=True)
-            }
-        )
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Return a pandas frame, by way of Arrow."""
-        return self.to_arrow().to_pandas()
-
-    def __repr__(self) -> str:
-        return f"FeatureTable({len(self)} rows x {len(self.names)} features)"

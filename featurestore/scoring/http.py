@@ -3,8 +3,8 @@
 ::
 
     POST /v2/models/{name}[/versions/{v}]/infer ─┐ raw ASGI: read, decode, check, batch, answer
-    POST /score/{name} ──────────────────────────┘
-    GET  /v2, /v2/health/*, /v2/models/*, /metrics ── Starlette routes
+    POST /score/{name}, /lookup/{service} ───────┘
+    GET  /v2, /v2/health/*, /v2/models/*, /metrics, /openapi.json ── Starlette routes
 
 Rules:
     1. A body is read up to a limit and a deadline, must be application/json, and is decoded strictly (scoring/wire.py).
@@ -33,7 +33,9 @@ from featurestore.errors import DefinitionError, FeatureStoreError, ModelInputEr
 from featurestore.scoring import metrics as prometheus
 from featurestore.scoring.asgi import read_body, request_id_of, require_json, send_answer
 from featurestore.scoring.batching import Batcher
-from featurestore.scoring.inputs import CheckedRow, ScoreRequest
+from featurestore.scoring.lookup import content_type, prepare
+from featurestore.scoring.openapi import document
+from featurestore.scoring.plain import score_rows, shown
 from featurestore.scoring.problems import (
     JSON,
     PROBLEM_JSON,
@@ -43,8 +45,8 @@ from featurestore.scoring.problems import (
     refusal_of,
     unknown_model,
 )
-from featurestore.scoring.protocol import check_row_count, freshness, model_metadata, read_rows, write_response
-from featurestore.scoring.wire import ScoreBody, decode_infer, decode_score
+from featurestore.scoring.protocol import check_row_count, model_metadata, read_rows, write_response
+from featurestore.scoring.wire import decode_infer, decode_score
 from featurestore.timeline import to_instant
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
 
     from featurestore.scoring.asgi import Headers
     from featurestore.scoring.auth import ApiKeys
-    from featurestore.scoring.scorer import Prediction
+    from featurestore.scoring.inputs import CheckedRow, ScoreRequest
     from featurestore.scoring.served import ModelSet, ServedModel
     from featurestore.timeline import Instant
 
@@ -144,6 +146,8 @@ class ScoringApp:
                     call = _Call("infer", name, version, request_id, started)
                 case ["", "score", name]:
                     call = _Call("score", name, None, request_id, started)
+                case ["", "lookup", name]:
+                    call = _Call("lookup", name, None, request_id, started)
             if call is not None:
                 await self._hot(call, scope["headers"], receive, send)
                 return
@@ -165,7 +169,8 @@ class ScoringApp:
                 await self._refuse(send, answer, call.request_id, call.route, protocol=protocol)
             elif answer is not None:  # else the caller has gone
                 self.metrics.count_request(call.route, 200)
-                await send_answer(send, 200, answer, content_type=JSON, request_id=call.request_id)
+                kind = content_type(headers) if call.route == "lookup" else JSON
+                await send_answer(send, 200, answer, content_type=kind, request_id=call.request_id)
         finally:
             self._in_flight -= 1
             self.metrics.observe_request(call.route, time.perf_counter() - call.started)
@@ -174,7 +179,7 @@ class ScoringApp:
         """Return the body of the answer, why there is none, or None if nobody waits for it."""
         try:
             answer = await self._answer(call, headers, receive)
-            return None if answer is None else self._encode(answer)
+            return answer if answer is None or isinstance(answer, bytes) else self._encode(answer)
         except Refusal as refusal:
             return refusal
         except FeatureStoreError as error:
@@ -186,14 +191,25 @@ class ScoringApp:
             _LOG.exception("request %s failed", call.request_id)
             return internal_error()
 
-    async def _answer(self, call: _Call, headers: Headers, receive: Receive) -> dict[str, Any] | None:
-        served = self._models.find(call.name, call.version)
-        if served is None:
+    async def _answer(self, call: _Call, headers: Headers, receive: Receive) -> dict[str, Any] | bytes | None:
+        served = None if call.route == "lookup" else self._models.find(call.name, call.version)
+        if served is None and call.route != "lookup":
             raise unknown_model(call.name, call.version)
         require_json(headers)
         body = await read_body(headers, receive, self.limits.body_bytes, self.limits.body_seconds)
         if body is None:
             return None
+        if served is None:
+            return await self._batcher.on_worker(
+                prepare(
+                    self._models.client,
+                    call.name,
+                    body,
+                    max_rows=self.limits.rows,
+                    to_now=self._now,
+                    wanted=content_type(headers),
+                )
+            )
         return await (self._infer(served, body) if call.route == "infer" else self._score(served, body))
 
     async def _infer(self, served: ServedModel, body: bytes) -> dict[str, Any]:
@@ -209,15 +225,15 @@ class ScoringApp:
 
     async def _score(self, served: ServedModel, body: bytes) -> dict[str, Any]:
         request = decode_score(body)
-        rows = _score_rows(request)
+        rows = score_rows(request)
         check_row_count(len(rows), self.limits.rows)
         explain = request.explain is True
         now = self._now(None if request.now is UNSET else request.now)
         predictions = await self._batcher.score(served, _check(served, rows), now, explain=explain)
         answer: dict[str, Any] = {"model": served.manifest.name, "version": served.manifest.version}
         if isinstance(request.keys, dict):
-            return answer | _shown(predictions[0], explain=explain)
-        return answer | {"predictions": [_shown(one, explain=explain) for one in predictions]}
+            return answer | shown(predictions[0], explain=explain)
+        return answer | {"predictions": [shown(one, explain=explain) for one in predictions]}
 
     def _now(self, value: Any) -> Instant | None:
         """Return the time a replay asks for."""
@@ -254,9 +270,15 @@ class ScoringApp:
             ("/v2/models/{name}/ready", "model_ready", self._model_ready),
             ("/v2/models/{name}/versions/{version}/ready", "model_ready", self._model_ready),
             ("/metrics", "metrics", self._metrics),
+            ("/openapi.json", "openapi", self._openapi),
         ]
         routes = [Route(path, self._answering(label, handler), methods=["GET"]) for path, label, handler in table]
-        hot = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer", "/score/{name}")
+        hot = (
+            "/v2/models/{name}/infer",
+            "/v2/models/{name}/versions/{version}/infer",
+            "/score/{name}",
+            "/lookup/{name}",
+        )
         routes += [Route(path, self._hot_by_routing, methods=["POST"]) for path in hot]  # for the 405 of other methods
         app = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: self._http_error})
         app.router.redirect_slashes = False
@@ -309,6 +331,9 @@ class ScoringApp:
     async def _metrics(self, _request: Request) -> Response:
         return Response(self.metrics.render(), media_type=prometheus.CONTENT_TYPE)
 
+    async def _openapi(self, _request: Request) -> Response:
+        return _json(document(_version()))
+
     def _served(self, request: Request) -> ServedModel:
         name, version = request.path_params["name"], request.path_params.get("version")
         served = self._models.find(name, version)
@@ -346,35 +371,6 @@ def _check(served: ServedModel, rows: list[ScoreRequest]) -> list[CheckedRow]:
     if len(rows) == 1:
         return [check(rows[0])]
     return [check(row, at=f"row {index}: ") for index, row in enumerate(rows)]
-
-
-def _score_rows(body: ScoreBody) -> list[ScoreRequest]:
-    """Return the rows of a plain request: one pair of objects, or two lists of the same length."""
-    if isinstance(body.keys, dict):
-        request = body.request or {}
-        if not isinstance(request, dict):
-            raise ModelInputError("keys is one object and request a list.", hint="send one object, or two lists.")
-        return [ScoreRequest(body.keys, request)]
-    requests = body.request or [{}] * len(body.keys)
-    if not isinstance(requests, list) or len(requests) != len(body.keys):
-        raise ModelInputError(
-            f"keys is a list of {len(body.keys)}, request is not.", hint="send one request object for each key."
-        )
-    return [ScoreRequest(keys, request) for keys, request in zip(body.keys, requests, strict=True)]
-
-
-def _shown(one: Prediction, *, explain: bool) -> dict[str, Any]:
-    """Return a prediction as ``/score`` shows it: times are microseconds since 1970, UTC."""
-    summary = freshness([one])
-    shown: dict[str, Any] = {
-        "score": one.score,
-        "at": one.at,
-        "complete_through": one.complete_through,
-        "statuses": {name[9:]: count for name, count in summary.items() if name.startswith("statuses.")},
-    }
-    if explain:
-        shown |= {"vector": one.vector, "status": one.statuses, "as_of": one.as_of}
-    return shown
 
 
 def _json(content: Any, status: int = 200) -> Response:

@@ -65,6 +65,7 @@ class ModelSet:
     """
 
     def __init__(self, loaded: Iterable[LoadedModel], client: FeatureReader) -> None:
+        self.client = client
         self._versions: dict[str, dict[int, ServedModel]] = {}
         for one in loaded:
             self._versions.setdefault(one.manifest.name, {})[one.manifest.version] = ServedModel(one, client)

@@ -73,8 +73,22 @@ class ScoreBody(Struct, forbid_unknown_fields=True):
         return _present(self) + _size(self.keys) + _size(self.request)
 
 
+class LookupBody(Struct, forbid_unknown_fields=True):
+    """The body of ``POST /lookup/{service}``: one row, or lists of the same length."""
+
+    keys: dict[str, Scalar] | list[dict[str, Scalar]]
+    request: dict[str, Scalar] | list[dict[str, Scalar]] | UnsetType = UNSET
+    features: list[str] | UnsetType = UNSET
+    now: Integer | str | UnsetType | None = UNSET
+
+    def names(self) -> int:
+        """Return how many names its objects hold."""
+        return _present(self) + _size(self.keys) + _size(self.request)
+
+
 _infer = msgspec.json.Decoder(InferBody)
 _score = msgspec.json.Decoder(ScoreBody)
+_lookup = msgspec.json.Decoder(LookupBody)
 
 
 def decode_infer(body: bytes) -> InferBody:
@@ -94,6 +108,16 @@ def decode_score(body: bytes) -> ScoreBody:
         ModelInputError: It is not strict JSON of that shape; the message says where.
     """
     decoded: ScoreBody = _decode(_score, body)
+    return decoded
+
+
+def decode_lookup(body: bytes) -> LookupBody:
+    """Return a lookup.
+
+    Raises:
+        ModelInputError: It is not strict JSON of that shape; the message says where.
+    """
+    decoded: LookupBody = _decode(_lookup, body)
     return decoded
 
 

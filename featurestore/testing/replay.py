@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
     from featurestore.definitions.source import EventSource
     from featurestore.online.store import OnlineStore
-    from featurestore.online.vector import FeatureTable, FeatureVector
+    from featurestore.online.table import FeatureTable
+    from featurestore.online.vector import FeatureVector
 
 _YEAR_1: Instant = -62_135_596_800_000_000
 

@@ -79,6 +79,14 @@ def test_a_project_is_applied_once_and_looked_up(project, run, online_url, monke
     assert (code, vector["at"]) == (0, "2026-01-01T00:00:00Z")
     assert set(vector["status"].values()) == {"missing"}
     assert "customer_purchases.purchases_1h" in run("lookup", "shop_v1", "customer_id=c1")[1]
+    chosen = ("lookup", "shop_v1", "customer_id=c1", "--features", "customer_purchases.purchases_1h")
+    assert list(json.loads(run(*chosen, "--json")[1])["values"]) == ["customer_purchases.purchases_1h"]
+    code, out, _ = run(*chosen, "--watch", "--every", "1ms", "--refreshes", "3", "--json")
+    assert code == 0
+    assert [list(json.loads(line)["status"].values()) for line in out.splitlines()] == [["missing"]] * 3
+    code, out, _ = run(*chosen, "--watch", "--every", "1ms", "--refreshes", "2")
+    assert code == 0
+    assert "complete through unknown" in out
 
 
 def test_what_is_no_longer_defined_is_removed_from_registry_and_store(project, run, online_url, monkeypatch):

@@ -1,0 +1,42 @@
+"""What ``POST /score/{model}`` takes and shows, apart from how it travels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from featurestore.errors import ModelInputError
+from featurestore.scoring.inputs import ScoreRequest
+from featurestore.scoring.protocol import freshness
+
+if TYPE_CHECKING:
+    from featurestore.scoring.scorer import Prediction
+    from featurestore.scoring.wire import ScoreBody
+
+
+def score_rows(body: ScoreBody) -> list[ScoreRequest]:
+    """Return the rows of a plain request: one pair of objects, or two lists of the same length."""
+    if isinstance(body.keys, dict):
+        request = body.request or {}
+        if not isinstance(request, dict):
+            raise ModelInputError("keys is one object and request a list.", hint="send one object, or two lists.")
+        return [ScoreRequest(body.keys, request)]
+    requests = body.request or [{}] * len(body.keys)
+    if not isinstance(requests, list) or len(requests) != len(body.keys):
+        raise ModelInputError(
+            f"keys is a list of {len(body.keys)}, request is not.", hint="send one request object for each key."
+        )
+    return [ScoreRequest(keys, request) for keys, request in zip(body.keys, requests, strict=True)]
+
+
+def shown(one: Prediction, *, explain: bool) -> dict[str, Any]:
+    """Return a prediction as ``/score`` shows it: times are microseconds since 1970, UTC."""
+    summary = freshness([one])
+    found: dict[str, Any] = {
+        "score": one.score,
+        "at": one.at,
+        "complete_through": one.complete_through,
+        "statuses": {name[9:]: count for name, count in summary.items() if name.startswith("statuses.")},
+    }
+    if explain:
+        found |= {"vector": one.vector, "status": one.statuses, "as_of": one.as_of}
+    return found

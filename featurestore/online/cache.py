@@ -99,7 +99,7 @@ class ReadCache:
                 entry = None
                 missing += group
             found.append(entry)
-        return Wanted([*missing, *names[count * width :]] if missing else [], groups, found, at)
+        return Wanted([*missing, *names[count * width :]] if None in found else [], groups, found, at)
 
     def end(self, wanted: Wanted, replies: Sequence[bytes | None]) -> list[bytes | None]:
         """Return the values of all names of a lookup, given those that had to be read, and keep these."""

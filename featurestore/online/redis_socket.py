@@ -56,8 +56,23 @@ class Connection:
 
     def ask(self, packed: bytes, deadline: float) -> Any:
         """Send a command and return its reply; an error reply is returned too."""
-        self.send(packed, deadline)
-        return self.reply(deadline)
+        sock, reader = self._socket, self._reader  # in one piece: this is the path of every lookup
+        try:
+            sock.settimeout(left(deadline))
+            sock.sendall(packed)
+            while True:
+                data = sock.recv(_CHUNK)
+                if not data:
+                    raise redis.exceptions.ConnectionError("it closed the connection")
+                reader.feed(data)
+                reply = reader.gets()
+                if reply is not False:
+                    return reply
+                sock.settimeout(left(deadline))
+        except TimeoutError as error:
+            raise redis.exceptions.TimeoutError("no whole reply") from error
+        except OSError as error:
+            raise redis.exceptions.ConnectionError(str(error) or type(error).__name__) from error
 
     def send(self, packed: bytes, deadline: float) -> None:
         """Send commands."""

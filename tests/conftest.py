@@ -13,13 +13,14 @@ import redis
 
 from featurestore.stack.kafka import KafkaServer
 from featurestore.stack.valkey import OnlineServer
+from tests.servers import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyspark.sql import SparkSession
 
-MARKER_OF_FIXTURE = {"spark": "jvm", "kafka_server": "jvm", "online_server": "server"}
+MARKER_OF_FIXTURE = {"spark": "jvm", "kafka_server": "jvm", "online_server": "server", "cluster": "server"}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -53,6 +54,20 @@ def online_url(online_server: OnlineServer) -> str:
     with redis.Redis.from_url(online_server.url) as client:
         client.flushdb()
     return online_server.url
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Redis Cluster of three primaries of this session's own."""
+    with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster_url(cluster: Cluster) -> str:
+    """URL of an empty online store on a cluster."""
+    cluster.flush()
+    return cluster.url
 
 
 @pytest.fixture(scope="session")

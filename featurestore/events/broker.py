@@ -134,6 +134,15 @@ class OffsetReader:
             offsets.setdefault(place.topic, {})[place.partition] = offset
         return offsets
 
+    def first_offsets(self) -> dict[str, dict[int, int]]:
+        """Return, per topic and partition, the offset of the oldest record that Kafka still has."""
+        with mapped_errors(self._settings, "reading first offsets"):
+            firsts = self._consumer.beginning_offsets(self._partitions)
+        offsets: dict[str, dict[int, int]] = {}
+        for place, offset in firsts.items():
+            offsets.setdefault(place.topic, {})[place.partition] = offset
+        return offsets
+
     def close(self) -> None:
         """Close the connection."""
         self._consumer.close()

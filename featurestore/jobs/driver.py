@@ -20,12 +20,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import BrokerUnavailableError, CheckpointMismatchError, FeatureStoreError, OnlineError
+from featurestore.errors import (
+    BrokerUnavailableError,
+    CheckpointMismatchError,
+    FeatureStoreError,
+    OnlineError,
+    OnlineStoreLostError,
+)
 from featurestore.events.broker import OffsetReader, ensure_topics, stamps_on_append
 from featurestore.jobs.archive import ArchiveBatch, start_archive
 from featurestore.jobs.consumers import Consumers
 from featurestore.jobs.hot import HotWorker, start_hot, warm_up
-from featurestore.jobs.online_epoch import SeenProgress, begin_hot
+from featurestore.jobs.online_epoch import HotStart, begin_hot
 from featurestore.jobs.worker import COUNTS, by_topic, complete_through
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.timeline import SystemClock, format_instant
@@ -139,9 +145,10 @@ class Reporter:
 class CompletionPublisher(threading.Thread):
     """Publishes ``complete_through`` of every source: up to which arrival everything has been applied."""
 
-    def __init__(self, spec: MaterializeSpec, stop: threading.Event, seen: SeenProgress) -> None:
+    def __init__(self, spec: MaterializeSpec, stop: threading.Event, begun: HotStart) -> None:
         super().__init__(name="completion", daemon=True)
-        self._seen = seen
+        self._begun = begun
+        self._lost: OnlineStoreLostError | None = None
         self._spec = spec
         self._stop = stop
         self._topics = {topic: source.name for topic, (source, _) in spec.by_topic().items()}
@@ -156,13 +163,26 @@ class CompletionPublisher(threading.Thread):
                 if reader is None:
                     reader = OffsetReader(self._spec.kafka, self._topics)
                     stamped = {topic: stamps_on_append(self._spec.kafka, topic) for topic in self._topics}
+                self._begun.check(store)
                 self._publish(store, reader, stamped)
-                self._seen.note(store, self._topics.values())
+                self._begun.seen.note(store, self._topics.values())
+            except OnlineStoreLostError as error:
+                self._lost = error
+                break
             except (BrokerUnavailableError, OnlineError):
                 reader = None
         if reader is not None:
             reader.close()
         store.close()
+
+    def check(self) -> None:
+        """Raise when the online store is no longer the one the job began on.
+
+        Raises:
+            OnlineStoreLostError: It was emptied, is an older one, or is being rebuilt.
+        """
+        if self._lost is not None:
+            raise self._lost
 
     def _publish(self, store: RedisOnlineStore, reader: OffsetReader, stamped: Mapping[str, bool]) -> None:
         began = SystemClock().now()
@@ -190,6 +210,7 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
     reporter.write()
     running: list[StreamingQuery] = []
     consumers: Consumers | None = None
+    publisher: CompletionPublisher | None = None
     try:
         topics = spec.by_topic()
         ensure_topics(spec.kafka, dict.fromkeys(topics, spec.partitions))
@@ -209,7 +230,8 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
                 running.append(
                     start_hot(session, worker, spec.kafka, checkpoint=begun.checkpoint, starting=begun.starting)
                 )
-            CompletionPublisher(spec, stop, begun.seen).start()
+            publisher = CompletionPublisher(spec, stop, begun)
+            publisher.start()
         if "archive" in spec.queries:
             session.sparkContext.setLocalProperty("spark.scheduler.pool", "archive")
             _refuse_lost_checkpoint(session, spec)
@@ -222,6 +244,8 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
         while not stop.wait(_TICK_S) and all(query.isActive for query in running):
             for query in running:
                 reporter.collect(query)
+            if publisher is not None:
+                publisher.check()
             if consumers is not None:
                 consumers.check()
                 reporter.collect_consumers(consumers)

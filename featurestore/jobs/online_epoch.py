@@ -8,18 +8,19 @@ the loss: it begins at the lowest fence, and the fences drop what is applied
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featurestore.errors import OnlineStoreLostError
+from featurestore.errors import OffsetsGoneError, OnlineError, OnlineStoreLostError
 from featurestore.events.broker import OffsetReader
 from featurestore.offline.epochs import OnlineEpochs
 from featurestore.online.epoch import lost, move_epoch, one_epoch, read_epochs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from featurestore.definitions.source import EventSource
     from featurestore.definitions.view import FeatureView
@@ -44,8 +45,10 @@ def join_epoch(store: OnlineStore, offline: str) -> int:
     found = one_epoch(epochs)
     if expected is None and set(epochs) == {None}:
         recorded.record(1, "the first job")
-        move_epoch(store, 1)
-        return 1
+        with contextlib.suppress(OnlineError):  # another job begins it too; between them they reach every bucket
+            move_epoch(store, 1)
+        epochs, expected = read_epochs(store), 1
+        found = one_epoch(epochs)
     if found is not None and (expected is None or found > expected):
         recorded.record(found, "found in the online store")
         return found
@@ -65,6 +68,11 @@ class SeenProgress:
 
     path: Path
     epoch: int
+
+    @property
+    def exists(self) -> bool:
+        """Whether the job has written to the store in this epoch."""
+        return bool(self._seen())
 
     def _seen(self) -> dict[str, dict[str, int]]:
         try:
@@ -87,7 +95,8 @@ class SeenProgress:
                     raise OnlineStoreLostError(
                         f"the online store is an older one: source {source}, partition {partition} had reached offset "
                         f"{offset:,}, and is at {current:,}.",
-                        hint="run featurestore rebuild-online, then submit the job again: it goes on from there.",
+                        hint="run featurestore rebuild-online, with --from-topics if they still hold what it lost, then submit "
+                        "the job again.",
                     )
 
     def note(self, store: OnlineStore, sources: Iterable[str]) -> None:
@@ -118,6 +127,17 @@ class HotStart:
     starting: dict[str, dict[int, int]] | None
     seen: SeenProgress
 
+    def check(self, store: OnlineStore) -> None:
+        """Raise when the store is no longer the one the job began on, also while no record comes.
+
+        Raises:
+            OnlineStoreLostError: It was emptied, is older than what was seen of it, or is being rebuilt.
+        """
+        epochs = read_epochs(store)
+        if one_epoch(epochs) != self.epoch:
+            raise lost(epochs, self.epoch)
+        self.seen.check(store)
+
 
 def begin_hot(
     store: OnlineStore,
@@ -138,18 +158,21 @@ def begin_hot(
     Raises:
         OnlineStoreUnavailableError: The store cannot be reached.
         OnlineStoreLostError: It was emptied, is an older one, or is being rebuilt.
+        OffsetsGoneError: Kafka no longer has what the store's fences wait for.
     """
     store.ping()
     epoch = join_epoch(store, offline)
     seen = SeenProgress(Path(checkpoints, "online.json"), epoch)
     seen.check(store)
     starting = None
-    if epoch > 1:
+    if epoch > 1 and not seen.exists:  # the first time in this epoch; from then on the checkpoint says where to go on
         reader = OffsetReader(kafka, topics)
         try:
-            starting = starting_offsets(store, topics, reader.end_offsets())
+            firsts = reader.first_offsets()
         finally:
             reader.close()
+        refuse_gone(store, topics, firsts)
+        starting = starting_offsets(store, topics, firsts)
     return HotStart(epoch, hot_checkpoint(checkpoints, epoch), starting, seen)
 
 
@@ -171,6 +194,47 @@ def starting_offsets(
         partitions: Topic to its partitions.
     """
     found: dict[str, dict[int, int]] = {}
+    for topic, partition, fences in _fences_of(store, topics, partitions):
+        explicit = [each for each in fences if each is not None]
+        found.setdefault(topic, {})[partition] = min(explicit) if len(explicit) == len(fences) else _EARLIEST
+    return found
+
+
+def refuse_gone(
+    store: OnlineStore,
+    topics: Mapping[str, tuple[EventSource, tuple[FeatureView, ...]]],
+    firsts: Mapping[str, Mapping[int, int]],
+) -> None:
+    """Raise when Kafka no longer has records that some fence still waits for.
+
+    A bucket that no event met for long has an old fence too, and is then taken for one that waits: a rebuild of all views, out of
+    the event log, moves every fence.
+
+    Args:
+        store: The online store.
+        topics: Topic to source and the views on it.
+        firsts: Topic to partition to the oldest offset that Kafka has.
+
+    Raises:
+        OffsetsGoneError: It does not; the message says which and how many.
+    """
+    for topic, partition, fences in _fences_of(store, topics, firsts):
+        lowest = min((each for each in fences if each is not None), default=None)
+        first = firsts[topic][partition]
+        if lowest is not None and lowest < first:
+            raise OffsetsGoneError(
+                f"{topic}-{partition}: the online store waits for offset {lowest:,}, Kafka has {first:,} and newer: "
+                f"{first - lowest:,} records are gone from the topic.",
+                hint="run featurestore rebuild-online, all views: the event log has what the archive query has read of them.",
+            )
+
+
+def _fences_of(
+    store: OnlineStore,
+    topics: Mapping[str, tuple[EventSource, tuple[FeatureView, ...]]],
+    partitions: Mapping[str, Iterable[int]],
+) -> Iterator[tuple[str, int, list[int | None]]]:
+    """Yield topic, partition, and the fences of all views and buckets."""
     for topic, (source, views) in topics.items():
         numbers = sorted(partitions[topic])
         fields = [
@@ -181,7 +245,4 @@ def starting_offsets(
         rows = store.fences(fields)
         for position, partition in enumerate(numbers):
             mine = [each for row in rows for each in row[position * len(views) : (position + 1) * len(views)]]
-            found.setdefault(topic, {})[partition] = (
-                _EARLIEST if None in mine else min(int(each) for each in mine if each is not None)
-            )
-    return found
+            yield topic, partition, [None if each is None else int(each) for each in mine]

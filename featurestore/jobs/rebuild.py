@@ -7,7 +7,7 @@ The whole store, or one view of it (``rebuild_online``):
     3. for a group of buckets at a time, the log streams by in batches; the events of the group's keys go through a
        ``FencedWriter`` into a store in memory. Groups bound the memory: one pass over the log for each
     4. every blob replaces the one that is there, whole, by compare-and-set; blobs of keys that the log does not have are removed;
-       then the bucket's fences move to exactly the offsets of step 1, all at once
+       then each bucket's fences move to exactly the offsets of step 1, all at once
     5. every bucket gets the next epoch. A job that is submitted now begins at the fences
 
 A reader sees a key's old value or its new one, never a half-built one. No value goes back: a log that has not reached a
@@ -138,8 +138,9 @@ def rebuild_online(
             built = _build(store.project, scans[source], views, set(members))
             result.passes += 1
             result.events += ends[source].rows
+            _write_blobs(store, views, set(members), built, result)
             for bucket in members:
-                _write_bucket(store, bucket, source, views, built, ends[source], -epoch, result)
+                _move_fences(store, bucket, source, views, ends[source], -epoch)
                 done += 1
                 if progress is not None:
                     progress(done, total)
@@ -217,26 +218,26 @@ def _within(shaped: Shaped, buckets: set[int]) -> Shaped:
     return shaped if chosen.all() else shaped.take(np.flatnonzero(chosen[shaped.key]))
 
 
-def _write_bucket(
-    store: OnlineStore,
-    bucket: int,
-    source: str,
-    views: Sequence[FeatureView],
-    built: MemoryOnlineStore,
-    ends: LogEnds,
-    epoch: int,
-    result: Rebuilt,
+def _write_blobs(
+    store: OnlineStore, views: Sequence[FeatureView], buckets: set[int], built: MemoryOnlineStore, result: Rebuilt
 ) -> None:
-    """Replace the blobs of a bucket, remove those of unknown keys, and move its fences."""
+    """Replace the blobs of some buckets, and remove those of keys that no event has."""
+    names = list(built.values)
+    for first in range(0, len(names), _CHUNK):
+        chunk = names[first : first + _CHUNK]
+        replace_blobs(store, chunk, [built.values[name] for name in chunk])
+    result.blobs += len(names)
     for view in views:
-        names = built.blobs(bucket, view.name, view.layout.fingerprint)
-        for first in range(0, len(names), _CHUNK):
-            chunk = names[first : first + _CHUNK]
-            replace_blobs(store, chunk, [built.values[name] for name in chunk])
-        stale = sorted({*store.blobs(bucket, view.name, view.layout.fingerprint)} - {*names})
-        store.remove(stale)
-        result.blobs += len(names)
+        found = store.blobs(view.name, view.layout.fingerprint)
+        stale = {name for name in found if name not in built.values and store.space.bucket_in(name) in buckets}
+        store.remove(sorted(stale))
         result.removed += len(stale)
+
+
+def _move_fences(
+    store: OnlineStore, bucket: int, source: str, views: Sequence[FeatureView], ends: LogEnds, epoch: int
+) -> None:
+    """Move the fences of a bucket to where the log ends."""
     fields = [
         (store.space.fence_field(view.name, view.layout.fingerprint, source, partition), until)
         for view in views

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,6 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 
 from featurestore.algebra.columns import reduce_groups, starts_of_runs, take
 from featurestore.engines.packed import rows_from_arrow, rows_to_arrow
-from featurestore.online.keys import bucket_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from featurestore.definitions.view import FeatureView
     from featurestore.timeline import Instant
 
-_PASS_ROWS = 2_000_000
+PASS_ROWS = 2_000_000
 _BATCH_ROWS = 65_536
 _IDENTITY = ("fingerprint", "part", "key", "tile")
 
 
-def merge_tiles(table: DeltaTable, view: FeatureView, *, before: Instant) -> int:
+def merge_tiles(table: DeltaTable, view: FeatureView, *, before: Instant, pass_rows: int = PASS_ROWS) -> int:
     """Merge the tiles of a view that hold only events before an instant, in one commit; return how many rows went into others.
 
     Rows of other definitions of the view stay as they are. Where nothing is to be merged, nothing is committed. Memory grows
-    with a share of the keys, as many as make two million rows.
+    with a share of the keys, as many as make about ``pass_rows`` rows.
 
     Raises:
         CommitFailedError: Another writer added or changed such tiles since the table was opened; nothing was changed.
@@ -41,7 +41,7 @@ def merge_tiles(table: DeltaTable, view: FeatureView, *, before: Instant) -> int
     chosen = (ds.field("view") == view.name) & (ds.field("tile") < cut)
     dataset = table.to_pyarrow_dataset()
     rows = dataset.count_rows(filter=chosen)
-    passes = max(1, -(-rows // _PASS_ROWS))
+    passes = max(1, -(-rows // pass_rows))
     doubled = sum(_doubled(dataset, chosen, view, share, passes) for share in range(passes))
     if not doubled:
         return 0
@@ -62,7 +62,7 @@ def _share(batch: pa.RecordBatch, share: int, passes: int) -> pa.RecordBatch:
     if passes == 1:
         return batch
     keys = batch.column("key").dictionary_encode()
-    mine = np.array([bucket_of(key) % passes == share for key in keys.dictionary.to_pylist()], dtype=bool)
+    mine = np.array([crc32(key) % passes == share for key in keys.dictionary.to_pylist()], dtype=bool)
     return batch.filter(pa.array(mine[keys.indices.to_numpy()]))
 
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.definitions.entity import check_name
 from featurestore.errors import OnlineStoreTimeoutError, OnlineStoreUnavailableError
-from featurestore.online.client import check_entities
+from featurestore.online.cache import CACHE_ENTRIES
+from featurestore.online.client import cache_of, check_entities
 from featurestore.online.lookup import ServiceLookup
-from featurestore.online.redis_async import AsyncReads
+from featurestore.online.redis_async_cluster import AsyncReads
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.online.table import FeatureTable
 from featurestore.timeline import Clock, SystemClock, parse_duration, to_instant
@@ -31,6 +32,8 @@ class AsyncFeatureClient:
         project: The project whose features to read.
         timeout: Longest wait for the store in one lookup, connecting included; a stuck server costs no more.
         clock: Tells what "now" is.
+        cache: As for ``FeatureClient``.
+        cache_entries: As for ``FeatureClient``.
 
     Example:
         async with AsyncFeatureClient("redis://localhost:6379") as client:
@@ -38,13 +41,21 @@ class AsyncFeatureClient:
     """
 
     def __init__(
-        self, url: str, *, project: str = "default", timeout: str = "50ms", clock: Clock | None = None
+        self,
+        url: str,
+        *,
+        project: str = "default",
+        timeout: str = "50ms",
+        clock: Clock | None = None,
+        cache: str | None = None,
+        cache_entries: int = CACHE_ENTRIES,
     ) -> None:
         seconds = parse_duration(timeout) / 1_000_000
         self._plans = RedisOnlineStore(url, check_name(project, "project"), timeout_s=seconds)
-        self._reads = AsyncReads(url, timeout_s=seconds)
+        self._reads = AsyncReads(url, self._plans.space, timeout_s=seconds)
         self._clock = clock or SystemClock()
         self._services: dict[str, ServiceLookup] = {}
+        self._cache = cache_of(cache, cache_entries)
 
     async def get(
         self,
@@ -90,7 +101,11 @@ class AsyncFeatureClient:
         names = lookup.store_keys(keys)
         inputs = lookup.inputs(keys, request, single=single)
         try:
-            replies = await self._reads.read(names)
+            if self._cache is None or now is not None:
+                replies = await self._reads.read(names)
+            else:
+                wanted = self._cache.begin(names, len(keys), stamps=len(lookup.sources))
+                replies = self._cache.end(wanted, await self._reads.read(wanted.names) if wanted.names else [])
         except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
             vectors = lookup.unread(error, len(keys), t, inputs=inputs)
             return vectors[0] if single else FeatureTable(lookup.names, lookup.types, vectors)
@@ -106,8 +121,10 @@ class AsyncFeatureClient:
         return self._services[name]
 
     def refresh(self) -> None:
-        """Forget the plans, so that the next lookup reads what has been applied since."""
+        """Forget the plans, so that the next lookup reads what has been applied since, and the values that are kept."""
         self._services.clear()
+        if self._cache is not None:
+            self._cache.clear()
 
     async def ping(self) -> None:
         """Raise unless the online store answers."""

@@ -41,6 +41,11 @@ class CircuitBreaker:
         self._open_until: float | None = None
         self._lock = threading.Lock()
 
+    @property
+    def failures(self) -> int:
+        """How many calls in a row have failed."""
+        return self._failures
+
     def may_try(self) -> bool:
         """Return whether a call may go to the server now."""
         if self._open_until is None:

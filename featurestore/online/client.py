@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.definitions.entity import check_name
 from featurestore.errors import DefinitionError, OnlineStoreTimeoutError, OnlineStoreUnavailableError
+from featurestore.online.cache import CACHE_ENTRIES, ReadCache
 from featurestore.online.lookup import ServiceLookup
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.online.table import FeatureTable
@@ -31,14 +32,31 @@ def check_entities(keys: Sequence[Mapping[str, Any]]) -> None:
         raise DefinitionError(f"get_many takes 1 to {MAX_ENTITIES:,} entities, got {len(keys):,}.")
 
 
+def cache_of(cache: str | None, entries: int = CACHE_ENTRIES) -> ReadCache | None:
+    """Return the cache that a client's options ask for.
+
+    Raises:
+        DefinitionError: It keeps nothing: no entries.
+    """
+    if cache is None:
+        return None
+    if entries < 2:
+        raise DefinitionError(f"cache_entries is {entries}.", hint="keep at least 2 entities; cache=None keeps none.")
+    return ReadCache(parse_duration(cache) / 1_000_000, most=entries)
+
+
 class FeatureClient:
     """Reads feature vectors from the online store. Thread-safe; needs a URL and nothing else.
 
     Args:
-        url: redis://, rediss:// or unix:// URL of the online store.
+        url: URL of the online store: redis://, rediss://, redis+cluster://, redis+sentinel:// or unix:// (see the guide to
+            operations).
         project: The project whose features to read.
         timeout: Longest wait for the store in one lookup; a stuck server costs no more.
         clock: Tells what "now" is; replaced in tests and replays.
+        cache: Longest age of values kept in this process, like "200ms"; None keeps none. A lookup with ``now`` neither uses
+            nor fills it.
+        cache_entries: Entities kept, at most.
 
     Example:
         client = FeatureClient("redis://localhost:6379")
@@ -47,26 +65,35 @@ class FeatureClient:
     """
 
     def __init__(
-        self, url: str, *, project: str = "default", timeout: str = "50ms", clock: Clock | None = None
+        self,
+        url: str,
+        *,
+        project: str = "default",
+        timeout: str = "50ms",
+        clock: Clock | None = None,
+        cache: str | None = None,
+        cache_entries: int = CACHE_ENTRIES,
     ) -> None:
         store = RedisOnlineStore(url, check_name(project, "project"), timeout_s=parse_duration(timeout) / 1_000_000)
-        self._open(store, clock or SystemClock())
+        self._open(store, clock or SystemClock(), cache_of(cache, cache_entries))
 
     @classmethod
-    def over(cls, store: OnlineStore, *, clock: Clock | None = None) -> Self:
+    def over(cls, store: OnlineStore, *, clock: Clock | None = None, cache: str | None = None) -> Self:
         """Return a client of a store that is already open, such as ``MemoryOnlineStore``.
 
         Args:
             store: The store; ``close`` closes it.
             clock: Tells what "now" is.
+            cache: As of the constructor.
         """
         client = cls.__new__(cls)
-        client._open(store, clock or SystemClock())  # noqa: SLF001 - its own
+        client._open(store, clock or SystemClock(), cache_of(cache))  # noqa: SLF001 - its own
         return client
 
-    def _open(self, store: OnlineStore, clock: Clock) -> None:
+    def _open(self, store: OnlineStore, clock: Clock, cache: ReadCache | None) -> None:
         self._store = store
         self._clock = clock
+        self._cache = cache
         self._services: dict[str, ServiceLookup] = {}
         self._lock = threading.Lock()
 
@@ -143,7 +170,10 @@ class FeatureClient:
         names = lookup.store_keys(keys)
         inputs = lookup.inputs(keys, request, single=single)
         try:
-            replies = self._store.read(names)
+            if self._cache is None or now is not None:
+                replies = self._store.read(names)
+            else:
+                replies = self._cache.read(names, len(keys), self._store.read, stamps=len(lookup.sources))
         except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
             vectors = lookup.unread(error, len(keys), t, inputs=inputs)
             return vectors[0] if single else FeatureTable(lookup.names, lookup.types, vectors)
@@ -160,9 +190,11 @@ class FeatureClient:
         return lookup
 
     def refresh(self) -> None:
-        """Forget the plans, so that the next lookup reads what has been applied since."""
+        """Forget the plans, so that the next lookup reads what has been applied since, and the values that are kept."""
         with self._lock:
             self._services.clear()
+        if self._cache is not None:
+            self._cache.clear()
 
     def service_fingerprint(self, service: str) -> str:
         """Return the fingerprint of a service as it is published."""

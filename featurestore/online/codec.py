@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 MAGIC = b"FB"
 VERSION = 1
 HEADER = struct.Struct("<2sBBIQqQ")
+_MOST_FOLDS = (1 << 64) - 1
+"""The fold counter wraps; that it changed is all that counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def records_in_tail(part: Part, blob: bytes, base: int) -> int:
 
 def pack_header(part: Part, length: int, newest: Instant, folds: int) -> bytes:
     """Return the header of a base of ``length`` bytes."""
-    return HEADER.pack(MAGIC, VERSION, part.number, length, int(part.fingerprint, 16), newest, folds)
+    return HEADER.pack(MAGIC, VERSION, part.number, length, int(part.fingerprint, 16), newest, folds & _MOST_FOLDS)
 
 
 def empty_base(part: Part) -> bytes:

@@ -1,24 +1,32 @@
 """Names in the online store. Pure.
 
-    fs:{PROJECT.BB}:v:VIEW@FINGERPRINT:KEYBYTES   the blob of one entity key: base and tail (see ``codec``)
-    fs:{PROJECT.BB}:v:VIEW@FINGERPRINT/N:KEYBYTES the same of part N of the view, from 1 on; most views have one part
-    fs:{PROJECT.BB}:fence                         hash: "VIEW@FINGERPRINT/SOURCE/PARTITION" -> next offset to apply; "epoch" (see ``epoch``)
-    fs:{PROJECT}:progress:SOURCE                  hash: partition -> "next offset,newest arrival in us"
-    fs:{PROJECT}:complete:SOURCE                  instant (us) up to which every partition has been applied
-    fs:{PROJECT}:plan:SERVICE                     the compiled lookup plan, JSON
+    fs:{PROJECT.BB.N}:v:VIEW@FINGERPRINT:KEYBYTES   the blob of one entity key: base and tail (see ``codec``)
+    fs:{PROJECT.BB.N}:v:VIEW@FINGERPRINT/P:KEYBYTES the same of part P of the view, from 1 on; most views have one part
+    fs:{PROJECT.BB.N}:fence                         hash: "VIEW@FINGERPRINT/SOURCE/PARTITION" -> next offset to apply;
+                                                    "epoch" (see ``epoch``)
+    fs:{PROJECT.BB.N}:complete:SOURCE               in a cluster: a copy of fs:{PROJECT}:complete:SOURCE
+    fs:{PROJECT}:progress:SOURCE                    hash: partition -> "next offset,newest arrival in us"
+    fs:{PROJECT}:complete:SOURCE                    instant (us) up to which every partition has been applied
+    fs:{PROJECT}:plan:SERVICE                       the compiled lookup plan, JSON
+    fs:{PROJECT}:services                           set: the services that have a plan
 
 BB is the bucket of the entity key, two hex digits. The braces are Redis Cluster's hash tag: all views of a key, and the
-fence that guards them, live in one slot, and the buckets spread over the cluster. A project name cannot contain the
-separators, so two projects in one Redis never meet. A view's fingerprint is part of the name: a changed definition starts
-on keys of its own and never reads an old layout.
+fence that guards them, live in one slot. N is the smallest number with which the slot of bucket BB lies in the middle quarter
+of the BBth sixteenth of all slots: the buckets spread evenly over any cluster whose nodes serve equal ranges. A project name
+cannot contain the separators, so two projects in one Redis never meet. A view's fingerprint is part of the name: a changed
+definition starts on keys of its own and never reads an old layout.
 """
 
 from __future__ import annotations
 
+import binascii
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import count
 
 BUCKETS = 16
+_SLOTS = 16384
 
 
 def bucket_of(key: bytes) -> int:
@@ -26,25 +34,56 @@ def bucket_of(key: bytes) -> int:
     return zlib.crc32(key) % BUCKETS
 
 
+@lru_cache(maxsize=256)
+def _tags(project: str) -> tuple[str, ...]:
+    """Return the hash tag of every bucket; CRC-16 (XMODEM) is the cluster's own hash."""
+    tags = []
+    share = _SLOTS // BUCKETS
+    for bucket in range(BUCKETS):
+        wanted = range(bucket * share + share * 3 // 8, bucket * share + share * 5 // 8)
+        tried = (f"{project}.{bucket:02x}.{number}" for number in count())
+        tags.append(next(tag for tag in tried if binascii.crc_hqx(tag.encode(), 0) % _SLOTS in wanted))
+    return tuple(tags)
+
+
+@lru_cache(maxsize=256)
+def _buckets(project: str) -> dict[bytes, int]:
+    """Return what the names of every bucket begin with, up to the closing brace, and the bucket."""
+    return {f"fs:{{{tag}".encode(): bucket for bucket, tag in enumerate(_tags(project))}
+
+
 @dataclass(frozen=True, slots=True)
 class KeySpace:
     """Builds the names of one project."""
 
     project: str
+    tags: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    """Hash tag of every bucket."""
+    shared: bytes = field(init=False, repr=False, compare=False)
+    """What the names begin with that belong to no bucket."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tags", _tags(self.project))
+        object.__setattr__(self, "shared", f"fs:{{{self.project}}}:".encode())
 
     def blob(self, view: str, fingerprint: str, key: bytes, part: int = 0) -> bytes:
         """Return the name of the blob of an entity key, of one part of the view."""
         suffix = f"/{part}" if part else ""
-        return f"fs:{{{self.project}.{bucket_of(key):02x}}}:v:{view}@{fingerprint}{suffix}:".encode() + key
+        return f"fs:{{{self.tags[bucket_of(key)]}}}:v:{view}@{fingerprint}{suffix}:".encode() + key
 
-    def blobs(self, bucket: int, view: str, fingerprint: str) -> tuple[bytes, bytes]:
-        """Return what the names of all blobs of a view in a bucket begin with: of its first part, and of the others."""
-        start = f"fs:{{{self.project}.{bucket:02x}}}:v:{view}@{fingerprint}".encode()
-        return start + b":", start + b"/"
+    def is_blob(self, name: bytes, view: str, fingerprint: str) -> bool:
+        """Whether a name is that of a blob of a view, of any of its parts."""
+        tag, _, rest = name.partition(b"}")
+        end = f":v:{view}@{fingerprint}".encode()
+        return tag in _buckets(self.project) and rest.startswith(end) and rest[len(end) : len(end) + 1] in (b":", b"/")
+
+    def bucket_in(self, name: bytes) -> int:
+        """Return the bucket that the name of a blob names."""
+        return _buckets(self.project)[name[: name.index(b"}")]]
 
     def fence(self, bucket: int) -> bytes:
         """Return the name of a bucket's fences."""
-        return f"fs:{{{self.project}.{bucket:02x}}}:fence".encode()
+        return f"fs:{{{self.tags[bucket]}}}:fence".encode()
 
     def fence_field(self, view: str, fingerprint: str, source: str, partition: int) -> bytes:
         """Return the field of one view and source partition."""
@@ -58,6 +97,19 @@ class KeySpace:
         """Return the name of a source's ``complete_through``."""
         return f"fs:{{{self.project}}}:complete:{source}".encode()
 
+    def copy(self, shared: bytes, tag: bytes) -> bytes:
+        """Return the name of the copy of a shared name in the slot of ``tag``, which is a name up to its closing brace."""
+        return tag + shared[len(self.shared) - 1 :]
+
+    def copies(self, shared: bytes) -> list[bytes]:
+        """Return the names of the copies of a shared name, one per bucket."""
+        return [self.copy(shared, f"fs:{{{tag}}}".encode()) for tag in self.tags]
+
     def plan(self, service: str) -> bytes:
         """Return the name of a service's lookup plan."""
         return f"fs:{{{self.project}}}:plan:{service}".encode()
+
+    @property
+    def services(self) -> bytes:
+        """The name of the set of services that have a plan."""
+        return f"fs:{{{self.project}}}:services".encode()

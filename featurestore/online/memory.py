@@ -101,10 +101,10 @@ class MemoryOnlineStore:
         with self._lock:
             self.values[self.space.complete(source)] = str(instant).encode()
 
-    def blobs(self, bucket: int, view: str, fingerprint: str) -> list[bytes]:
-        """Return the names of all blobs of a view in a bucket."""
+    def blobs(self, view: str, fingerprint: str) -> list[bytes]:
+        """Return the names of all blobs of a view."""
         with self._lock:
-            return [name for name in self.values if name.startswith(self.space.blobs(bucket, view, fingerprint))]
+            return [name for name in self.values if self.space.is_blob(name, view, fingerprint)]
 
     def remove(self, names: Sequence[bytes]) -> None:
         """Remove values; harmless where there are none."""

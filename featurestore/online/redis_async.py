@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -16,39 +15,15 @@ import hiredis
 import redis
 
 from featurestore.online.breaker import CircuitBreaker
-from featurestore.online.redis_connection import handshake
-from featurestore.online.redis_errors import mapped_errors, reply_error
+from featurestore.online.redis_connection import LEFT_ALONE
+from featurestore.online.redis_errors import reply_error
+from featurestore.online.redis_socket import HELLO, check_master, no_master, pack, read_master, tls_hint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    import ssl
+    from collections.abc import Awaitable, Callable, Sequence
 
-
-class AsyncReads:
-    """The read side of an online store on Redis, for asyncio.
-
-    Args:
-        url: redis://, rediss:// or unix:// URL.
-        timeout_s: Deadline of a call, in seconds.
-    """
-
-    def __init__(self, url: str, *, timeout_s: float) -> None:
-        self.url = url
-        self._connection = PipelinedConnection(redis.connection.parse_url(url), timeout_s=timeout_s)
-
-    async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the values of the keys in one round trip, None where there is none."""
-        with mapped_errors(self.url):
-            values: list[bytes | None] = await self._connection.call(b"MGET", *keys)
-        return values
-
-    async def ping(self) -> None:
-        """Raise unless the store answers."""
-        with mapped_errors(self.url):
-            await self._connection.call(b"PING")
-
-    async def close(self) -> None:
-        """Close the connection."""
-        await self._connection.close()
+    from featurestore.online.redis_url import Address, Endpoint, Login
 
 
 class PipelinedConnection:
@@ -59,19 +34,38 @@ class PipelinedConnection:
     next reply is not taken for its own; a connection whose server has been silent for that long is closed.
 
     Args:
-        options: What ``redis.connection.parse_url`` made of the URL.
+        dial: Makes a connection that is logged in, within a time in seconds.
         timeout_s: Deadline of a call, connecting included.
     """
 
-    def __init__(self, options: Mapping[str, Any], *, timeout_s: float) -> None:
-        self._options = dict(options)
+    def __init__(self, dial: Callable[[float], Awaitable[Replies]], *, timeout_s: float) -> None:
+        self._dial = dial
         self._timeout_s = timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._opening: asyncio.Task[_Replies] | None = None
+        self._opening: asyncio.Future[Replies] | None = None
         self.breaker = CircuitBreaker()
 
+    async def read(self, names: Sequence[bytes]) -> list[bytes | None]:
+        """Return the values of the names in one round trip, None where there is none; errors as of ``call``."""
+        values: list[bytes | None] = await self.call(b"MGET", *names)
+        return values
+
+    async def ping(self) -> None:
+        """Raise unless the server answers."""
+        await self.call(b"PING")
+
     async def call(self, *command: bytes) -> Any:
+        """Return the reply to a command that only reads; errors as of ``send``."""
+        arguments: Any = command
+        return await self.send(hiredis.pack_command(arguments))
+
+    async def send(self, packed: bytes, *, before: bytes = b"", deadline: float | None = None) -> Any:
         """Return the reply to a command that only reads.
+
+        Args:
+            packed: The command.
+            before: A command that has to go right before it.
+            deadline: In the loop's time; a whole timeout from now when None.
 
         Raises:
             redis.exceptions.RedisError: It cannot be reached, did not answer in time, or refused the command.
@@ -80,14 +74,15 @@ class PipelinedConnection:
         if loop is not self._loop:
             self._leave(loop)
         if not self.breaker.may_try():
-            raise redis.exceptions.ConnectionError("it failed several times in a row, and is left alone for a moment")
-        arguments: Any = command
-        packed = hiredis.pack_command(arguments)
-        deadline = loop.time() + self._timeout_s
+            raise redis.exceptions.ConnectionError(LEFT_ALONE)
+        if deadline is None:
+            deadline = loop.time() + self._timeout_s
         try:
-            reply = await self._ask_twice(packed, deadline)
-        except redis.exceptions.ResponseError:
+            reply = await self._ask_twice(packed, before, deadline)
+        except redis.exceptions.ResponseError as error:
             self.breaker.succeeded()
+            if isinstance(error, redis.exceptions.ReadOnlyError | redis.exceptions.MasterDownError):
+                self._opening = None  # what is connected next may be the new primary
             raise
         except redis.exceptions.RedisError:
             self.breaker.failed()
@@ -95,26 +90,26 @@ class PipelinedConnection:
         self.breaker.succeeded()
         return reply
 
-    async def _ask_twice(self, packed: bytes, deadline: float) -> Any:
+    async def _ask_twice(self, packed: bytes, before: bytes, deadline: float) -> Any:
         protocol = self._connected()
         if protocol is not None:
             try:
-                return await protocol.ask(packed, deadline)
+                return await protocol.ask_after(before, packed, deadline)
             except redis.exceptions.ConnectionError:
                 pass
-        return await (await self._connect(deadline)).ask(packed, deadline)
+        return await (await self._connect(deadline)).ask_after(before, packed, deadline)
 
-    def _connected(self) -> _Replies | None:
+    def _connected(self) -> Replies | None:
         """Return the connection if it is open."""
         opening = self._opening
         if opening is None or not opening.done() or opening.cancelled() or opening.exception() is not None:
             return None
         return opening.result() if opening.result().is_open else None
 
-    async def _connect(self, deadline: float) -> _Replies:
+    async def _connect(self, deadline: float) -> Replies:
         """Return an open connection; all who need one wait for the same."""
         if self._opening is None or (self._opening.done() and self._connected() is None):
-            self._opening = asyncio.ensure_future(_open(self._options, self._timeout_s))
+            self._opening = asyncio.ensure_future(self._dial(self._timeout_s))
         try:
             async with asyncio.timeout_at(deadline):
                 return await asyncio.shield(self._opening)
@@ -137,7 +132,7 @@ class PipelinedConnection:
             await protocol.close()
 
 
-class _Replies(asyncio.Protocol):
+class Replies(asyncio.Protocol):
     """A connection's replies, given to whoever waits, in order."""
 
     def __init__(self, timeout_s: float) -> None:
@@ -162,6 +157,12 @@ class _Replies(asyncio.Protocol):
             self._timer = self._loop.call_at(deadline, self._expire)
         return future
 
+    def ask_after(self, before: bytes, packed: bytes, deadline: float) -> asyncio.Future[Any]:
+        """Send a command right behind another one, if there is one, whose reply is of no interest."""
+        if before:
+            self.ask(before, deadline).add_done_callback(_forget)
+        return self.ask(packed, deadline)
+
     def _send(self) -> None:
         if self._transport is not None and self.is_open:
             self._transport.write(b"".join(self._unsent))
@@ -184,10 +185,12 @@ class _Replies(asyncio.Protocol):
         self._timer = self._loop.call_at(min([*open_, deadline + self._timeout_s]), self._expire)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101
         self._transport, self.is_open = transport, True
 
     def data_received(self, data: bytes) -> None:
+        """Give replies to whoever waits."""
         self._reader.feed(data)
         try:
             while (reply := self._reader.gets()) is not False:
@@ -203,6 +206,7 @@ class _Replies(asyncio.Protocol):
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Fail who waits."""
         self.is_open = False
         if not self._closed.done():
             self._closed.set_result(None)
@@ -230,48 +234,73 @@ class _Replies(asyncio.Protocol):
             await self._closed
 
 
-async def _open(options: Mapping[str, Any], timeout_s: float) -> _Replies:
-    """Return a connection after its handshake.
+def _forget(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+async def connect(endpoint: Endpoint, login: Login, tls: ssl.SSLContext | None, timeout_s: float) -> Replies:
+    """Return a connection that is logged in.
 
     Raises:
         redis.exceptions.RedisError: It cannot be reached, is too slow, or refuses the credentials or the database.
     """
     loop = asyncio.get_running_loop()
-    protocol = _Replies(timeout_s)
+    protocol = Replies(timeout_s)
     try:
         async with asyncio.timeout(timeout_s):
-            if "path" in options:
-                await loop.create_unix_connection(lambda: protocol, options["path"])
+            if endpoint.path:
+                await loop.create_unix_connection(lambda: protocol, endpoint.path)
             else:
-                is_tls = options.get("connection_class") is redis.SSLConnection
-                host, port = options.get("host", "localhost"), int(options.get("port", 6379))
-                await loop.create_connection(lambda: protocol, host, port, ssl=_tls(options) if is_tls else None)
-            for command in handshake(options):
-                arguments: Any = command
-                await protocol.ask(hiredis.pack_command(arguments), loop.time() + timeout_s)
+                await loop.create_connection(lambda: protocol, endpoint.host, endpoint.port, ssl=tls)
+            for command in login.commands:
+                await protocol.ask(pack(command), loop.time() + timeout_s)
     except BaseException as error:
         await protocol.close()
         if isinstance(error, TimeoutError):
             raise redis.exceptions.TimeoutError("no connection in time") from error
         if isinstance(error, OSError):
-            raise redis.exceptions.ConnectionError(str(error)) from error
+            raise redis.exceptions.ConnectionError(tls_hint(error)) from error
         if isinstance(error, redis.exceptions.ResponseError):
             raise redis.exceptions.AuthenticationError(str(error)) from error
         raise
     return protocol
 
 
-def _tls(options: Mapping[str, Any]) -> ssl.SSLContext:
-    """Return the TLS settings that the URL's options name, as redis-py reads them."""
-    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"), capath=options.get("ssl_ca_path"))
-    if options.get("ssl_cert_reqs") in {"none", "optional"} or options.get("ssl_check_hostname") in {
-        False,
-        "False",
-        "false",
-    }:
-        context.check_hostname = False
-    if options.get("ssl_cert_reqs") == "none":
-        context.verify_mode = ssl.CERT_NONE
-    if options.get("ssl_certfile"):
-        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"), options.get("ssl_password"))
-    return context
+def dialer(address: Address) -> Callable[[float], Awaitable[Replies]]:
+    """Return what makes a connection to the server of an address: one server's, or the master's that Sentinels name."""
+
+    async def to_server(timeout_s: float) -> Replies:
+        return await connect(address.hosts[0], address.login, address.tls, timeout_s)
+
+    async def to_master(timeout_s: float) -> Replies:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        endpoint = await _master(address, deadline)
+        protocol = await connect(endpoint, address.login, address.tls, max(deadline - loop.time(), 0.0))
+        try:
+            check_master(await protocol.ask(pack(HELLO), deadline))
+        except BaseException:
+            await protocol.close()
+            raise
+        return protocol
+
+    return to_master if address.kind == "sentinel" else to_server
+
+
+async def _master(address: Address, deadline: float) -> Endpoint:
+    """Return where the first Sentinel that knows says that the master is; one that hangs leaves time for the others."""
+    loop = asyncio.get_running_loop()
+    question = pack((b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", address.master.encode()))
+    failure: redis.exceptions.RedisError | None = None
+    for number, sentinel in enumerate(address.hosts):
+        share = max(deadline - loop.time(), 0.0) / (len(address.hosts) - number + 1)
+        try:
+            protocol = await connect(sentinel, address.sentinel_login, address.tls, share)
+            try:
+                return read_master(await protocol.ask(question, loop.time() + share), sentinel)
+            finally:
+                await protocol.close()
+        except redis.exceptions.RedisError as error:
+            failure = error
+    raise no_master(address, failure)

@@ -1,7 +1,7 @@
-"""Connections for reading: one command out, one reply in, one deadline for all of it. Thread-safe and fork-safe.
+"""Connections to one server: commands out, replies in, one deadline for all of it. Thread-safe and fork-safe.
 
-redis-py makes the connections (URL, TLS, credentials, database); command and reply then go straight through hiredis, which
-leaves out what costs more than half of a GET in redis-py: command objects, callbacks, retries and the pool's bookkeeping.
+Command and reply go straight through hiredis, which leaves out what costs more than half of a GET in redis-py: command
+objects, callbacks, retries and the pool's bookkeeping.
 """
 
 from __future__ import annotations
@@ -15,35 +15,42 @@ import hiredis
 import redis
 
 from featurestore.online.breaker import CircuitBreaker
-from featurestore.online.redis_errors import reply_error
+from featurestore.online.redis_socket import pack
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Mapping
+    from collections.abc import Callable, Sequence
 
-_CHUNK = 1 << 16
+    from featurestore.online.redis_socket import Connection
+
+LEFT_ALONE = "it failed several times in a row, and is left alone for a moment"
+_DEMOTED = (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)
 
 
-class ReadConnections:
+class Connections:
     """Idle connections of one server, the last used first.
 
-    A call that finds its idle connection closed by the server tries once more on a new one, within the same deadline: what
-    is called here only reads. After failures in a row, calls fail at once for a while (``CircuitBreaker``).
+    A call that only reads and finds its idle connection closed by the server tries once more on a new one, within the same
+    deadline. A call that writes is sent once; its idle connection is looked at first. After failures in a row, calls fail
+    at once for a while (``CircuitBreaker``).
 
     Args:
-        kind: redis-py's class of connection.
-        options: What it takes, from the URL: address, TLS, credentials, database.
-        timeout_s: Deadline of a call: for connecting, sending and the whole reply together.
+        dial: Makes a connection that is logged in, given a deadline.
+        timeout_s: Deadline of a call: for connecting, sending and all replies together.
         most_idle: Idle connections kept; more calls at once open more, and close them again.
     """
 
-    def __init__(self, kind: type[Any], options: Mapping[str, Any], *, timeout_s: float, most_idle: int = 64) -> None:
-        self._kind, self._options = kind, dict(options)
+    def __init__(self, dial: Callable[[float], Connection], *, timeout_s: float, most_idle: int = 64) -> None:
+        self._dial = dial
         self._timeout_s = timeout_s
-        self._idle: deque[_Connection] = deque()
+        self._idle: deque[Connection] = deque()
         self._most_idle = most_idle
         self._pid = os.getpid()
         self.breaker = CircuitBreaker()
+
+    def read(self, names: Sequence[bytes]) -> list[bytes | None]:
+        """Return the values of the names in one round trip, None where there is none; errors as of ``call``."""
+        values: list[bytes | None] = self.call(b"MGET", *names)
+        return values
 
     def call(self, *command: bytes) -> Any:
         """Return the reply to a command that only reads.
@@ -51,10 +58,10 @@ class ReadConnections:
         Raises:
             redis.exceptions.RedisError: It cannot be reached, did not answer in time, or refused the command.
         """
-        if os.getpid() != self._pid:  # a fork: the parent goes on with its sockets, the child makes its own
-            self._pid, self._idle, self.breaker = os.getpid(), deque(), CircuitBreaker()
+        if os.getpid() != self._pid:
+            self._forked()
         if not self.breaker.may_try():
-            raise redis.exceptions.ConnectionError("it failed several times in a row, and is left alone for a moment")
+            raise redis.exceptions.ConnectionError(LEFT_ALONE)
         deadline = time.monotonic() + self._timeout_s
         arguments: Any = command  # hiredis's stub says a tuple of one
         packed = hiredis.pack_command(arguments)
@@ -69,20 +76,89 @@ class ReadConnections:
         self.breaker.succeeded()
         return reply
 
+    def each(self, commands: Sequence[tuple[bytes, tuple[Any, ...]]], *, is_read: bool = True) -> list[Any]:
+        """Return the replies to commands, sent together; an error reply is returned as one.
+
+        Args:
+            commands: Of each a key that tells its node (where there is but one server, of no interest), and what is sent.
+            is_read: Whether all only read, and may be sent twice.
+
+        Raises:
+            redis.exceptions.RedisError: The server cannot be reached or did not answer all in time.
+        """
+        if os.getpid() != self._pid:
+            self._forked()
+        if not self.breaker.may_try():
+            raise redis.exceptions.ConnectionError(LEFT_ALONE)
+        deadline = time.monotonic() + self._timeout_s
+        packed = b"".join(pack(command) for _, command in commands)
+        try:
+            connection, is_new = self.take(deadline, is_read=is_read)
+            try:
+                replies = self._replies(connection, packed, len(commands), deadline)
+            except redis.exceptions.ConnectionError:
+                if not is_read or is_new:
+                    raise
+                self.drop_idle()  # they are as old as this one
+                replies = self._replies(self._dial(deadline), packed, len(commands), deadline)
+        except redis.exceptions.RedisError:
+            self.breaker.failed()
+            raise
+        self.breaker.succeeded()
+        return replies
+
+    def everywhere(self, *command: Any) -> list[Any]:
+        """Return the reply to a command of every server there is: here, of one; an error reply is returned as one."""
+        return self.each([(b"", command)])
+
+    def primaries(self) -> list[Connections]:
+        """Return the connections of every server there is."""
+        return [self]
+
+    def _replies(self, connection: Connection, packed: bytes, count: int, deadline: float) -> list[Any]:
+        try:
+            connection.send(packed, deadline)
+            replies = [connection.reply(deadline) for _ in range(count)]
+        except BaseException:
+            connection.close()
+            raise
+        self.give(connection)
+        if any(isinstance(reply, _DEMOTED) for reply in replies):
+            self.drop_idle()  # what is connected next may be the new primary
+        return replies
+
+    def take(self, deadline: float, *, is_read: bool = True) -> tuple[Connection, bool]:
+        """Return a connection that nobody else uses, and whether it is new. One to write on has not been closed meanwhile."""
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return self._dial(deadline), True
+            if is_read or connection.is_quiet():
+                return connection, False
+            connection.close()
+
+    def give(self, connection: Connection) -> None:
+        """Give back a connection on which no reply is under way."""
+        if len(self._idle) < self._most_idle:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
     def _try_twice(self, packed: bytes, deadline: float) -> Any:
         try:
             connection = self._idle.pop()
         except IndexError:
-            return self._ask(self._connect(deadline), packed, deadline)
+            return self._ask(self._dial(deadline), packed, deadline)
         try:
             return self._ask(connection, packed, deadline)
         except redis.exceptions.ResponseError:
             raise
         except redis.exceptions.ConnectionError:
-            self._drop_idle()  # they are as old as this one
-            return self._ask(self._connect(deadline), packed, deadline)
+            self.drop_idle()  # they are as old as this one
+            return self._ask(self._dial(deadline), packed, deadline)
 
-    def _ask(self, connection: _Connection, packed: bytes, deadline: float) -> Any:
+    def _ask(self, connection: Connection, packed: bytes, deadline: float) -> Any:
         try:
             reply = connection.ask(packed, deadline)
         except BaseException:
@@ -93,25 +169,17 @@ class ReadConnections:
         else:
             connection.close()
         if isinstance(reply, redis.exceptions.RedisError):
+            if isinstance(reply, _DEMOTED):
+                self.drop_idle()
             raise reply
         return reply
 
-    def _connect(self, deadline: float) -> _Connection:
-        # redis-py would make the handshake with a timeout for each of its reads; ours has one deadline for all.
-        made = self._kind(**self._options, redis_connect_func=_no_handshake)
-        connection = _Connection(made, deadline)
-        try:
-            for command in handshake(self._options):
-                arguments: Any = command
-                refused = connection.ask(hiredis.pack_command(arguments), deadline)
-                if isinstance(refused, redis.exceptions.RedisError):
-                    raise redis.exceptions.AuthenticationError(str(refused))  # noqa: TRY301 - it closes on any error
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+    def _forked(self) -> None:
+        """Leave the sockets to the parent, which goes on with them; the child makes its own."""
+        self._pid, self._idle, self.breaker = os.getpid(), deque(), CircuitBreaker()
 
-    def _drop_idle(self) -> None:
+    def drop_idle(self) -> None:
+        """Close the idle connections."""
         while True:
             try:
                 self._idle.pop().close()
@@ -120,62 +188,4 @@ class ReadConnections:
 
     def close(self) -> None:
         """Close the idle connections."""
-        self._drop_idle()
-
-
-class _Connection:
-    """A connected socket and the parser of its replies."""
-
-    __slots__ = ("_kept", "_reader", "_socket")
-
-    def __init__(self, connection: Any, deadline: float) -> None:
-        connection.socket_connect_timeout = connection.socket_timeout = _left(deadline)
-        connection.connect()
-        self._kept = connection
-        self._socket: socket.socket = connection._get_socket()  # noqa: SLF001 - redis-py has no public way to it
-        self._reader = hiredis.Reader(replyError=reply_error, protocolError=redis.exceptions.InvalidResponse)
-
-    def ask(self, packed: bytes, deadline: float) -> Any:
-        """Send a command and return its reply; an error reply is returned too."""
-        sock, reader = self._socket, self._reader
-        try:
-            sock.settimeout(_left(deadline))
-            sock.sendall(packed)
-            while True:
-                data = sock.recv(_CHUNK)
-                if not data:
-                    raise redis.exceptions.ConnectionError("it closed the connection")
-                reader.feed(data)
-                reply = reader.gets()
-                if reply is not False:
-                    return reply
-                sock.settimeout(_left(deadline))
-        except TimeoutError as error:
-            raise redis.exceptions.TimeoutError("no whole reply") from error
-        except OSError as error:
-            raise redis.exceptions.ConnectionError(str(error) or type(error).__name__) from error
-
-    def close(self) -> None:
-        self._kept.disconnect()
-
-
-def _no_handshake(connection: Any) -> None:
-    """Leave it to whoever has the deadline."""
-
-
-def handshake(options: Mapping[str, Any]) -> list[tuple[bytes, ...]]:
-    """Return the commands that begin a connection, from the options of its URL: credentials, database."""
-    commands = []
-    if options.get("password") is not None:
-        names = [str(options[name]).encode() for name in ("username", "password") if options.get(name) is not None]
-        commands.append((b"AUTH", *names))
-    if options.get("db"):
-        commands.append((b"SELECT", str(options["db"]).encode()))
-    return commands
-
-
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise redis.exceptions.TimeoutError("no whole reply")
-    return left
+        self.drop_idle()

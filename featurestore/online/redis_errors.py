@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import redis
 
 from featurestore.errors import OnlineError, OnlineStoreTimeoutError, OnlineStoreUnavailableError
+from featurestore.online.redis_url import safe_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
 ERRORS: tuple[tuple[type[Exception], type[OnlineError], str], ...] = (
     (redis.exceptions.TimeoutError, OnlineStoreTimeoutError, "did not answer in time"),
     (redis.exceptions.AuthenticationError, OnlineStoreUnavailableError, "refused the credentials"),
+    (redis.exceptions.NoPermissionError, OnlineError, "does not allow this user a command"),
     (redis.exceptions.BusyLoadingError, OnlineStoreUnavailableError, "is still loading its data"),
     (redis.exceptions.MasterDownError, OnlineStoreUnavailableError, "has lost its primary"),
     (redis.exceptions.ClusterDownError, OnlineStoreUnavailableError, "is failing over"),
+    (redis.exceptions.TryAgainError, OnlineStoreUnavailableError, "is moving keys to another node"),
     (redis.exceptions.ReadOnlyError, OnlineStoreUnavailableError, "is a read-only replica"),
     (redis.exceptions.OutOfMemoryError, OnlineStoreUnavailableError, "is out of memory"),
     (redis.exceptions.ConnectionError, OnlineStoreUnavailableError, "cannot be reached"),
@@ -33,12 +36,27 @@ _REPLIES: dict[str, type[redis.exceptions.RedisError]] = {
     "OOM": redis.exceptions.OutOfMemoryError,
     "NOAUTH": redis.exceptions.AuthenticationError,
     "WRONGPASS": redis.exceptions.AuthenticationError,
+    "NOPERM": redis.exceptions.NoPermissionError,
+    "NOSCRIPT": redis.exceptions.NoScriptError,
+    "TRYAGAIN": redis.exceptions.TryAgainError,
+}
+
+_REDIRECTIONS: dict[str, type[redis.exceptions.AskError]] = {
+    "MOVED": redis.exceptions.MovedError,
+    "ASK": redis.exceptions.AskError,
 }
 
 
 def reply_error(message: str) -> redis.exceptions.RedisError:
     """Return the exception of an error reply, told by its first word."""
-    return _REPLIES.get(message.partition(" ")[0], redis.exceptions.ResponseError)(message)
+    word, _, rest = message.partition(" ")
+    redirection = _REDIRECTIONS.get(word)
+    if redirection is not None:
+        try:
+            return redirection(rest)
+        except (ValueError, IndexError):
+            return redis.exceptions.ResponseError(message)
+    return _REPLIES.get(word, redis.exceptions.ResponseError)(message)
 
 
 @contextmanager
@@ -57,9 +75,3 @@ def as_ours(error: redis.exceptions.RedisError, url: str) -> Exception:
             hint = "is the server running? check the online url." if ours is OnlineStoreUnavailableError else None
             return ours(f"online store {safe_url(url)} {what}: {str(error).rstrip('.')}.", hint=hint)
     return error
-
-
-def safe_url(url: str) -> str:
-    """Return a URL without user, password and options, which can hold a password too."""
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}"

@@ -4,91 +4,73 @@ from __future__ import annotations
 
 from hashlib import sha1
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from featurestore.errors import ConfigError, OnlineError, UnknownNameError, did_you_mean
+from featurestore.errors import OnlineError, UnknownNameError, did_you_mean
 from featurestore.online.codec import HEADER
 from featurestore.online.keys import BUCKETS, KeySpace
 from featurestore.online.lookup import LookupPlan
-from featurestore.online.redis_connection import ReadConnections
-from featurestore.online.redis_errors import mapped_errors, safe_url
+from featurestore.online.redis_cluster import ClusterConnections
+from featurestore.online.redis_connection import Connections
+from featurestore.online.redis_errors import mapped_errors
 from featurestore.online.redis_scripts import APPEND, PROGRESS, REPLACE
+from featurestore.online.redis_socket import dialer
+from featurestore.online.redis_url import parse_url, safe_url
 from featurestore.online.store import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from featurestore.online.redis_url import Address
     from featurestore.online.store import Append, Replacement
     from featurestore.timeline import Instant
 
-
-def connect(url: str, *, timeout_s: float) -> redis.Redis:
-    """Return a client that neither retries nor decodes; retries belong to whoever knows the deadline.
-
-    Raises:
-        ConfigError: The URL is not one of redis://, rediss:// or unix://.
-    """
-    try:
-        database = urlsplit(url).path.strip("/")
-        if not url.startswith("unix:") and database and not database.isdecimal():
-            raise ValueError(f"database {database!r} is not a number")  # noqa: TRY301 - redis would silently take 0
-        return redis.Redis.from_url(
-            url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-            decode_responses=False,
-        )
-    except ValueError as error:
-        raise ConfigError(
-            f"online url {safe_url(url)!r} is not usable: {error}", hint="write it like redis://localhost:6379."
-        ) from error
+Command = tuple[bytes, tuple[Any, ...]]
+"""A key that tells the node, and what is sent."""
 
 
 _SHA = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in (APPEND, REPLACE, PROGRESS)}
 
 
 class RedisOnlineStore:
-    """Plans, values, fences and progress of one project. Thread-safe: every call takes a pooled connection.
+    """Plans, values, fences and progress of one project. Thread-safe and fork-safe.
 
     Args:
-        url: redis://, rediss:// or unix:// URL.
+        url: See ``redis_url``: redis://, rediss://, redis+cluster://, redis+sentinel:// or unix://.
         project: Namespace of all keys.
-        timeout_s: Longest wait for one reply, in seconds.
+        timeout_s: Deadline of a call: for connecting, sending and all replies together, in seconds.
+
+    Raises:
+        ConfigError: The URL is none of these.
     """
 
     def __init__(self, url: str, project: str, *, timeout_s: float = 5.0) -> None:
         self.url = url
         self.project = project
         self.space = KeySpace(project)
-        self.redis: Any = connect(url, timeout_s=timeout_s)
-        pool = self.redis.connection_pool
-        self._reads = ReadConnections(pool.connection_class, pool.connection_kwargs, timeout_s=timeout_s)
+        address = parse_url(url)
+        self._is_cluster = address.kind == "cluster"
+        self._link = open_link(address, self.space, timeout_s)
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the values of the keys in one round trip, None where there is none."""
+        """Return the values of the keys, None where there is none: one round trip, in a cluster one per node."""
         with mapped_errors(self.url):
-            values: list[bytes | None] = self._reads.call(b"MGET", *keys)
-            return values
+            return self._link.read(keys)
 
     def prepare(self) -> None:
-        """Load the scripts that writing needs."""
+        """Load the scripts that writing needs, into every primary."""
         with mapped_errors(self.url):
             for script in _SHA:
-                self.redis.script_load(script)
+                _first_error(self._link.everywhere(b"SCRIPT", b"LOAD", script.encode()))
 
     def fences(self, names: Sequence[bytes]) -> list[list[bytes | None]]:
         """Return, per bucket, the values of the named fences in one round trip; None where there is none."""
+        hashes = [self.space.fence(bucket) for bucket in range(BUCKETS)]
+        if not names:
+            return [[] for _ in hashes]
         with mapped_errors(self.url):
-            pipe = self.redis.pipeline(transaction=False)
-            for bucket in range(BUCKETS):
-                pipe.hmget(self.space.fence(bucket), names)
-            return list(pipe.execute())
+            return _first_error(self._link.each([(name, (b"HMGET", name, *names)) for name in hashes]))
 
     def append(self, appends: Sequence[Append]) -> list[list[int] | Refusal]:
         """Make the appends, one script call each, in one round trip; return per append the new lengths of its blobs.
@@ -98,21 +80,21 @@ class RedisOnlineStore:
         """
         if not appends:
             return []
+        commands: list[Command] = []
+        for append in appends:
+            keys = [self.space.fence(append.bucket)]
+            args: list[Any] = [len(append.fences)]
+            for fence in append.fences:
+                args += [fence.name, fence.expected or b"", fence.until]
+            args.append(len(append.blobs))
+            for blobs in append.blobs:
+                args += [len(blobs.names), blobs.base]
+            for blobs in append.blobs:
+                keys += blobs.names
+                args += blobs.records
+            commands.append((keys[0], (b"EVALSHA", _SHA[APPEND], len(keys), *keys, *args)))
         with mapped_errors(self.url):
-            pipe = self.redis.pipeline(transaction=False)
-            for append in appends:
-                keys = [self.space.fence(append.bucket)]
-                args: list[Any] = [len(append.fences)]
-                for fence in append.fences:
-                    args += [fence.name, fence.expected or b"", fence.until]
-                args.append(len(append.blobs))
-                for blobs in append.blobs:
-                    args += [len(blobs.names), blobs.base]
-                for blobs in append.blobs:
-                    keys += blobs.names
-                    args += blobs.records
-                pipe.evalsha(_SHA[APPEND], len(keys), *keys, *args)
-            replies = pipe.execute(raise_on_error=False)
+            replies = self._link.each(commands, is_read=False)
             if any(isinstance(reply, redis.exceptions.NoScriptError) for reply in replies):
                 self.prepare()
                 raise OnlineError(
@@ -127,13 +109,14 @@ class RedisOnlineStore:
         by_slot: dict[bytes, list[Replacement]] = {}
         for each in replacements:
             by_slot.setdefault(each.name[: each.name.index(b"}")], []).append(each)
+        commands: list[Command] = []
+        for group in by_slot.values():
+            args = [part for each in group for part in (len(each.old), each.old[: HEADER.size], each.new)]
+            names = [each.name for each in group]
+            commands.append((names[0], (b"EVALSHA", _SHA[REPLACE], len(group), *names, *args)))
         done = 0
         with mapped_errors(self.url):
-            pipe = self.redis.pipeline(transaction=False)
-            for group in by_slot.values():
-                args = [part for each in group for part in (len(each.old), each.old[: HEADER.size], each.new)]
-                pipe.evalsha(_SHA[REPLACE], len(group), *[each.name for each in group], *args)
-            for reply in pipe.execute(raise_on_error=False):
+            for reply in self._link.each(commands, is_read=False):
                 if isinstance(reply, redis.exceptions.NoScriptError):
                     self.prepare()  # nothing was replaced; the next write finds these tails again
                 elif isinstance(reply, Exception):
@@ -143,19 +126,22 @@ class RedisOnlineStore:
         return done
 
     def ping(self) -> None:
-        """Raise unless the store answers."""
+        """Raise unless the store answers: in a cluster, every primary."""
         with mapped_errors(self.url):
-            self.redis.ping()
+            _first_error(self._link.everywhere(b"PING"))
 
     def publish_plan(self, plan: LookupPlan) -> None:
         """Store the lookup plan of a service, replacing an older one."""
-        with mapped_errors(self.url):
-            self.redis.set(self.space.plan(plan.service), plan.to_json())
+        name, services = self.space.plan(plan.service), self.space.services
+        self._write(
+            (name, (b"SET", name, plan.to_json())),
+            (services, (b"SADD", services, plan.service)),
+        )
 
     def remove_plan(self, service: str) -> None:
         """Forget the plan of a service that is no longer defined; harmless when there is none."""
-        with mapped_errors(self.url):
-            self.redis.delete(self.space.plan(service))
+        name, services = self.space.plan(service), self.space.services
+        self._write((services, (b"SREM", services, service)), (name, (b"DEL", name)))
 
     def load_plan(self, service: str) -> LookupPlan:
         """Return the published plan of a service.
@@ -163,10 +149,12 @@ class RedisOnlineStore:
         Raises:
             UnknownNameError: No such service has been applied to this store.
         """
+        name = self.space.plan(service)
         with mapped_errors(self.url):
-            data = self.redis.get(self.space.plan(service))
+            (data,) = _first_error(self._link.each([(name, (b"GET", name))]))
             if data is None:
-                known = [key.rpartition(b":")[2].decode() for key in self.redis.scan_iter(self.space.plan("*"), 1000)]
+                found = _first_error(self._link.each([(name, (b"SMEMBERS", self.space.services))]))[0]
+                known = sorted(each.decode() for each in found)
                 raise UnknownNameError(
                     f"no service {service!r} in project {self.project!r} on {safe_url(self.url)}.",
                     hint=did_you_mean(service, known, what="services") if known else "run featurestore apply first.",
@@ -175,54 +163,85 @@ class RedisOnlineStore:
 
     def progress(self, source: str) -> dict[int, tuple[int, Instant]]:
         """Return per source partition: the next offset to apply, and the newest arrival applied (microseconds)."""
+        name = self.space.progress(source)
         with mapped_errors(self.url):
-            entries = self.redis.hgetall(self.space.progress(source))
+            (flat,) = _first_error(self._link.each([(name, (b"HGETALL", name))]))
         parsed = {}
-        for partition, entry in entries.items():
+        for partition, entry in zip(flat[::2], flat[1::2], strict=True):
             offset, _, arrival = entry.partition(b",")
             parsed[int(partition)] = (int(offset), int(arrival))
         return parsed
 
     def record_progress(self, source: str, partition: int, until: int, arrival: Instant) -> None:
         """Move the progress of a partition forward; neither number ever goes back."""
-        call = (_SHA[PROGRESS], 1, self.space.progress(source), partition, until, arrival)
+        name = self.space.progress(source)
+        command = (name, (b"EVALSHA", _SHA[PROGRESS], 1, name, partition, until, arrival))
         with mapped_errors(self.url):
-            try:
-                self.redis.evalsha(*call)
-            except redis.exceptions.NoScriptError:
+            (reply,) = self._link.each([command])  # made twice, it changes nothing
+            if isinstance(reply, redis.exceptions.NoScriptError):
                 self.prepare()
-                self.redis.evalsha(*call)
+                (reply,) = self._link.each([command])
+            _first_error([reply])
 
     def publish_complete(self, source: str, instant: Instant) -> None:
         """Say that everything of a source that arrived up to ``instant`` has been applied."""
-        with mapped_errors(self.url):
-            self.redis.set(self.space.complete(source), instant)
+        name = self.space.complete(source)
+        names = [*self.space.copies(name), name] if self._is_cluster else [name]
+        self._write(*((each, (b"SET", each, instant)) for each in names))
 
-    def blobs(self, bucket: int, view: str, fingerprint: str) -> list[bytes]:
-        """Return the names of all blobs of a view in a bucket, by a scan of the store's keys."""
-        starts = self.space.blobs(bucket, view, fingerprint)
+    def _write(self, *commands: Command) -> None:
+        """Send commands that may be sent twice."""
         with mapped_errors(self.url):
-            pattern = starts[0][:-1].decode() + "[:/]*"
-            return [name for name in self.redis.scan_iter(pattern, 1000) if name.startswith(starts)]
+            _first_error(self._link.each(commands))
+
+    def blobs(self, view: str, fingerprint: str) -> Iterator[bytes]:
+        """Yield the names of all blobs of a view, by one scan of the store's keys; a name can come twice while it grows."""
+        with mapped_errors(self.url):
+            for names in self._scan(f"fs:{{{self.project}.*}}:v:{view}@{fingerprint}[:/]*"):
+                yield from (name for name in names if self.space.is_blob(name, view, fingerprint))
 
     def remove(self, names: Sequence[bytes]) -> None:
         """Remove values; harmless where there are none."""
-        with mapped_errors(self.url):
-            for name in names:  # each in its own slot; the memory is freed behind the scenes
-                self.redis.unlink(name)
+        if names:  # their memory is freed behind the scenes
+            self._write(*((name, (b"UNLINK", name)) for name in names))
 
     def forget_project(self) -> None:
         """Remove everything the project has in the store: for stores made for a check, never for one that serves."""
         with mapped_errors(self.url):
-            for pattern in (f"fs:{{{self.project}}}:*", f"fs:{{{self.project}.??}}:*"):
-                names = list(self.redis.scan_iter(pattern, 1000))
+            for pattern in (f"fs:{{{self.project}}}:*", f"fs:{{{self.project}.*}}:*"):
+                for names in self._scan(pattern):
+                    _first_error(self._link.each([(name, (b"UNLINK", name)) for name in names]))
+
+    def _scan(self, pattern: str) -> Iterator[list[bytes]]:
+        """Yield the names that match, on every primary."""
+        for node in self._link.primaries():
+            cursor = b"0"
+            while True:
+                replies = node.each([(b"", (b"SCAN", cursor, b"MATCH", pattern, b"COUNT", 1000))])
+                cursor, names = _first_error(replies)[0]
                 if names:
-                    self.redis.unlink(*names)
+                    yield names
+                if cursor == b"0":
+                    break
 
     def close(self) -> None:
         """Close all connections."""
-        self._reads.close()
-        self.redis.close()
+        self._link.close()
+
+
+def open_link(address: Address, space: KeySpace, timeout_s: float) -> Connections | ClusterConnections:
+    """Return connections to an address."""
+    if address.kind == "cluster":
+        return ClusterConnections(address, space, timeout_s=timeout_s)
+    return Connections(dialer(address), timeout_s=timeout_s)
+
+
+def _first_error(replies: list[Any]) -> list[Any]:
+    """Return the replies, or raise the first that is an error."""
+    for reply in replies:
+        if isinstance(reply, redis.exceptions.RedisError):
+            raise reply
+    return replies
 
 
 def _lengths_or_refusal(reply: Any) -> list[int] | Refusal:

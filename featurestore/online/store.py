@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from featurestore.online.keys import KeySpace
     from featurestore.online.lookup import LookupPlan
@@ -133,8 +133,8 @@ class OnlineStore(Protocol):
             UnknownNameError: No such service has been applied to this store.
         """
 
-    def blobs(self, bucket: int, view: str, fingerprint: str) -> list[bytes]:
-        """Return the names of all blobs of a view in a bucket; those written meanwhile may or may not be among them."""
+    def blobs(self, view: str, fingerprint: str) -> Iterable[bytes]:
+        """Return the names of all blobs of a view; those written meanwhile may or may not be among them."""
 
     def remove(self, names: Sequence[bytes]) -> None:
         """Remove values; harmless where there are none."""

@@ -93,14 +93,12 @@ class FencedWriter:
             OnlineStoreLostError: The store has another epoch, or its fences went back; nothing was changed.
         """
         counts = {"applied": 0, "fenced": 0, "records": 0, "folded": 0}
-        views = range(len(self.views))
         fields = [
             self.store.space.fence_field(view.name, view.layout.fingerprint, self.source, partition)
             for view in self.views
         ]
         fences = self.store.fences(fields if self.epoch is None else [*fields, EPOCH])
-        if self.epoch is not None:
-            self._check_life(partition, fences)
+        reached = None if self.epoch is None else self._check_life(partition, fences)
         self._wide.clear()
         buckets: list[list[tuple[int, Blobs]]] = [[] for _ in range(BUCKETS)]
         for index, events in enumerate(shaped):
@@ -121,34 +119,32 @@ class FencedWriter:
                     counts["records"] += len(rows)
                     self._distribute(number, part, events.keys, of_key, rows, buckets)
         touched = self._send(fields, fences, until, buckets)
-        if self.epoch is not None:
-            self._reached[partition] = np.array(
-                [
-                    [until if any(self.parts[i][0] == view for i, _ in to) else int(row[view] or 0) for view in views]
-                    for row, to in zip(fences, buckets, strict=True)
-                ]
-            )
+        if reached is not None:
+            for bucket, to in enumerate(buckets):
+                for index, _ in to:
+                    reached[bucket, self.parts[index][0]] = until
+            self._reached[partition] = reached
         counts["folded"] = self.fold(touched, clock=arrival)
         self.store.record_progress(self.source, partition, until, arrival)
         return counts
 
-    def _check_life(self, partition: int, fences: Sequence[Sequence[bytes | None]]) -> None:
-        """Raise when the store is not the one this writer knows: another epoch, or fences that have gone back."""
+    def _check_life(self, partition: int, fences: Sequence[Sequence[bytes | None]]) -> np.ndarray:
+        """Return the fences, per bucket and view, if the store is the one this writer knows: its epoch, and none went back."""
         assert self.epoch is not None  # noqa: S101 - only asked then
         epochs = [None if row[-1] is None else int(row[-1]) for row in fences]
         if one_epoch(epochs) != self.epoch:
             raise lost(epochs, self.epoch)
-        reached = self._reached.get(partition)
-        if reached is None:
-            return
         current = np.array([[int(each or 0) for each in row[:-1]] for row in fences])
-        if (current < reached).any():
+        reached = self._reached.get(partition)
+        if reached is not None and (current < reached).any():
             bucket, view = (int(each) for each in np.argwhere(current < reached)[0])
             raise OnlineStoreLostError(
                 f"the online store went back: view {self.views[view].name}, source {self.source}, partition {partition} had "
                 f"reached offset {reached[bucket, view]:,} in bucket {bucket}, and is at {current[bucket, view]:,}.",
-                hint="it lost writes. Run featurestore rebuild-online, then submit the job again: it goes on from there.",
+                hint="it lost writes. Run featurestore rebuild-online, with --from-topics if they still hold what it lost, then "
+                "submit the job again.",
             )
+        return current
 
     def _distribute(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from featurestore.online.keys import KeySpace
     from featurestore.online.lookup import LookupPlan
@@ -78,9 +78,9 @@ class CrashingStore:
         """Pass on."""
         self.inner.publish_complete(source, instant)
 
-    def blobs(self, bucket: int, view: str, fingerprint: str) -> list[bytes]:
+    def blobs(self, view: str, fingerprint: str) -> Iterable[bytes]:
         """Pass on."""
-        return self.inner.blobs(bucket, view, fingerprint)
+        return self.inner.blobs(view, fingerprint)
 
     def remove(self, names: Sequence[bytes]) -> None:
         """Pass on."""

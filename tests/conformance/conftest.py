@@ -9,11 +9,17 @@ from featurestore.online.redis_store import RedisOnlineStore
 from tests.conformance.support import Online
 
 
-@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.server)])
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("redis", marks=pytest.mark.server),
+        pytest.param("cluster", marks=pytest.mark.server),
+    ]
+)
 def open_store(request):
     """Return a function that opens the store of a project; every call with one project sees the same data."""
-    if request.param == "redis":
-        url = request.getfixturevalue("online_url")
+    if request.param != "memory":
+        url = request.getfixturevalue("online_url" if request.param == "redis" else "cluster_url")
         opened = []
 
         def connect(project="default"):

@@ -11,6 +11,7 @@ from featurestore.online.memory import MemoryOnlineStore
 from featurestore.online.writer import FencedWriter
 from featurestore.testing.streams import hostile_stream, shape_events
 from tests.conformance.cases import CONDITIONS, MANY, SOURCE, assert_same
+from tests.raw import raw
 
 VIEWS = (MANY, CONDITIONS)
 SERVICE = FeatureService("cards", VIEWS)
@@ -67,9 +68,10 @@ class Online:
         if isinstance(self.store, MemoryOnlineStore):
             fences = {(b"fences", bucket): dict(each) for bucket, each in enumerate(self.store.bucket_fences)}
             return {**self.store.values, **fences}
-        raw = self.store.redis
-        keys = [key for key in raw.keys("*") if b":progress:" not in key and b":plan:" not in key]
-        return {key: raw.get(key) if raw.type(key) == b"string" else raw.hgetall(key) for key in keys}
+        admin = raw(self.store)
+        skipped = (b"progress", b"plan", b"services")
+        keys = [key for key in admin.scan_iter("*", 1000) if key.split(b":")[2] not in skipped]
+        return {key: admin.get(key) if admin.type(key) == b"string" else admin.hgetall(key) for key in keys}
 
     def forget_fences(self):
         """Remove the fences, which nothing but a test of them would."""
@@ -77,14 +79,14 @@ class Online:
             for fences in self.store.bucket_fences:
                 fences.clear()
         else:
-            self.store.redis.delete(*self.store.redis.keys("*:fence"))
+            raw(self.store).delete(*raw(self.store).scan_iter("*:fence", 1000))
 
     def put(self, name, value):
         """Write a value past the writer."""
         if isinstance(self.store, MemoryOnlineStore):
             self.store.values[name] = value
         else:
-            self.store.redis.set(name, value)
+            raw(self.store).set(name, value)
 
     def blobs(self):
         return {key: value for key, value in self.dump().items() if isinstance(key, bytes) and b":v:" in key}

@@ -11,8 +11,8 @@ import pytest
 import redis
 
 from featurestore.definitions.registry import Definitions
-from featurestore.errors import OfflineError, OnlineStoreLostError, UnknownNameError
-from featurestore.jobs.online_epoch import SeenProgress, hot_checkpoint, join_epoch, starting_offsets
+from featurestore.errors import OfflineError, OffsetsGoneError, OnlineStoreLostError, UnknownNameError
+from featurestore.jobs.online_epoch import SeenProgress, hot_checkpoint, join_epoch, refuse_gone, starting_offsets
 from featurestore.jobs.rebuild import accept_online, rebuild_online
 from featurestore.jobs.rebuild_key import rebuild_key
 from featurestore.jobs.worker import SourceWorker, by_topic, decoder_of
@@ -64,10 +64,10 @@ class Stream:
         self.records, self.archived_rows, self.start = [], 0, {}
         self.worker = None
 
-    def begin(self):
+    def begin(self, *, guarded=True, views=SERVICE.views):
         """Begin a job on the store, as a driver does."""
-        epoch = join_epoch(self.store, self.root)
-        ((_, (source, views)),) = by_topic(SERVICE.views).items()
+        epoch = join_epoch(self.store, self.root) if guarded else None
+        ((_, (source, views)),) = by_topic(views).items()
         writer = FencedWriter(self.store, source.name, views, tail_cap=self.tail_cap, epoch=epoch)
         self.worker = SourceWorker(source, decoder_of(source), writer)
         self.start = starting_offsets(self.store, by_topic(SERVICE.views), {source.topic: [0, 1]})[source.topic]
@@ -141,11 +141,7 @@ def test_after_a_flush_in_the_middle_nothing_is_written_and_a_rebuild_gives_the_
     with pytest.raises(OnlineStoreLostError, match=r"was emptied.*rebuild-online"):
         stream.apply()
     assert store.progress("payments") == {}
-    assert all(
-        store.blobs(bucket, view.name, view.layout.fingerprint) == []
-        for bucket in range(BUCKETS)
-        for view in SERVICE.views
-    )
+    assert not any(list(store.blobs(view.name, view.layout.fingerprint)) for view in SERVICE.views)
     with pytest.raises(OnlineStoreLostError, match="was emptied"):
         stream.begin()
 
@@ -162,6 +158,18 @@ def test_after_a_flush_in_the_middle_nothing_is_written_and_a_rebuild_gives_the_
     stream.arrive(100)
     stream.apply(size=9)
     stream.assert_equal()
+
+
+def test_without_an_epoch_the_stream_would_serve_what_came_after_the_loss_as_if_it_were_all(stream, store):
+    stream.begin(guarded=False)
+    stream.arrive(120)
+    stream.apply()
+    reached = {p: offset for p, (offset, _) in store.progress("payments").items()}
+    empty(store)
+    stream.arrive(60)
+    stream.apply(first=reached)
+    with pytest.raises(AssertionError, match="oracle"):
+        stream.assert_equal()
 
 
 @pytest.mark.parametrize("memory_bytes", [1, 1 << 14, 1 << 30])
@@ -251,8 +259,8 @@ def test_one_view_is_rebuilt_alone_and_the_other_goes_on_where_it_was(stream, st
     stream.apply()
     stream.archive()
     view, other = SERVICE.views
-    names = [name for bucket in range(BUCKETS) for name in store.blobs(bucket, view.name, view.layout.fingerprint)]
-    rest = [name for bucket in range(BUCKETS) for name in store.blobs(bucket, other.name, other.layout.fingerprint)]
+    names = sorted(store.blobs(view.name, view.layout.fingerprint))
+    rest = sorted(store.blobs(other.name, other.layout.fingerprint))
     before = store.read(rest)
     store.remove(names[::2])
     with pytest.raises(UnknownNameError, match="did you mean 'visit'"):
@@ -264,6 +272,37 @@ def test_one_view_is_rebuilt_alone_and_the_other_goes_on_where_it_was(stream, st
     stream.arrive(50)
     stream.apply()
     stream.assert_equal()
+
+
+def test_a_new_view_gets_its_history_from_the_log_and_the_stream_joins_without_a_gap(stream, store):
+    old, new = SERVICE.views
+    stream.begin(views=[old])
+    stream.arrive(100)
+    stream.apply()
+    stream.archive()
+    stream.arrive(50)
+    stream.apply()  # the log is behind the old view by these
+    made = rebuild_online(store, DEFINITIONS, stream.root, view=new.name)
+    assert made.views == (new.name,)
+    stream.begin()
+    stream.apply()
+    stream.assert_equal()
+    stream.arrive(50)
+    stream.apply()
+    stream.assert_equal()
+
+
+def test_what_is_gone_from_the_topic_is_not_skipped_in_silence(stream, store):
+    topics, topic = by_topic(SERVICE.views), SHOP.source.topic
+    refuse_gone(store, topics, {topic: {0: 5, 1: 7}})
+    stream.arrive(120)
+    stream.archive()
+    until = rebuild_online(store, DEFINITIONS, stream.root).until["payments"]
+    refuse_gone(store, topics, {topic: until})
+    with pytest.raises(
+        OffsetsGoneError, match=rf"rebuilt_payments-1: the online store waits for offset {until[1]:,}, .* 3 records"
+    ):
+        refuse_gone(store, topics, {topic: {0: until[0], 1: until[1] + 3}})
 
 
 def test_a_store_restored_from_an_older_state_is_refused(stream, store, tmp_path):
@@ -299,6 +338,24 @@ def test_a_store_restored_from_an_older_state_is_refused(stream, store, tmp_path
     SeenProgress(tmp_path / "seen.json", 2).check(store)
     with pytest.raises(OnlineStoreLostError, match=r"went back: view \w+, source payments"):
         stream.apply(first={0: 0, 1: 0})
+
+
+def test_two_jobs_that_begin_the_first_epoch_at_once_both_begin_it(store, tmp_path):
+    class Overtaken(Busy):
+        """Another job begins after this one has seen an empty store."""
+
+        def append(self, appends):
+            if self._meanwhile:
+                self._meanwhile.pop(0)()
+            return self._inner.append(appends)
+
+    other = Overtaken(store, [lambda: move_epoch(store, 1)])
+    assert join_epoch(other, str(tmp_path)) == 1
+    assert read_epochs(store) == [1] * BUCKETS
+    lost = Overtaken(MemoryOnlineStore("rebuilt"), [])
+    lost._meanwhile.append(lambda: move_epoch(lost._inner, -2))
+    with pytest.raises(OnlineStoreLostError, match="being rebuilt"):
+        join_epoch(lost, str(tmp_path / "other"))
 
 
 def test_an_epoch_is_remembered_and_a_foreign_or_older_store_is_told_apart(store, tmp_path):
@@ -340,7 +397,7 @@ def test_one_key_is_rebuilt_while_the_stream_goes_on(stream, store):
     for view in SERVICE.views:
         keys = {tuple(e.row[c] for c in view.key_columns) for e in stream.events[:120]}
         for key in sorted(keys, key=repr):
-            names = [n for b in range(BUCKETS) for n in store.blobs(b, view.name, view.layout.fingerprint)]
+            names = sorted(store.blobs(view.name, view.layout.fingerprint))
             if chance.random() < 0.5 and names:
                 from featurestore.definitions.keys import encode_key
 

@@ -16,11 +16,13 @@ from featurestore.errors import (
     OnlineStoreUnavailableError,
 )
 from featurestore.online.client import FeatureClient
-from featurestore.online.redis_errors import ERRORS, mapped_errors, safe_url
+from featurestore.online.redis_errors import ERRORS, mapped_errors
 from featurestore.online.redis_store import RedisOnlineStore
+from featurestore.online.redis_url import safe_url
 from featurestore.online.writer import FencedWriter
 from tests.conformance.cases import SOURCE
 from tests.conformance.support import SECOND, VIEWS, Online, one, stream_of
+from tests.raw import raw
 
 pytestmark = pytest.mark.server
 
@@ -46,8 +48,8 @@ def test_the_keys_of_two_projects_are_disjoint(online_url):
     left, right = online_of(online_url, "left"), online_of(online_url, "left_right")
     for each in (left, right):
         each.apply([one(0, card="c")])
-    raw = left.store.redis
-    names = [{key.split(b"}")[0] for key in raw.keys(f"fs:{{{each.store.project}.*")} for each in (left, right)]
+    admin = raw(left.store)
+    names = [{key.split(b"}")[0] for key in admin.keys(f"fs:{{{each.store.project}.*")} for each in (left, right)]
     assert all(names)
     assert not names[0] & names[1]
 
@@ -58,7 +60,7 @@ def test_the_keys_of_two_projects_are_disjoint(online_url):
 def test_a_store_that_lost_its_scripts_recovers_on_retry(online):
     stream = stream_of(3)
     online.apply(stream.events[:40])
-    online.store.redis.script_flush()
+    raw(online.store).script_flush()
     with pytest.raises(OnlineError, match="lost its scripts"):
         online.apply(stream.events)
     online.apply(stream.events)
@@ -67,7 +69,7 @@ def test_a_store_that_lost_its_scripts_recovers_on_retry(online):
 
 def test_a_store_that_lost_its_scripts_still_records_progress_when_nothing_is_new(online):
     online.apply([one(0)])
-    online.store.redis.script_flush()
+    raw(online.store).script_flush()
     assert online.apply([one(0)])["fenced"] == len(VIEWS)
     assert online.store.progress(SOURCE.name) == {0: (1, 0)}
 
@@ -76,7 +78,7 @@ def test_scripts_lost_before_a_fold_cost_only_that_fold(online):
     for i in range(5):
         online.apply([one(i * SECOND, offset=i)])
     grown = {0: [(key, len(blob)) for key, blob in online.blobs().items() if b":many@" in key]}
-    online.store.redis.script_flush()
+    raw(online.store).script_flush()
     online.writer.tail_cap = 1
     assert online.writer.fold(grown, clock=10 * SECOND) == 0
     assert online.writer.fold(grown, clock=10 * SECOND) == 1
@@ -116,7 +118,7 @@ def test_a_store_that_hangs_times_out_and_then_answers_the_right_question(online
     online.apply([one(0, card="a"), one(0, card="b", amount=7.0, offset=1)])
     client = FeatureClient(online_url, timeout="50ms")
     assert client.get("cards", {"card_id": "a"}, now=1)["many.high_1h"] == 1.0
-    online.store.redis.execute_command("CLIENT", "PAUSE", 600, "ALL")
+    raw(online.store).execute_command("CLIENT", "PAUSE", 600, "ALL")
     begin = time.monotonic()
     with pytest.raises(OnlineStoreTimeoutError):
         client.get("cards", {"card_id": "a"}, now=1)

@@ -10,6 +10,7 @@ from featurestore.online.keys import bucket_of
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.testing.compare import values_agree
 from featurestore.timeline import HOUR
+from tests.raw import raw
 from tests.streaming.support import Shop, ends_of, oracle, produce_events, wait_applied, wait_archived
 
 pytestmark = pytest.mark.jvm
@@ -76,25 +77,25 @@ def test_planted_faults_are_named_by_their_cause(applied):
     count = ask().value
     assert count > 3
 
-    online.redis.set(name, good.replace(count.to_bytes(8, "little"), (count + 1).to_bytes(8, "little")))
+    raw(online).set(name, good.replace(count.to_bytes(8, "little"), (count + 1).to_bytes(8, "little")))
     found = ask()
     assert (found.verdict, found.cause, found.online.value) == ("different", "disagreement", count + 1)
 
-    online.redis.set(name, good[:-3])
+    raw(online).set(name, good[:-3])
     assert (ask().verdict, ask().cause) == ("different", "unreadable")
 
-    online.redis.delete(name)
+    raw(online).delete(name)
     assert (ask().verdict, ask().cause) == ("different", "lost")
 
     # As if the job had applied nothing of partition 1: neither its events nor its fence are there.
     for partition in (0, 1):
-        online.redis.hset(fence, online.space.fence_field("card", layout.fingerprint, "payments", partition), 0)
+        raw(online).hset(fence, online.space.fence_field("card", layout.fingerprint, "payments", partition), 0)
     found = ask()
     assert (found.verdict, found.cause) == ("different", "behind")
     assert "applied up to offset 0" in found.causes[0].text
     for partition, end in ends_of(events).items():
-        online.redis.hset(fence, online.space.fence_field("card", layout.fingerprint, "payments", partition), end)
+        raw(online).hset(fence, online.space.fence_field("card", layout.fingerprint, "payments", partition), end)
 
-    online.redis.set(name, good)
+    raw(online).set(name, good)
     assert ask().is_equal
     online.close()

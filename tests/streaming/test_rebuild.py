@@ -57,7 +57,8 @@ def test_an_emptied_store_stops_the_job_and_a_rebuild_from_delta_goes_on_exactly
         with redis.Redis.from_url(online_url) as client:
             client.flushall()
             assert client.dbsize() == 0
-        produce_events(broker, topic, events[90:140])
+        if freshness == "micro-batch":  # records come, and are refused by the writer; or none, and the driver notices
+            produce_events(broker, topic, events[90:140])
         wait_for("the job's end", lambda: not job.is_alive, 60.0)
         status = job.status()
         assert status.state == "failed"
@@ -66,6 +67,8 @@ def test_an_emptied_store_stops_the_job_and_a_rebuild_from_delta_goes_on_exactly
     finally:
         job.stop()
     assert applied_offsets(online_url, shop.name) == {}, "nothing was written to the empty store"
+    if freshness != "micro-batch":
+        produce_events(broker, topic, events[90:140])
     refused = store.submit("materialize", **submit)
     wait_for("the refusal", lambda: not refused.is_alive, 90.0)
     assert "was emptied" in refused.status().error

@@ -141,6 +141,16 @@ def test_tiles_that_arrive_during_a_merge_are_kept_and_the_merge_has_to_be_made_
     assert all(len(rows) == 1 for rows in tiles_of(tmp_path).values())
 
 
+def test_tiles_are_merged_share_by_share_of_the_keys_to_the_same(tmp_path, log):
+    write(str(tmp_path), log, 40)
+    before = tiles_of(tmp_path)
+    for view in VIEWS:
+        assert merge_tiles(DeltaTable(f"{tmp_path}/tiles"), view, before=later(log), pass_rows=50) > 0
+    after = tiles_of(tmp_path)
+    assert after.keys() == before.keys()
+    assert all(len(rows) == 1 for rows in after.values())
+
+
 def test_a_clash_is_tried_again_a_few_times_with_growing_pauses():
     pauses = []
 

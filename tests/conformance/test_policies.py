@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from featurestore.errors import (
     StaleFeatureError,
     UnknownNameError,
 )
+from featurestore.online.async_client import AsyncFeatureClient
 from featurestore.online.client import FeatureClient
 from featurestore.online.lookup import LookupPlan
 from featurestore.online.redis_store import RedisOnlineStore
@@ -94,6 +96,24 @@ def test_what_is_derived_from_defaults_says_so(open_store):
     assert (vector["policed.double"], vector.status["policed.double"]) == (14.0, "degraded")
 
 
+async def asynchronously(server):
+    """The same over asyncio, whose server goes away."""
+    keys = {"card_id": "c"}
+    async with (
+        AsyncFeatureClient(server.url, project="default") as defaulting,
+        AsyncFeatureClient(server.url, project="stale") as stale,
+    ):
+        for client in (defaulting, stale):
+            assert (await client.get("cards", keys, now=20)).to_list() == [1, 2.0, 2.0]
+            assert (await client.get("cards", keys, now=20, features=["policed.n_1h"])).to_list() == [1]
+        assert set((await stale.get("cards", keys, now=20 * MINUTE)).status.values()) == {"stale"}
+        server.stop()
+        assert (await defaulting.get("cards", keys, now=20)).to_list() == [None, 7.0, None]
+        assert len(await defaulting.get_many("cards", [keys] * 20, now=20)) == 20
+        with pytest.raises(OnlineStoreUnavailableError):
+            await stale.get("cards", keys, now=20)
+
+
 @pytest.mark.server
 def test_a_store_that_is_away_is_an_error_or_the_defaults_and_never_an_empty_window(tmp_path):
     with OnlineServer(tmp_path) as server:
@@ -106,6 +126,7 @@ def test_a_store_that_is_away_is_an_error_or_the_defaults_and_never_an_empty_win
         clients = [opened(store, one_view).client for store, one_view in zip(stores, views, strict=True)]
         for client in clients:
             assert client.get("cards", {"card_id": "c"}, now=20).to_list() == [1, 2.0, 2.0]
+        asyncio.run(asynchronously(server))
     for client in clients[:2]:
         with pytest.raises(OnlineStoreUnavailableError):
             client.get("cards", {"card_id": "c"}, now=20)

@@ -30,6 +30,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--archive-every", default="10 seconds", help="trigger interval of the archive query")
     parser.add_argument("--freshness", default="micro-batch", choices=FRESHNESS, help="how the hot query runs")
     parser.add_argument("--consumers", type=int, default=1, help="real-time consumers beside this driver")
+    parser.add_argument("--metrics-port", type=int, help="port on loopback for Prometheus; none by default")
     arguments = parser.parse_args(argv)
 
     settings = Settings.from_json(arguments.config_json)
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> int:
         if arguments.freshness == "realtime"
         else (),
         consumers=arguments.consumers,
+        metrics_port=arguments.metrics_port,
     )
     session = build_session(f"materialize-{arguments.service}", master=None, conf=settings.spark.conf)
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import time
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +19,10 @@ from featurestore.cli.output import (
     print_table,
 )
 from featurestore.errors import ConfigError
+from featurestore.timeline import SECOND, parse_duration
+
+if TYPE_CHECKING:
+    from featurestore.jobs.job import JobStatus
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the job.")]
 
@@ -38,6 +43,7 @@ def submit(
     queries: Annotated[str | None, typer.Option(help="hot, archive or hot,archive (default).")] = None,
     freshness: Annotated[str | None, typer.Option(help="micro-batch (default) or realtime.")] = None,
     consumers: Annotated[int | None, typer.Option(min=1, help="How many real-time consumers; 1 by default.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port on the driver's loopback for Prometheus.")] = None,
     wait: Annotated[str | None, typer.Option(help='Wait so long for it to run, for example "2m".')] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the spark-submit call and do nothing.")] = False,
     config: ConfigOption = None,
@@ -64,6 +70,7 @@ def submit(
             queries=queries,
             freshness=freshness,
             consumers=consumers,
+            metrics_port=metrics_port,
         )
         job_name, folder = spark.job_folder(job, store.settings, definition.name, name)
         argv = spark.build_argv(job, store.settings, service=service, name=job_name, folder=folder, options=options)
@@ -74,7 +81,7 @@ def submit(
         return
     submitted = store.submit(
         job, service=service, master=master, name=name, deploy_mode=deploy_mode, conf=settings, queries=queries,
-        freshness=freshness, consumers=consumers,
+        freshness=freshness, consumers=consumers, metrics_port=metrics_port,
     )  # fmt: skip
     status = submitted.wait_until("running", wait) if wait else submitted.status()
     if as_json:
@@ -95,18 +102,50 @@ def list_jobs(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         print_table(("name", "state", "service", "pid", "started"), rows)
 
 
-@jobs_app.command(epilog=example("featurestore jobs status materialize-fraud_v1 --json"))
-def status(name: NameArgument, config: ConfigOption = None, as_json: JsonOption = False) -> int:
+@jobs_app.command(
+    epilog=example(
+        "featurestore jobs status materialize-fraud_v1 --json", "featurestore jobs status materialize-fraud_v1 --watch"
+    )
+)
+def status(
+    name: NameArgument,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again and again, until the job ends or Ctrl-C.")
+    ] = False,
+    every: Annotated[str, typer.Option(help="With --watch: time between two looks.")] = "1s",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> int:
     """Show one job; exit code 1 when it has failed."""
-    found = open_store(config).job(name).status()
+    job = open_store(config).job(name)
+    if watch:
+        from featurestore.cli.watch import watch as show
+        from featurestore.jobs.job import ENDED
+
+        seconds = parse_duration(every) / SECOND
+        show(
+            job.status, lambda found: "\n".join(_lines(found)), lambda: time.sleep(seconds), as_json=as_json,
+            is_last=lambda found: found.state in ENDED,
+        )  # fmt: skip
+        return 1 if job.status().state == "failed" else 0
+    found = job.status()
     if as_json:
         print_json(found.to_dict())
     else:
-        rows = [(key, value) for key, value in found.to_dict().items() if key not in {"queries", "totals"}]
-        rows += [(f"total {key}", value) for key, value in found.totals.items()]
-        rows += [(f"query {name}", _progress(last)) for name, last in found.queries.items()]
-        print_lines(f"{key:<18}{'-' if value is None else value}" for key, value in rows)
+        print_lines(_lines(found))
     return 1 if found.state == "failed" else 0
+
+
+def _lines(found: JobStatus) -> list[str]:
+    """Return a job's status, a name and a value a line."""
+    rows = [(key, value) for key, value in found.to_dict().items() if key not in {"queries", "totals", "sources"}]
+    rows += [(f"total {key}", value) for key, value in found.totals.items()]
+    rows += [
+        (f"source {name}", f"{each['lag']:,} records to come, complete through {each['complete_through'] or 'unknown'}")
+        for name, each in found.sources.items()
+    ]
+    rows += [(f"query {name}", _progress(last)) for name, last in found.queries.items()]
+    return [f"{key:<18}{'-' if value is None else value}" for key, value in rows]
 
 
 def _progress(last: dict[str, Any]) -> str:

@@ -68,10 +68,11 @@ def lookup(
             return client.get(service, keys_of, now=at, request=given, features=chosen)
 
         if watch:
+            from featurestore.cli.watch import vector_table
             from featurestore.cli.watch import watch as show
 
             seconds = parse_duration(every) / SECOND
-            show(read, lambda: time.sleep(seconds), as_json=as_json, refreshes=refreshes)
+            show(read, vector_table, lambda: time.sleep(seconds), as_json=as_json, refreshes=refreshes)
             return
         vector = read()
     if as_json:

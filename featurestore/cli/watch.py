@@ -1,11 +1,11 @@
-"""``lookup --watch``: one read after the other, shown in place on a terminal, or as one JSON document a line."""
+"""``--watch``: one read after the other, shown in place on a terminal, or as one JSON document a line."""
 
 from __future__ import annotations
 
 import json
 import sys
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,16 +13,34 @@ if TYPE_CHECKING:
     from featurestore.online.vector import FeatureVector
 
 
+class Shown(Protocol):
+    """What can be shown: it has a form as data."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as data."""
+
+
+T = TypeVar("T", bound=Shown)
+
+
 def watch(
-    read: Callable[[], FeatureVector], wait: Callable[[], None], *, as_json: bool, refreshes: int | None = None
+    read: Callable[[], T],
+    draw: Callable[[T], Any],
+    wait: Callable[[], None],
+    *,
+    as_json: bool,
+    refreshes: int | None = None,
+    is_last: Callable[[T], bool] = lambda _: False,
 ) -> None:
     """Show what ``read`` returns, again and again, until Ctrl-C.
 
     Args:
-        read: A lookup.
-        wait: Called between two of them.
-        as_json: One line of JSON per refresh; else a table, redrawn on a terminal and printed again into a pipe.
+        read: Returns what to show.
+        draw: Returns it as something rich can draw.
+        wait: Called between two reads.
+        as_json: One line of JSON per refresh; else drawn, in place on a terminal and again and again into a pipe.
         refreshes: End after so many; None never ends.
+        is_last: Whether nothing more will come after this.
     """
     numbers = count() if refreshes is None else range(refreshes)
     try:
@@ -30,8 +48,11 @@ def watch(
             for number in numbers:
                 if number:
                     wait()
-                sys.stdout.write(json.dumps(read().to_dict(), separators=(",", ":"), default=str) + "\n")
+                found = read()
+                sys.stdout.write(json.dumps(found.to_dict(), separators=(",", ":"), default=str) + "\n")
                 sys.stdout.flush()
+                if is_last(found):
+                    return
             return
         from rich.console import Console
         from rich.live import Live
@@ -41,12 +62,16 @@ def watch(
             for number in numbers:
                 if number:
                     wait()
-                live.update(_table(read()), refresh=True)
+                found = read()
+                live.update(draw(found), refresh=True)
+                if is_last(found):
+                    return
     except KeyboardInterrupt:
         return
 
 
-def _table(vector: FeatureVector) -> Any:
+def vector_table(vector: FeatureVector) -> Any:
+    """Return a feature vector as a table of rich."""
     from rich.table import Table
 
     shown = vector.to_dict()

@@ -5,6 +5,7 @@ The driver writes ``status.json`` into the job's directory, atomically, at least
     {"state": "starting" | "warming" | "running" | "stopped" | "failed",
      "queries": {"hot": {...last progress...}, "archive": {...}},
      "totals": {"consumed": n, "applied": n, "quarantined": n, "late": n, ...},
+     "sources": {"SOURCE": {"lag": records not applied yet, "complete_through": "..."}},
      "updated_at": "...", "error": null | "..."}
 
 SIGTERM and SIGINT end the current micro-batch and stop; the exit code is 0 then, and 1 when a query failed.
@@ -12,11 +13,11 @@ SIGTERM and SIGINT end the current micro-batch and stop; the exit code is 0 then
 
 from __future__ import annotations
 
-import json
+import contextlib
 import signal
 import threading
 import traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +32,12 @@ from featurestore.events.broker import OffsetReader, ensure_topics, stamps_on_ap
 from featurestore.jobs.archive import ArchiveBatch, start_archive
 from featurestore.jobs.consumers import Consumers
 from featurestore.jobs.hot import HotWorker, start_hot, warm_up
+from featurestore.jobs.metrics import serve_metrics
 from featurestore.jobs.online_epoch import HotStart, begin_hot
-from featurestore.jobs.worker import COUNTS, by_topic, complete_through
+from featurestore.jobs.report import Reporter
+from featurestore.jobs.worker import by_topic, complete_through
 from featurestore.online.redis_store import RedisOnlineStore
-from featurestore.timeline import SystemClock, format_instant
+from featurestore.timeline import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,6 +71,7 @@ class MaterializeSpec:
         realtime: The command of a real-time consumer (``jobs.realtime``), which takes the place of the hot query's
             micro-batches; empty for micro-batches.
         consumers: How many of them.
+        metrics_port: Loopback port of the Prometheus endpoint; None opens none.
     """
 
     project: str
@@ -82,64 +86,11 @@ class MaterializeSpec:
     partitions: int = 2
     realtime: Sequence[str] = ()
     consumers: int = 1
+    metrics_port: int | None = None
 
     def by_topic(self) -> dict[str, tuple[EventSource, tuple[FeatureView, ...]]]:
         """Return topic to source and its views."""
         return by_topic(self.views)
-
-
-@dataclass
-class Reporter:
-    """Collects progress and writes the status file."""
-
-    path: Path | None
-    state: str = "starting"
-    queries: dict[str, Any] = field(default_factory=dict)
-    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
-    error: str | None = None
-    _consumed: dict[str, int] = field(default_factory=dict)
-    _seen: dict[str, str] = field(default_factory=dict)
-
-    def collect(self, query: StreamingQuery) -> None:
-        """Add the progress reports of a query that are new since the last call."""
-        for progress in query.recentProgress:
-            # Not by batch id: while it is idle, a query reports the id of the batch to come.
-            if progress["timestamp"] <= self._seen.get(query.name, ""):
-                continue
-            self._seen[query.name] = progress["timestamp"]
-            observed = (progress["observedMetrics"] or {}).get("hot")
-            if observed is not None:
-                for name in COUNTS:
-                    self.totals[name] += int(observed[name] or 0)
-            self.queries[query.name] = {
-                "batch": progress["batchId"],
-                "rows": progress["numInputRows"],
-                "duration_ms": dict(progress["durationMs"]),
-                "at": progress["timestamp"],
-            }
-
-    def collect_consumers(self, consumers: Consumers) -> None:
-        """Add what the real-time consumers have done since the last call."""
-        counts = consumers.counts
-        for name in COUNTS:
-            self.totals[name] += counts.get(name, 0) - self._consumed.get(name, 0)
-        self._consumed = counts
-        self.queries["hot"] = {"realtime": True, **consumers.status()}
-
-    def write(self) -> None:
-        """Replace the status file."""
-        if self.path is None:
-            return
-        status = {
-            "state": self.state,
-            "queries": self.queries,
-            "totals": self.totals,
-            "updated_at": format_instant(SystemClock().now()),
-            "error": self.error,
-        }
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(status))
-        temporary.replace(self.path)
 
 
 class CompletionPublisher(threading.Thread):
@@ -149,6 +100,8 @@ class CompletionPublisher(threading.Thread):
         super().__init__(name="completion", daemon=True)
         self._begun = begun
         self._lost: OnlineStoreLostError | None = None
+        self.sources: dict[str, dict[str, Any]] = {}
+        """Per source, "lag" and "complete_through" (``Reporter.sources``)."""
         self._spec = spec
         self._stop = stop
         self._topics = {topic: source.name for topic, (source, _) in spec.by_topic().items()}
@@ -189,7 +142,10 @@ class CompletionPublisher(threading.Thread):
         ends = reader.end_offsets()
         for topic, source in self._topics.items():
             read_at = began if stamped[topic] else None
-            complete = complete_through(store.progress(source), ends[topic], read_at=read_at)
+            progress = store.progress(source)
+            complete = complete_through(progress, ends[topic], read_at=read_at)
+            lag = sum(max(0, end - progress.get(partition, (0, 0))[0]) for partition, end in ends[topic].items())
+            self.sources[source] = {"lag": lag, "complete_through": complete}
             if complete is not None:
                 store.publish_complete(source, complete)
 
@@ -208,10 +164,13 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
             signal.signal(number, lambda *_: stop.set())
     reporter = Reporter(spec.status_file)
     reporter.write()
+    metrics = contextlib.ExitStack()
     running: list[StreamingQuery] = []
     consumers: Consumers | None = None
     publisher: CompletionPublisher | None = None
     try:
+        if spec.metrics_port is not None:
+            metrics.enter_context(serve_metrics(reporter, spec.metrics_port))
         topics = spec.by_topic()
         ensure_topics(spec.kafka, dict.fromkeys(topics, spec.partitions))
         worker = HotWorker(spec.online_url, spec.project, topics)
@@ -246,6 +205,7 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
                 reporter.collect(query)
             if publisher is not None:
                 publisher.check()
+                reporter.sources = dict(publisher.sources)
             if consumers is not None:
                 consumers.check()
                 reporter.collect_consumers(consumers)
@@ -269,6 +229,7 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
         if consumers is not None:
             consumers.stop()
             reporter.collect_consumers(consumers)
+    metrics.close()
     if reporter.state != "failed":
         reporter.state = "stopped"
     reporter.write()

@@ -49,6 +49,7 @@ class JobStatus:
         started_at: When it was submitted, ISO 8601.
         queries: Last progress of each query.
         totals: Counts since it started: consumed, applied, quarantined, ...
+        sources: Per source, "lag", the records not applied yet, and "complete_through".
         updated_at: When the driver last reported.
         error: Why it failed, in one line.
     """
@@ -60,6 +61,7 @@ class JobStatus:
     started_at: str
     queries: dict[str, Any] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, Any] = field(default_factory=dict)
     updated_at: str | None = None
     error: str | None = None
 
@@ -124,6 +126,7 @@ class Job:
             started_at=record["started_at"],
             queries=reported.get("queries", {}),
             totals=reported.get("totals", {}),
+            sources=reported.get("sources", {}),
             updated_at=reported.get("updated_at"),
             error=error,
         )

@@ -30,9 +30,9 @@ from kafka import KafkaConsumer
 from kafka.errors import CommitFailedError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from featurestore.errors import FeatureStoreError, FenceError, OffsetsGoneError, OnlineError
-from featurestore.events.broker import client_options, mapped_errors
+from featurestore.events.broker import OffsetReader, client_options, mapped_errors
 from featurestore.jobs.hot import HotWorker
-from featurestore.jobs.online_epoch import join_epoch
+from featurestore.jobs.online_epoch import join_epoch, starting_offsets
 from featurestore.jobs.worker import by_topic
 from featurestore.online.redis_store import RedisOnlineStore
 
@@ -67,6 +67,7 @@ class RealtimeConsumer:
         batch_rows: The most records taken by one poll; they are applied together.
         instance: A name that stays over restarts: whoever joins under it takes over at once what its predecessor had, even
             where that was killed. None joins as somebody new, who waits until the broker misses the predecessor.
+        starting: Topic to partition to the offset at which a group that has none begins; elsewhere it is the first there is.
 
     Raises:
         BrokerUnavailableError: The broker cannot be reached.
@@ -81,6 +82,7 @@ class RealtimeConsumer:
         *,
         batch_rows: int = 10_000,
         instance: str | None = None,
+        starting: Mapping[str, Mapping[int, int]] | None = None,
     ) -> None:
         self.counts: Counter[str] = Counter()
         """How many records met which fate since the start (``worker.COUNTS``)."""
@@ -90,6 +92,7 @@ class RealtimeConsumer:
         """What keeps the consumer from going on right now, in one line; None when nothing does."""
         self._worker = worker
         self._kafka = kafka
+        self._starting = starting or {}
         worker.prepare()
         with mapped_errors(kafka, "connecting a consumer"):
             self._consumer = KafkaConsumer(
@@ -132,7 +135,12 @@ class RealtimeConsumer:
         try:
             polled: dict[TopicPartition, list[ConsumerRecord]] = self._consumer.poll(timeout_ms=POLL_MS)
         except NoOffsetForPartitionError as error:
-            self._consumer.seek_to_beginning(*_partitions(error))
+            for place in _partitions(error):
+                offset = self._starting.get(place.topic, {}).get(place.partition, -1)
+                if offset < 0:
+                    self._consumer.seek_to_beginning(place)
+                else:
+                    self._consumer.seek(place, offset)
             return {}
         except OffsetOutOfRangeError as error:
             raise self._gone(error) from error
@@ -260,10 +268,19 @@ def main(argv: Sequence[str]) -> int:
     try:
         settings = Settings.from_json(arguments.config_json)
         views = DeltaRegistry(settings.offline).load().service(arguments.service).views
-        epoch = join_epoch(RedisOnlineStore(settings.online.url, settings.project), settings.offline)
-        worker = HotWorker(settings.online.url, settings.project, by_topic(views), epoch)
-        group = group_of(settings.project, views) + (f"-{epoch}" if epoch > 1 else "")
-        consumer = RealtimeConsumer(worker, settings.kafka, group, instance=arguments.instance)
+        topics = by_topic(views)
+        group = group_of(settings.project, views)
+        starting = None
+        store = RedisOnlineStore(settings.online.url, settings.project)
+        epoch = join_epoch(store, settings.offline)
+        if epoch > 1:  # rebuilt from the event log: a group of its own, which begins at what that did not hold
+            group = f"{group}-{epoch}"
+            reader = OffsetReader(settings.kafka, topics)
+            starting = starting_offsets(store, topics, reader.end_offsets())
+            reader.close()
+        store.close()
+        worker = HotWorker(settings.online.url, settings.project, topics, epoch)
+        consumer = RealtimeConsumer(worker, settings.kafka, group, instance=arguments.instance, starting=starting)
         reports = _Reports(consumer, write, stop)
         try:
             reports.start()

@@ -55,6 +55,7 @@ class SubmitOptions:
         freshness: "micro-batch", or "realtime": the hot query's work is done by plain Kafka consumers beside the driver, which
             apply an event within milliseconds; "micro-batch" when None.
         consumers: How many of those; at most the topics' partitions have work.
+        metrics_port: Port on the driver's loopback for Prometheus; None opens none.
         use_packages: Whether Spark fetches its connectors itself; None decides by the master.
         extra: Further arguments of spark-submit, verbatim.
     """
@@ -66,6 +67,7 @@ class SubmitOptions:
     archive_every: str | None = None
     freshness: str | None = None
     consumers: int | None = None
+    metrics_port: int | None = None
     use_packages: bool | None = None
     extra: Sequence[str] = ()
 
@@ -150,6 +152,8 @@ def build_argv(
         argv += ["--freshness", options.freshness]
     if options.consumers:
         argv += ["--consumers", str(options.consumers)]
+    if options.metrics_port is not None:
+        argv += ["--metrics-port", str(options.metrics_port)]
     return argv
 
 

@@ -337,3 +337,28 @@ def test_the_module_runs_as_a_program(tmp_path):
 
 def _environment():
     return {**os.environ, "PYTHONPATH": str(Path(featurestore.__file__).parents[1])}
+
+
+def test_a_job_is_watched_until_it_ends(project, run):
+    folder = project / ".featurestore" / "jobs" / "materialize-shop_v1"
+    folder.mkdir(parents=True)
+    record = {"name": folder.name, "service": "shop_v1", "pid": os.getpid(), "born": "long ago", "started_at": "2026"}
+    (folder / "job.json").write_text(json.dumps(record))
+    report = {
+        "state": "failed",
+        "queries": {"hot": {"realtime": True, "pids": [7, 8], "lag": None, "error": "Kafka is away"}},
+        "totals": {"consumed": 7},
+        "sources": {"orders": {"lag": 1_200, "complete_through": None}},
+        "updated_at": "now",
+        "error": "the disk is full",
+    }
+    (folder / "status.json").write_text(json.dumps(report))
+    code, out, _ = run("jobs", "status", folder.name, "--watch", "--every", "1ms")
+    assert code == 1
+    for part in (
+        "the disk is full", "source orders     1,200 records to come, complete through unknown",
+        "query hot         realtime, 2 consumers, an unknown number of records to come;", "Kafka is away",
+    ):  # fmt: skip
+        assert part in out
+    code, out, _ = run("jobs", "status", folder.name, "--watch", "--json")
+    assert (code, json.loads(out)["sources"]) == (1, report["sources"])

@@ -1,0 +1,90 @@
+"""What a job reports: progress of its queries, what became of its records, how far behind it is. Kept for its status file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from featurestore.jobs.worker import COUNTS
+from featurestore.timeline import SystemClock, format_instant
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pyspark.sql.streaming.query import StreamingQuery
+
+    from featurestore.jobs.consumers import Consumers
+    from featurestore.timeline import Instant
+
+
+@dataclass
+class Reporter:
+    """Collects progress and writes the status file.
+
+    Attributes:
+        path: The status file; None writes none.
+        state: "starting", "warming", "running", "stopped" or "failed".
+        queries: Per query, its last progress.
+        totals: How many records met which fate since the start (``worker.COUNTS``).
+        sources: Per source, "lag", the records not applied yet, and "complete_through", an instant or None.
+        error: Why the job failed, in one line.
+    """
+
+    path: Path | None
+    state: str = "starting"
+    queries: dict[str, Any] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    error: str | None = None
+    _consumed: dict[str, int] = field(default_factory=dict)
+    _seen: dict[str, str] = field(default_factory=dict)
+
+    def collect(self, query: StreamingQuery) -> None:
+        """Add the progress reports of a query that are new since the last call."""
+        for progress in query.recentProgress:
+            # Not by batch id: while it is idle, a query reports the id of the batch to come.
+            if progress["timestamp"] <= self._seen.get(query.name, ""):
+                continue
+            self._seen[query.name] = progress["timestamp"]
+            observed = (progress["observedMetrics"] or {}).get("hot")
+            if observed is not None:
+                for name in COUNTS:
+                    self.totals[name] += int(observed[name] or 0)
+            self.queries[query.name] = {
+                "batch": progress["batchId"],
+                "rows": progress["numInputRows"],
+                "duration_ms": dict(progress["durationMs"]),
+                "at": progress["timestamp"],
+            }
+
+    def collect_consumers(self, consumers: Consumers) -> None:
+        """Add what the real-time consumers have done since the last call."""
+        counts = consumers.counts
+        for name in COUNTS:
+            self.totals[name] += counts.get(name, 0) - self._consumed.get(name, 0)
+        self._consumed = counts
+        self.queries["hot"] = {"realtime": True, **consumers.status()}
+
+    def write(self) -> None:
+        """Replace the status file."""
+        if self.path is None:
+            return
+        status = {
+            "state": self.state,
+            "queries": self.queries,
+            "totals": self.totals,
+            "sources": {
+                name: {**each, "complete_through": _iso(each["complete_through"])}
+                for name, each in self.sources.items()
+            },
+            "updated_at": format_instant(SystemClock().now()),
+            "error": self.error,
+        }
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(status))
+        temporary.replace(self.path)
+
+
+def _iso(instant: Instant | None) -> str | None:
+    return None if instant is None else format_instant(instant)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from featurestore.checks.explain_derived import DerivedExplanation
     from featurestore.checks.explanation import Explanation
     from featurestore.checks.verify import VerifyResult
     from featurestore.jobs.job import Job
@@ -334,39 +335,51 @@ class FeatureStore:
         )  # fmt: skip
 
     def explain(
-        self, feature: str, keys: Mapping[str, Any], *, at: Any = None, as_served: bool = False, shown: int = 20
-    ) -> Explanation:
+        self,
+        feature: str,
+        keys: Mapping[str, Any],
+        *,
+        at: Any = None,
+        request: Mapping[str, Any] | None = None,
+        as_served: bool = False,
+        shown: int = 20,
+    ) -> Explanation | DerivedExplanation:
         """Return where one value comes from, online and offline side by side, and if they differ, why. Starts no JVM.
 
         Args:
-            feature: ``VIEW.FEATURE``, or with the service before it: ``SERVICE.VIEW.FEATURE``.
+            feature: ``VIEW.FEATURE``, or with the service before it: ``SERVICE.VIEW.FEATURE``; a request feature is
+                ``SERVICE.FEATURE``.
             keys: The entity's key columns and values.
             at: The time, as :func:`~featurestore.timeline.to_instant` takes it; events at or after it do not count. Now by
                 default.
+            request: Request values by name, where the feature is computed from some.
             as_served: Whether events that arrived after ``at`` are left out of the offline side.
             shown: How many events and tiles to keep, the newest.
 
         Raises:
-            UnknownNameError: No such feature is applied, or a key column is missing.
+            UnknownNameError: No such feature is applied, or a key column or request value is missing.
             DefinitionError: The time or a key value is not usable.
             OfflineStoreUnavailableError: The source has no event log yet.
         """
         from featurestore.checks.explain import explain
-        from featurestore.checks.names import find_feature
+        from featurestore.checks.explain_derived import NamedDerived, explain_derived, find
         from featurestore.definitions.keys import key_values
         from featurestore.online.redis_store import RedisOnlineStore
         from featurestore.timeline import SystemClock, to_instant
 
-        named = find_feature(self.definitions(), feature)
-        columns = named.view.layout.keys
+        named = find(self.definitions(), feature)
+        columns = tuple(named.keys.items()) if isinstance(named, NamedDerived) else named.view.layout.keys
         values = key_values(keys, columns, where=f"feature {named.id}")
+        typed = dict(zip(dict(columns), values, strict=True))
         t = SystemClock().now() if at is None else to_instant(at, name="at")
         online = RedisOnlineStore(self.settings.online.url, self.settings.project, timeout_s=STORE_TIMEOUT_S)
+        offline = self.settings.offline
         try:
-            return explain(
-                named, dict(zip(dict(columns), values, strict=True)), t, offline=self.settings.offline, store=online,
-                as_served=as_served, shown=shown,
-            )  # fmt: skip
+            if isinstance(named, NamedDerived):
+                return explain_derived(
+                    named, typed, t, offline=offline, store=online, request=request, as_served=as_served, shown=shown
+                )
+            return explain(named, typed, t, offline=offline, store=online, as_served=as_served, shown=shown)
         finally:
             online.close()
 

@@ -172,6 +172,11 @@ class Explanation:
         return self.verdict == EQUAL
 
     @property
+    def is_reachable(self) -> bool:
+        """Whether the online store answered."""
+        return self.online.status != "unreachable"
+
+    @property
     def cause(self) -> str | None:
         """The kind of the decisive cause; None where there is none."""
         return self.causes[0].kind if self.causes else None
@@ -234,8 +239,8 @@ class Explanation:
             "tiles": [_timed(asdict(tile)) for tile in self.tiles],
             "tiles_left_out": self.tiles_left_out,
         }
-        plain: dict[str, Any] = _plain(found)
-        return plain
+        made: dict[str, Any] = plain(found)
+        return made
 
 
 def inputs_of(judged: Judged) -> dict[str, Any]:
@@ -267,9 +272,10 @@ def _timed(data: Any) -> Any:
     return [_timed(each) for each in data] if isinstance(data, (list, tuple)) else data
 
 
-def _plain(data: Any) -> Any:
+def plain(data: Any) -> Any:
+    """Return nested data as JSON can hold it: doubles that it cannot write as texts."""
     if isinstance(data, dict):
-        return {name: _plain(value) for name, value in data.items()}
+        return {name: plain(value) for name, value in data.items()}
     if isinstance(data, (list, tuple)):
-        return [_plain(each) for each in data]
+        return [plain(each) for each in data]
     return str(data) if isinstance(data, float) and not math.isfinite(data) else data

@@ -55,7 +55,6 @@ def find_feature(applied: Definitions, name: str) -> Named:
                 hint=did_you_mean(rest, [each.id for each in inside], what="features"),
             )
     if not found:
-        _refuse_derived(applied, name)
         alone = [each.id for each in known if each.feature.name == name]
         hint = (
             f"write {' or '.join(alone)}."
@@ -69,17 +68,6 @@ def find_feature(applied: Definitions, name: str) -> Named:
             hint=f"write {' or '.join(each.id for each in found)}.",
         )
     return found[0]
-
-
-def _refuse_derived(applied: Definitions, name: str) -> None:
-    """Refuse a feature that is computed from others when it is read: those are what can be explained."""
-    derived = {each.id: each for view in applied.views.values() for each in view.layout.derived}
-    for service in applied.services.values():
-        derived |= {f"{service.name}.{each.id}": each for each in service.request_layouts}
-    for known, each in derived.items():
-        if name == known or name.partition(".")[2] == known:
-            hint = f"explain what it is computed from: {', '.join(each.reads)}."
-            raise UnknownNameError(f"feature {name!r} is computed from others when it is read.", hint=hint)
 
 
 def _service_of(applied: Definitions, view: FeatureView) -> str | None:

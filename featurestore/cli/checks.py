@@ -65,11 +65,13 @@ def verify(
     epilog=example(
         "featurestore explain card_spend.spend_1h --key card_id=c1",
         "featurestore explain fraud_v1.card_spend.spend_1h --key card_id=c1 --at 2026-01-01T00:00:00Z --json",
+        "featurestore explain fraud_v1.amount_ratio --key card_id=c1 --request amount=12",
     )
 )
 def explain(
-    feature: Annotated[str, typer.Argument(help="VIEW.FEATURE, or with the service: SERVICE.VIEW.FEATURE.")],
+    feature: Annotated[str, typer.Argument(help="VIEW.FEATURE, SERVICE.VIEW.FEATURE, or SERVICE.REQUEST_FEATURE.")],
     key: Annotated[list[str] | None, typer.Option(help="A key column, name=value; once per column.")] = None,
+    request: Annotated[list[str] | None, typer.Option(help="A request value, name=value; once per value.")] = None,
     at: Annotated[str | None, typer.Option(help="The time, ISO 8601 with an offset; now by default.")] = None,
     as_served: Annotated[
         bool, typer.Option("--as-served", help="Leave out of the offline side what arrived after --at.")
@@ -82,21 +84,27 @@ def explain(
 
     Ends with 0 when both sides agree, with 1 when they differ, and says why; with 3 when a store cannot be reached.
     """
-    from featurestore.checks.names import find_feature
+    from featurestore.checks.explain_derived import DerivedExplanation, NamedDerived, find
     from featurestore.cli.serving import parse_keys
 
     store = open_store(config)
     instant = None if at is None else to_instant(at, name="--at")
-    named = find_feature(store.definitions(), feature)
-    keys = parse_keys(f"feature {named.id}", key or [], dict(named.view.layout.keys), option="--key ")
-    found = store.explain(feature, keys, at=instant, as_served=as_served, shown=limit)
+    named = find(store.definitions(), feature)
+    columns = named.keys if isinstance(named, NamedDerived) else dict(named.view.layout.keys)
+    keys = parse_keys(f"feature {named.id}", key or [], columns, option="--key ")
+    takes = named.request if isinstance(named, NamedDerived) else {}
+    values = parse_keys(f"feature {named.id}", request or [], takes, option="--request ")
+    found = store.explain(feature, keys, at=instant, request=values, as_served=as_served, shown=limit)
     if as_json:
         print_json(found.to_dict())
     else:
-        from featurestore.cli.explain_text import print_explanation
+        from featurestore.cli.explain_text import print_derived, print_explanation
 
-        print_explanation(found)
-    if found.online.status == "unreachable":
+        if isinstance(found, DerivedExplanation):
+            print_derived(found)
+        else:
+            print_explanation(found)
+    if not found.is_reachable:
         return exits.UNREACHABLE
     return exits.OK if found.is_equal else exits.FAILED
 

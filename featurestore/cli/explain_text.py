@@ -17,6 +17,7 @@ from featurestore.timeline import format_duration, format_instant
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from featurestore.checks.explain_derived import DerivedExplanation
     from featurestore.checks.explanation import Explanation
     from featurestore.engines.fates import Judged
     from featurestore.timeline import Instant
@@ -26,15 +27,50 @@ _PIPE_WIDTH = 160
 
 def print_explanation(found: Explanation, console: Console | None = None) -> None:
     """Print an explanation; on a terminal in its width, elsewhere in 160 columns."""
-    if console is None:
-        is_terminal = sys.stdout.isatty()
-        console = Console(file=sys.stdout, highlight=False, width=None if is_terminal else _PIPE_WIDTH)
+    console = console or _console()
     _print_head(console, found)
     _print_values(console, found)
     _print_verdict(console, found)
     _print_record(console, found)
     _print_tiles(console, found)
     _print_events(console, found)
+
+
+def print_derived(found: DerivedExplanation, console: Console | None = None) -> None:
+    """Print the explanation of a feature that is computed from others: its value, then each of those."""
+    console = console or _console()
+    grid = Table.grid(padding=(0, 2))
+    lines = [
+        (found.feature, found.expression),
+        ("key", ", ".join(f"{name}={shown(value)}" for name, value in found.keys.items())),
+        ("request", ", ".join(f"{name}={shown(value)}" for name, value in found.request.items())),
+        ("at", format_instant(found.at)),
+    ]
+    for name, text in lines:
+        if text:
+            grid.add_row(f"[bold]{escape(name)}[/bold]", escape(text))
+    console.print(grid)
+    console.print()
+    table = _table("computed from", "event log", "online", "")
+    for each in found.inputs:
+        table.add_row(
+            escape(each.feature), escape(shown(each.expected)), escape(shown(each.online.value)), each.verdict
+        )
+    for name, (offline, online) in found.steps.items():
+        table.add_row(escape(name), escape(shown(offline)), escape(shown(online)), "")
+    table.add_row(
+        f"[bold]{escape(found.feature)}[/bold]", escape(shown(found.expected)), escape(shown(found.online)), ""
+    )
+    console.print(table)
+    _print_verdict(console, found)
+    for each in found.inputs:
+        console.rule(escape(each.feature))
+        print_explanation(each, console)
+
+
+def _console() -> Console:
+    is_terminal = sys.stdout.isatty()
+    return Console(file=sys.stdout, highlight=False, width=None if is_terminal else _PIPE_WIDTH)
 
 
 def _print_head(console: Console, found: Explanation) -> None:
@@ -78,7 +114,7 @@ def _print_values(console: Console, found: Explanation) -> None:
     console.print(table)
 
 
-def _print_verdict(console: Console, found: Explanation) -> None:
+def _print_verdict(console: Console, found: Explanation | DerivedExplanation) -> None:
     color = {EQUAL: "green", DIFFERENT: "red"}.get(found.verdict, "yellow")
     console.print(f"[bold {color}]{found.verdict}[/bold {color}]")
     for cause in found.causes:

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from deltalake import write_deltalake
 
-from featurestore import Count, Derived, Entity, EventSource, FeatureService, FeatureView, Last, Lifetime, Sum, Tumbling
+from featurestore import Count, Entity, EventSource, FeatureService, FeatureView, Last, Lifetime, Sum, Tumbling
 from featurestore.checks.explain import explain
 from featurestore.checks.names import find_feature
 from featurestore.definitions.contract import Contract
@@ -322,13 +322,6 @@ def test_a_feature_can_be_named_with_its_service(name):
 def test_a_feature_that_is_not_there_is_refused_with_a_hint(name, message):
     with pytest.raises(UnknownNameError, match=message):
         find_feature(APPLIED, name)
-
-
-def test_a_derived_feature_is_refused_and_says_what_it_is_computed_from():
-    view = FeatureView("ratios", SPEND.entity, PAYMENTS, {"n": Count().over("1h"), "half": Derived("n_1h / 2")})
-    with pytest.raises(UnknownNameError, match=r"explain what it is computed from: ratios\.n_1h"):
-        find_feature(Definitions.of([view]), "ratios.half")
-    assert find_feature(Definitions.of([view]), "ratios.n_1h").feature.name == "n_1h"
 
 
 def test_a_name_that_two_views_of_a_service_have_is_refused():

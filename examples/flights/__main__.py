@@ -28,6 +28,7 @@ def main(argv: list[str]) -> int:
         live_days=FULL_LIVE_DAYS if arguments.full else arguments.live_days,
         tick=arguments.tick or (FULL_TICK if arguments.full else data.TICK),
         freshness_s=arguments.freshness_seconds,
+        freshness=arguments.freshness,
         rate=arguments.rate,
     )
     folder = Path(arguments.dir).resolve() if arguments.dir else Path(tempfile.mkdtemp(prefix="featurestore-demo-"))
@@ -81,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--freshness-seconds", type=float, default=15.0, help="length of that measurement; 0 skips it")
     parser.add_argument("--rate", type=int, default=1_000, help="its events per second (default %(default)s)")
+    parser.add_argument(
+        "--freshness",
+        choices=("micro-batch", "realtime"),
+        default="micro-batch",
+        help="how the hot query runs (default %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON on standard output")
     parser.add_argument("--quiet", action="store_true", help="no stages on standard error")
     parser.add_argument("--keep", action="store_true", help="keep the folder with tables, logs and model")

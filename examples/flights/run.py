@@ -46,6 +46,7 @@ class Options:
         tick: Step of that clock.
         freshness_s: Seconds of the freshness measurement; 0 leaves it out.
         rate: Events per second of the freshness measurement.
+        freshness: How the streaming job's hot query runs: "micro-batch" or "realtime".
     """
 
     start: str = data.START
@@ -54,6 +55,7 @@ class Options:
     tick: str = data.TICK
     freshness_s: float = 15.0
     rate: int = 1_000
+    freshness: str = "micro-batch"
 
 
 def run(options: Options, folder: Path, out: Console) -> dict[str, Any]:
@@ -95,7 +97,9 @@ def run(options: Options, folder: Path, out: Console) -> dict[str, Any]:
         out.done(f"{len(past) / (time.perf_counter() - sending):,.0f} per second")
 
         out.stage("Submitting the streaming job")
-        job = store.submit("materialize", service=flight_delay.name, archive_every=ARCHIVE_EVERY)
+        job = store.submit(
+            "materialize", service=flight_delay.name, archive_every=ARCHIVE_EVERY, freshness=options.freshness
+        )
         cleanup.callback(job.stop)
         job.wait_until("running", timeout=180)
         out.done(f"job {job.name} runs")

@@ -67,10 +67,14 @@ def options(
     STATE.debug = STATE.debug or debug
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; return its exit code."""
+def add_verbs() -> None:
+    """Give the app all its verbs."""
     from featurestore.cli import checks, jobs, maintenance, project, quarantine, serving, stack  # noqa: F401 - importing them adds their verbs
 
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; return its exit code."""
+    add_verbs()
     arguments = list(sys.argv[1:] if argv is None else argv)
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
     STATE.debug = "--debug" in own

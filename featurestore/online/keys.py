@@ -11,7 +11,7 @@
     fs:{PROJECT}:services                           set: the services that have a plan
 
 BB is the bucket of the entity key, two hex digits. The braces are Redis Cluster's hash tag: all views of a key, and the
-fence that guards them, live in one slot. N is the smallest number with which the slot of bucket BB lies in the middle quarter
+fence that guards them, live in one slot. N is the smallest number with which the slot of bucket BB lies in the middle eighth
 of the BBth sixteenth of all slots: the buckets spread evenly over any cluster whose nodes serve equal ranges. A project name
 cannot contain the separators, so two projects in one Redis never meet. A view's fingerprint is part of the name: a changed
 definition starts on keys of its own and never reads an old layout.
@@ -40,7 +40,7 @@ def _tags(project: str) -> tuple[str, ...]:
     tags = []
     share = _SLOTS // BUCKETS
     for bucket in range(BUCKETS):
-        wanted = range(bucket * share + share * 3 // 8, bucket * share + share * 5 // 8)
+        wanted = range(bucket * share + share * 7 // 16, bucket * share + share * 9 // 16)
         tried = (f"{project}.{bucket:02x}.{number}" for number in count())
         tags.append(next(tag for tag in tried if binascii.crc_hqx(tag.encode(), 0) % _SLOTS in wanted))
     return tuple(tags)

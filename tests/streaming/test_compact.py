@@ -18,10 +18,10 @@ pytestmark = pytest.mark.jvm
 
 def wait_for_version(log, count, offline, job):
     """Return when the event log holds so many events; it is read when it has a new version, not more often."""
-    seen = [None]
+    seen = [-1]
 
     def archived():
-        version = DeltaTable.is_deltatable(log) and DeltaTable(log).version()
+        version = DeltaTable(log).version() if DeltaTable.is_deltatable(log) else -1
         if version == seen[0]:
             return False
         seen[0] = version

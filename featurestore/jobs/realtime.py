@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from kafka import KafkaConsumer
-from kafka.errors import CommitFailedError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from featurestore.errors import FeatureStoreError, FenceError, OffsetsGoneError, OnlineError
 from featurestore.events.broker import OffsetReader, client_options, mapped_errors
@@ -179,7 +179,7 @@ class RealtimeConsumer:
 
     def _commit(self) -> None:
         """Say where the group has got to. It may fail: after a change of partitions, the next poll finds its place."""
-        with contextlib.suppress(CommitFailedError, KafkaError):
+        with contextlib.suppress(KafkaError):
             self._consumer.commit_async()
 
     def _gone(self, error: OffsetOutOfRangeError) -> OffsetsGoneError:

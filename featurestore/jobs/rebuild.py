@@ -182,9 +182,8 @@ def _refuse_behind(
             for view in views
             for partition in partitions
         ]
-        reached = [
-            max((int(row[index] or 0) for row in store.fences(fields)), default=0) for index in range(len(fields))
-        ]
+        rows = store.fences(fields)
+        reached = [max((int(row[index] or 0) for row in rows), default=0) for index in range(len(fields))]
         for index, offset in enumerate(reached):
             view, partition = views[index // len(partitions)], partitions[index % len(partitions)]
             until = ends[source].until.get(partition, 0)

@@ -10,15 +10,12 @@ import redis
 
 from featurestore.errors import JobError
 from featurestore.online.epoch import EPOCH
-from featurestore.timeline import HOUR
 from tests.streaming.support import (
     Shop,
     applied_offsets,
-    by_card,
-    differences,
     ends_of,
     kill_driver,
-    oracle,
+    online_differences,
     places_of,
     produce_events,
     reached,
@@ -38,18 +35,6 @@ OPTIONS = {
     # Many small writes in one micro-batch, so that a kill finds some of them done.
     "conf": {"spark.sql.execution.arrow.maxRecordsPerBatch": "100"},
 }
-
-
-def online_differences(store, shop, events):
-    """Return where the online store differs from the oracle, over all keys."""
-    t = max(event.event_time for event in events) + HOUR
-    groups = by_card(events)
-    keys = [{"card_id": card, "shop": mine[0].row["shop"]} for card, mine in sorted(groups.items())]
-    wrong = []
-    with store.client(timeout="5s") as client:
-        for key, vector in zip(keys, client.get_many("shop", keys, now=t), strict=True):
-            wrong += differences(shop.views, oracle(shop.views, groups[key["card_id"]], key, t), dict(vector), f"{key}")
-    return wrong
 
 
 def tile_count(offline):

@@ -10,15 +10,12 @@ import pytest
 
 from featurestore.jobs.driver import MaterializeSpec, materialize
 from featurestore.stack.valkey import OnlineServer
-from featurestore.timeline import HOUR
 from tests.faults.proxy import HoldingProxy
 from tests.streaming.support import (
     Shop,
     applied_offsets,
-    by_card,
-    differences,
     ends_of,
-    oracle,
+    online_differences,
     places_of,
     produce_events,
     reached,
@@ -75,16 +72,6 @@ class InProcess:
         return self.wait_end()
 
 
-def assert_online(store, shop, events):
-    t = max(event.event_time for event in events) + HOUR
-    groups = by_card(events)
-    keys = [{"card_id": card, "shop": mine[0].row["shop"]} for card, mine in sorted(groups.items())]
-    with store.client(timeout="5s") as client:
-        for key, vector in zip(keys, client.get_many("shop", keys, now=t), strict=True):
-            expected = oracle(shop.views, groups[key["card_id"]], key, t)
-            assert differences(shop.views, expected, dict(vector), f"{key}") == []
-
-
 def test_an_outage_of_the_store_ends_the_job_with_its_cause_and_loses_nothing(spark, kafka_server, tmp_path):
     shop = Shop("outage")
     with OnlineServer(tmp_path / "valkey", appendonly=True) as server:
@@ -118,7 +105,7 @@ def test_an_outage_of_the_store_ends_the_job_with_its_cause_and_loses_nothing(sp
         wait_archived(store.settings.offline, len(events))
         assert job.stop() == 0
         assert job.status["state"] == "stopped"
-        assert_online(store, shop, events)
+        assert online_differences(store, shop, events) == []
         places = places_of(store.settings.offline, "events/payments")
         assert places == {(event.partition, event.offset): 1 for event in events}
 
@@ -159,7 +146,7 @@ def test_of_two_drivers_one_reports_the_other_and_nothing_is_doubled(kafka_serve
     job = store.submit("materialize", service="shop", queries="hot")
     wait_applied(url, shop.name, ends_of(events), job)
     assert job.stop().state == "stopped"
-    assert_online(store, shop, events)
+    assert online_differences(store, shop, events) == []
 
 
 def test_a_second_job_on_a_project_does_not_write_the_event_log_again(spark, kafka_server, online_server, tmp_path):

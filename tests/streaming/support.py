@@ -25,7 +25,7 @@ from featurestore.events.broker import producer
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.testing.compare import values_agree
 from featurestore.testing.streams import hostile_stream
-from featurestore.timeline import to_datetime
+from featurestore.timeline import HOUR, to_datetime
 
 MILLISECOND = 1_000
 DEADLINE_S = 120.0
@@ -252,6 +252,19 @@ def by_card(events):
     for event in events:
         groups[event.row["card_id"]].append(event)
     return groups
+
+
+def online_differences(store, shop, events):
+    """Return where the online store differs from the oracle, over all keys, an hour after the last event."""
+    t = max(event.event_time for event in events) + HOUR
+    groups = by_card(events)
+    pairs = sorted({(event.row["card_id"], event.row["shop"]) for event in events}, key=repr)
+    keys = [{"card_id": card, "shop": number} for card, number in pairs]
+    wrong = []
+    with store.client(timeout="5s") as client:
+        for key, vector in zip(keys, client.get_many("shop", keys, now=t), strict=True):
+            wrong += differences(shop.views, oracle(shop.views, groups[key["card_id"]], key, t), dict(vector), f"{key}")
+    return wrong
 
 
 def process_tree(pid):

@@ -18,14 +18,11 @@ from featurestore.jobs.consumers import Consumers, consumer_command
 from featurestore.jobs.hot import HotWorker
 from featurestore.jobs.realtime import RealtimeConsumer, group_of
 from featurestore.jobs.worker import by_topic
-from featurestore.timeline import HOUR
 from tests.streaming.support import (
     Shop,
     applied_offsets,
-    by_card,
-    differences,
     ends_of,
-    oracle,
+    online_differences,
     places_of,
     produce_events,
     reached,
@@ -38,19 +35,6 @@ from tests.streaming.support import (
 pytestmark = pytest.mark.jvm
 
 KEYS = 60
-
-
-def wrong_values(store, shop, events):
-    """Return where the online store differs from the oracle, over all keys, after the last event."""
-    t = max(event.event_time for event in events) + HOUR
-    groups = by_card(events)
-    keys = sorted({(event.row["card_id"], event.row["shop"]) for event in events}, key=repr)
-    entities = [{"card_id": card, "shop": number} for card, number in keys]
-    wrong = []
-    with store.client(timeout="5s") as client:
-        for key, vector in zip(entities, client.get_many("shop", entities, now=t), strict=True):
-            wrong += differences(shop.views, oracle(shop.views, groups[key["card_id"]], key, t), dict(vector), f"{key}")
-    return wrong
 
 
 @pytest.fixture
@@ -87,7 +71,7 @@ def test_hostile_streams_give_the_oracle_and_every_event_is_counted(kafka_server
     for events in (stream.events[:half], stream.events[half:]):
         produce_events(kafka_server.bootstrap_servers, shop.source.topic, events)
     wait_applied(online_server.url, shop.name, ends_of(stream.events))
-    assert wrong_values(store, shop, stream.events) == []
+    assert online_differences(store, shop, stream.events) == []
     wait_for("the reports", lambda: consumers.counts.get("consumed", 0) >= len(stream.events))
     counts = consumers.counts
     assert counts["consumed"] == len(stream.events)
@@ -111,14 +95,14 @@ def test_a_consumer_that_is_killed_neither_loses_nor_doubles_events(kafka_server
     os.kill(victim, signal.SIGKILL)
     wait_for("another consumer", lambda: consumers.check() or consumers.status()["pids"] != [victim])
     wait_for("the rest", lambda: consumers.check() or reached(applied_offsets(url, shop.name), ends_of(events)))
-    assert wrong_values(store, shop, events) == []
+    assert online_differences(store, shop, events) == []
 
     # Negative control: without fences, a group that begins again doubles every event.
     consumers.stop()
     with redis.Redis.from_url(url) as raw:
         raw.delete(*raw.scan_iter(f"fs:{{{shop.name}.*}}:fence"), f"fs:{{{shop.name}}}:progress:payments")
     _run(in_process(store, shop, "rt_killed_again"), lambda: reached(applied_offsets(url, shop.name), ends_of(events)))
-    assert len(wrong_values(store, shop, events)) >= KEYS, "without its guard the test finds nothing"
+    assert len(online_differences(store, shop, events)) >= KEYS, "without its guard the test finds nothing"
 
 
 def _run(consumer, until):
@@ -159,7 +143,7 @@ def test_two_drivers_of_one_project_do_not_double_events(kafka_server, online_se
         done.set()
         other.join(30)
         both[0].close()
-    assert wrong_values(store, shop, events) == []
+    assert online_differences(store, shop, events) == []
     entered = sum(each.counts["applied"] for each in both)
     assert both[0].counts["fenced"] + both[1].counts["fenced"] == entered > 0
 
@@ -186,7 +170,7 @@ def test_a_store_that_hangs_is_waited_for(kafka_server, online_server, tmp_path)
         consumer,
         lambda: (hung or hung.append(hang_then_go_on())) and reached(applied_offsets(url, shop.name), ends_of(events)),
     )
-    assert wrong_values(store, shop, events) == []
+    assert online_differences(store, shop, events) == []
     assert consumer.error is None
     assert consumer.counts["consumed"] >= len(events)
 
@@ -230,7 +214,7 @@ def test_a_realtime_job_serves_archives_and_ends_in_order(kafka_server, online_s
         produce_events(broker, topic, events)
         wait_applied(url, shop.name, ends_of(events), job)
         wait_archived(store.settings.offline, len(events), job)
-        assert wrong_values(store, shop, events) == []
+        assert online_differences(store, shop, events) == []
         assert places_of(store.settings.offline, "events/payments") == {(e.partition, e.offset): 1 for e in events}
         status = wait_for("totals", lambda: (s := job.status()).totals["consumed"] == len(events) and s, job=job)
         assert status.totals["fenced"] == 0 < status.totals["applied"]
@@ -244,7 +228,7 @@ def test_a_realtime_job_serves_archives_and_ends_in_order(kafka_server, online_s
         produce_events(broker, topic, more)
         job = store.submit("materialize", service="shop", queries="hot")
         wait_applied(url, shop.name, ends_of([*events, *more]), job)
-        assert wrong_values(store, shop, [*events, *more]) == []
+        assert online_differences(store, shop, [*events, *more]) == []
         assert job.stop().state == "stopped"
     finally:
         job.stop()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,14 +9,21 @@ import typer
 
 from featurestore.cli import exits
 from featurestore.cli.app import app
-from featurestore.cli.output import ConfigOption, JsonOption, example, note, open_store, print_json, print_lines
+from featurestore.cli.output import (
+    ConfigOption,
+    JsonOption,
+    example,
+    note,
+    open_store,
+    print_json,
+    print_lines,
+    progress_bar,
+)
 from featurestore.cli.project import DefinitionsOption
 from featurestore.cli.project import named as overriding
 from featurestore.timeline import to_instant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from featurestore.checks.verify import VerifyResult
 
 
@@ -49,8 +54,13 @@ def verify(
     """Check that every path computes the same on your definitions. Ends with 0 when all are equal, with 1 when not."""
     store = open_store(config, **overriding(definitions))
     chosen = None if engines is None else [each.strip() for each in engines.split(",")]
-    with _bar(seconds) as progress:
-        result = store.verify(service=service, view=view, seconds=seconds, seed=seed, engines=chosen, progress=progress)
+    with progress_bar("verify", total=seconds) as move:
+
+        def moved(result: VerifyResult) -> None:
+            if move is not None:
+                move(completed=min(result.seconds, seconds), description=f"{sum(result.cases.values())} cases")
+
+        result = store.verify(service=service, view=view, seconds=seconds, seed=seed, engines=chosen, progress=moved)
     if as_json:
         print_json(result.to_dict())
     else:
@@ -107,22 +117,3 @@ def explain(
     if not found.is_reachable:
         return exits.UNREACHABLE
     return exits.OK if found.is_equal else exits.FAILED
-
-
-@contextmanager
-def _bar(seconds: float) -> Iterator[Callable[[VerifyResult], None] | None]:
-    """Give a callback that moves a progress bar on a terminal, and none in a pipe."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("verify"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=seconds)
-
-        def move(result: VerifyResult) -> None:
-            bar.update(task, completed=min(result.seconds, seconds), description=f"{sum(result.cases.values())} cases")
-
-        yield move

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,12 +18,13 @@ from featurestore.cli.output import (
     print_json,
     print_lines,
     print_table,
+    progress_bar,
 )
 from featurestore.errors import ConfigError
 from featurestore.timeline import HOUR, parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 _POLL_S = 0.25
 
@@ -95,9 +94,14 @@ def rebuild_online(
             else:
                 print_lines([f"{view}: made of {made.events:,} events, up to offsets {made.until}"])
             return
-        with _bar() as progress:
+        with progress_bar("buckets") as move:
+
+            def moved(done: int, total: int) -> None:
+                if move is not None:
+                    move(completed=done, total=total, description=f"{done}/{total}")
+
             result = rebuild(
-                online, definitions, project.settings.offline, view=view, memory_bytes=memory << 20, progress=progress
+                online, definitions, project.settings.offline, view=view, memory_bytes=memory << 20, progress=moved
             )
     finally:
         online.close()
@@ -122,21 +126,6 @@ def _waiting(duration: str) -> Callable[[], bool]:
         return True
 
     return wait
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[int, int], None] | None]:
-    """Give a callback that moves a progress bar on a terminal, and none in a pipe."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("buckets"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @app.command(

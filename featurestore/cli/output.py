@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from featurestore.store import FeatureStore
 
@@ -65,3 +67,17 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 def note(text: str) -> None:
     """Say something that is not data."""
     sys.stderr.write(text + "\n")
+
+
+@contextmanager
+def progress_bar(label: str, *, total: float | None = None) -> Iterator[Callable[..., None] | None]:
+    """Give a callback that moves a progress bar on a terminal (``completed``, ``total``, ``description``); None in a pipe."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(label), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield partial(bar.update, bar.add_task("", total=total))

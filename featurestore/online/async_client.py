@@ -10,16 +10,16 @@ from featurestore.errors import OnlineStoreTimeoutError, OnlineStoreUnavailableE
 from featurestore.online.cache import CACHE_ENTRIES
 from featurestore.online.client import cache_of, check_entities
 from featurestore.online.lookup import ServiceLookup
+from featurestore.online.planned import PlannedRead, planned
 from featurestore.online.redis_async_cluster import AsyncReads
 from featurestore.online.redis_store import RedisOnlineStore
-from featurestore.online.table import FeatureTable
-from featurestore.timeline import Clock, SystemClock, parse_duration, to_instant
+from featurestore.timeline import Clock, SystemClock, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from featurestore.online.request import RequestRows
+    from featurestore.online.table import FeatureTable
     from featurestore.online.vector import FeatureVector
     from featurestore.timeline import Instant
 
@@ -67,8 +67,13 @@ class AsyncFeatureClient:
         features: Sequence[str] | None = None,
     ) -> FeatureVector:
         """Return the features of one entity; arguments and errors as of ``FeatureClient.get``."""
-        vector: FeatureVector = await self._read(service, [keys], now, request, features, single=True)
-        return vector
+        lookup = self._services.get(service) or await self.service(service)
+        read = planned(lookup, [keys], now, request, features, self._clock, single=True)
+        try:
+            replies = await self._replies(read)
+        except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
+            return read.unread(error)[0]
+        return read.vector(replies)
 
     async def get_many(
         self,
@@ -81,37 +86,19 @@ class AsyncFeatureClient:
     ) -> FeatureTable:
         """Return the features of 1 to 10,000 entities; arguments and errors as of ``FeatureClient.get_many``."""
         check_entities(keys)
-        table: FeatureTable = await self._read(service, keys, now, request, features, single=False)
-        return table
-
-    async def _read(
-        self,
-        service: str,
-        keys: Sequence[Mapping[str, Any]],
-        now: Instant | str | datetime | None,
-        request: RequestRows,
-        features: Sequence[str] | None,
-        *,
-        single: bool,
-    ) -> Any:
         lookup = self._services.get(service) or await self.service(service)
-        t = self._clock.now() if now is None else to_instant(now, name="now")
-        if features is not None:
-            lookup = lookup.chosen(features)
-        names = lookup.store_keys(keys)
-        inputs = lookup.inputs(keys, request, single=single)
+        read = planned(lookup, keys, now, request, features, self._clock, single=False)
         try:
-            if self._cache is None or now is not None:
-                replies = await self._reads.read(names)
-            else:
-                wanted = self._cache.begin(names, len(keys), stamps=len(lookup.sources))
-                replies = self._cache.end(wanted, await self._reads.read(wanted.names) if wanted.names else [])
+            replies = await self._replies(read)
         except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
-            vectors = lookup.unread(error, len(keys), t, inputs=inputs)
-            return vectors[0] if single else FeatureTable(lookup.names, lookup.types, vectors)
-        if single:
-            return lookup.vectors(replies, 1, t, exact_time=now is not None, inputs=inputs)[0]
-        return lookup.table(replies, len(keys), t, exact_time=now is not None, inputs=inputs)
+            return read.unread_table(error)
+        return read.table(replies)
+
+    async def _replies(self, read: PlannedRead) -> Sequence[bytes | None]:
+        if self._cache is None or read.is_exact:
+            return await self._reads.read(read.names)
+        wanted = self._cache.begin(read.names, read.entities, stamps=len(read.lookup.sources))
+        return self._cache.end(wanted, await self._reads.read(wanted.names) if wanted.names else [])
 
     async def service(self, name: str) -> ServiceLookup:
         """Return the compiled lookup of a service; read from the store once, then kept."""

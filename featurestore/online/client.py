@@ -9,17 +9,17 @@ from featurestore.definitions.entity import check_name
 from featurestore.errors import DefinitionError, OnlineStoreTimeoutError, OnlineStoreUnavailableError
 from featurestore.online.cache import CACHE_ENTRIES, ReadCache
 from featurestore.online.lookup import ServiceLookup
+from featurestore.online.planned import PlannedRead, planned
 from featurestore.online.redis_store import RedisOnlineStore
-from featurestore.online.table import FeatureTable
-from featurestore.timeline import Clock, SystemClock, parse_duration, to_instant
+from featurestore.timeline import Clock, SystemClock, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from featurestore.datatypes import DataType
-    from featurestore.online.request import RequestRows
     from featurestore.online.store import OnlineStore
+    from featurestore.online.table import FeatureTable
     from featurestore.online.vector import FeatureVector
     from featurestore.timeline import Instant
 
@@ -124,8 +124,12 @@ class FeatureClient:
             OnlineStoreUnavailableError: The store cannot be reached.
             OnlineStoreTimeoutError: It did not answer in time.
         """
-        vector: FeatureVector = self._read(service, [keys], now, request, features, single=True)
-        return vector
+        read = planned(self.service(service), [keys], now, request, features, self._clock, single=True)
+        try:
+            replies = self._replies(read)
+        except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
+            return read.unread(error)[0]
+        return read.vector(replies)
 
     def get_many(
         self,
@@ -150,36 +154,17 @@ class FeatureClient:
             Others: As ``get``.
         """
         check_entities(keys)
-        table: FeatureTable = self._read(service, keys, now, request, features, single=False)
-        return table
-
-    def _read(
-        self,
-        service: str,
-        keys: Sequence[Mapping[str, Any]],
-        now: Instant | str | datetime | None,
-        request: RequestRows,
-        features: Sequence[str] | None,
-        *,
-        single: bool,
-    ) -> Any:
-        lookup = self.service(service)
-        t = self._clock.now() if now is None else to_instant(now, name="now")
-        if features is not None:
-            lookup = lookup.chosen(features)
-        names = lookup.store_keys(keys)
-        inputs = lookup.inputs(keys, request, single=single)
+        read = planned(self.service(service), keys, now, request, features, self._clock, single=False)
         try:
-            if self._cache is None or now is not None:
-                replies = self._store.read(names)
-            else:
-                replies = self._cache.read(names, len(keys), self._store.read, stamps=len(lookup.sources))
+            replies = self._replies(read)
         except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
-            vectors = lookup.unread(error, len(keys), t, inputs=inputs)
-            return vectors[0] if single else FeatureTable(lookup.names, lookup.types, vectors)
-        if single:
-            return lookup.vectors(replies, 1, t, exact_time=now is not None, inputs=inputs)[0]
-        return lookup.table(replies, len(keys), t, exact_time=now is not None, inputs=inputs)
+            return read.unread_table(error)
+        return read.table(replies)
+
+    def _replies(self, read: PlannedRead) -> Sequence[bytes | None]:
+        if self._cache is None or read.is_exact:
+            return self._store.read(read.names)
+        return self._cache.read(read.names, read.entities, self._store.read, stamps=len(read.lookup.sources))
 
     def service(self, name: str) -> ServiceLookup:
         """Return the compiled lookup of a service; read from the store once, then kept."""

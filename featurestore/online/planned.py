@@ -1,0 +1,74 @@
+"""One lookup, ready to be read: what the store is asked for, and what its answer means. Pure; both clients are shells over it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from featurestore.online.table import FeatureTable
+from featurestore.timeline import to_instant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from featurestore.errors import OnlineError
+    from featurestore.online.lookup import ServiceLookup
+    from featurestore.online.request import RequestRows
+    from featurestore.online.vector import FeatureVector
+    from featurestore.timeline import Clock, Instant
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRead:
+    """A lookup of some entities at one time.
+
+    Attributes:
+        lookup: The compiled lookup, of the chosen features alone.
+        names: What the store is asked for.
+        entities: How many entities.
+        at: The time.
+        is_exact: Whether the caller gave the time; else it is the clock's.
+        inputs: What features of read time take, per entity.
+    """
+
+    lookup: ServiceLookup
+    names: list[bytes]
+    entities: int
+    at: Instant
+    is_exact: bool
+    inputs: Any
+
+    def vector(self, replies: Sequence[bytes | None]) -> FeatureVector:
+        """Return what was read of the only entity."""
+        return self.lookup.vectors(replies, 1, self.at, exact_time=self.is_exact, inputs=self.inputs)[0]
+
+    def table(self, replies: Sequence[bytes | None]) -> FeatureTable:
+        """Return what was read of all entities."""
+        return self.lookup.table(replies, self.entities, self.at, exact_time=self.is_exact, inputs=self.inputs)
+
+    def unread(self, error: OnlineError) -> list[FeatureVector]:
+        """Return what the policies give where the store could not be read; raise the error where they give nothing."""
+        return self.lookup.unread(error, self.entities, self.at, inputs=self.inputs)
+
+    def unread_table(self, error: OnlineError) -> FeatureTable:
+        """Return the same as a table."""
+        return FeatureTable(self.lookup.names, self.lookup.types, self.unread(error))
+
+
+def planned(
+    lookup: ServiceLookup,
+    keys: Sequence[Mapping[str, Any]],
+    now: Instant | str | datetime | None,
+    request: RequestRows,
+    features: Sequence[str] | None,
+    clock: Clock,
+    *,
+    single: bool,
+) -> PlannedRead:
+    """Return the read of a lookup; arguments as of ``FeatureClient.get_many``, ``single`` for one mapping of request values."""
+    t = clock.now() if now is None else to_instant(now, name="now")
+    if features is not None:
+        lookup = lookup.chosen(features)
+    names = lookup.store_keys(keys)
+    return PlannedRead(lookup, names, len(keys), t, now is not None, lookup.inputs(keys, request, single=single))

@@ -53,7 +53,7 @@ class SubmitOptions:
         queries: "hot", "archive" or "hot,archive"; both when None.
         archive_every: Trigger interval of the archive query, for example "10 seconds".
         freshness: "micro-batch", or "realtime": the hot query's work is done by plain Kafka consumers beside the driver, which
-            apply an event within milliseconds; "micro-batch" when None.
+            apply an event within tens of milliseconds; "micro-batch" when None.
         consumers: How many of those; at most the topics' partitions have work.
         metrics_port: Port on the driver's loopback for Prometheus; None opens none.
         use_packages: Whether Spark fetches its connectors itself; None decides by the master.

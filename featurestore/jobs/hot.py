@@ -87,9 +87,12 @@ class HotWorker:
         return self._worker(*self.sources[topic]).apply(partition, offsets, arrival, values)
 
     def prepare(self) -> None:
-        """Make decoders and connections of all sources, so that the first record does not wait for them."""
+        """Make decoders and connections of all sources and run them on nothing, so that the first record waits for neither.
+
+        pyarrow imports pandas with the first array it makes of a list: the largest of what would be waited for.
+        """
         for source, views in self.sources.values():
-            self._worker(source, views)
+            self._worker(source, views).rehearse()
 
     def _worker(self, source: EventSource, views: tuple[FeatureView, ...]) -> SourceWorker:
         identity = (self.run, source.name)

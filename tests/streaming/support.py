@@ -162,7 +162,9 @@ class InProcess:
     It answers what tests ask of a submitted job: ``is_alive``, ``status()``, ``logs()`` and ``stop()``.
     """
 
-    def __init__(self, spark, store, shop, folder, *, freshness="micro-batch", archive_every="500 milliseconds", **options):
+    def __init__(
+        self, spark, store, shop, folder, *, freshness="micro-batch", archive_every="500 milliseconds", **options
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = folder / "checkpoints"
         self.exit_code = None

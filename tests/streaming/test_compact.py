@@ -30,7 +30,9 @@ def wait_for_version(log, count, offline, job):
     wait_for(f"{count} events in Delta", archived, job=job)
 
 
-def test_the_archive_goes_on_beside_a_compaction_and_each_event_is_there_once(spark, kafka_server, online_url, tmp_path):
+def test_the_archive_goes_on_beside_a_compaction_and_each_event_is_there_once(
+    spark, kafka_server, online_url, tmp_path
+):
     from featurestore.jobs.archive import TileWorker
 
     shop = Shop("compacting")

@@ -63,7 +63,7 @@ def test_an_outage_of_the_store_ends_the_job_with_its_cause_and_loses_nothing(sp
 
 
 def test_of_two_drivers_one_reports_the_other_and_nothing_is_doubled(spark, kafka_server, online_server, tmp_path):
-    """Two jobs on one project; the appends of one are held up on their way, so that the other overtakes it."""
+    """Two processes on one project; the appends of one are held up on their way, so that the other overtakes it."""
     shop = Shop("twins")
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
     events = []
@@ -72,14 +72,10 @@ def test_of_two_drivers_one_reports_the_other_and_nothing_is_doubled(spark, kafk
             shop.open(tmp_path / "one", broker, url),
             shop.open(tmp_path / "two", broker, f"redis://127.0.0.1:{proxy.port}"),
         ]
-        folders = [tmp_path / name for name in ("one", "two")]
-        twins = [
-            InProcess(spark, store, shop, folder / "job", queries=("hot",))
-            for store, folder in zip(stores, folders, strict=True)
-        ]
+        twins = [store.submit("materialize", service="shop", queries="hot") for store in stores]
         try:
             for twin in twins:
-                wait_for("running", lambda twin=twin: twin.status().state == "running", job=twin)
+                twin.wait_until("running", timeout="90s")
 
             def overtaken():
                 more = simple_events(100, keys=20, begin=len(events))
@@ -99,7 +95,7 @@ def test_of_two_drivers_one_reports_the_other_and_nothing_is_doubled(spark, kafk
     produce_events(broker, topic, more := simple_events(100, keys=20, begin=len(events)))
     events += more
     store = shop.open(tmp_path / "two", broker, url)
-    job = InProcess(spark, store, shop, tmp_path / "two" / "job", queries=("hot",))
+    job = InProcess(spark, store, shop, store.settings.home / "jobs" / "materialize-shop", queries=("hot",))
     wait_applied(url, shop.name, ends_of(events), job)
     assert job.stop().state == "stopped"
     assert online_differences(store, shop, events) == []

@@ -117,11 +117,46 @@ class SparkSettings(BaseModel):
 
 
 class ServeSettings(BaseModel):
-    """Where the scoring service listens."""
+    """Where the scoring service listens, to whom, and what a request may cost.
+
+    Attributes:
+        host: Address of the routes that score.
+        port: Likewise; 0 takes a free one.
+        admin_host: Address of the routes of operators: metrics.
+        admin_port: Likewise.
+        workers: Processes.
+        api_key_file: Lines of ``id:sha256 [scope ...]``.
+        token_key_file: JWKS or PEM of who signs tokens; with token_audience and token_issuer.
+        token_algorithm: The one that is taken.
+        token_audience: Has to be in a token's ``aud``.
+        token_issuer: Has to be its ``iss``.
+        tls_certificate: PEM chain of the listeners; with tls_key.
+        tls_key: Its key, PEM.
+        tls_client_ca: PEM of the authorities whose certificates callers have to show.
+        limits: Fields of ``ScorerLimits``: body_bytes, rows, header_bytes, body_seconds, deadline_seconds, queue_seconds,
+            in_flight, connections.
+    """
 
     model_config = _CLOSED
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65_535)
+    admin_host: str = "127.0.0.1"
+    admin_port: int = Field(default=8081, ge=0, le=65_535)
+    workers: int = Field(default=1, ge=1, le=1024)
+    api_key_file: Path | None = None
+    token_key_file: Path | None = None
+    token_algorithm: str = "RS256"  # noqa: S105 - no password
+    token_audience: str = ""
+    token_issuer: str = ""
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    limits: dict[str, float] = Field(default_factory=dict)
+
+    def at(self, root: Path) -> Self:
+        """Return the settings with the paths of files below a folder, where they are relative."""
+        given = {name: value for name, value in self if isinstance(value, Path)}
+        return self.model_copy(update={name: root / path.expanduser() for name, path in given.items()})
 
 
 class Settings(BaseSettings):
@@ -177,6 +212,7 @@ class Settings(BaseSettings):
             "home": home,
             "models": root / self.models.expanduser() if "models" in self.model_fields_set else home / "models",
             "offline": offline if "://" in offline else str(root / Path(offline).expanduser()),
+            "serve": self.serve.at(root),
         }
         self.__dict__.update(resolved)
         return self

@@ -8,7 +8,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from featurestore.scoring.problems import JSON, Refusal
+from featurestore.scoring.problems import ARROW, JSON, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,17 +29,49 @@ def request_id_of(headers: Headers) -> str:
     return os.urandom(8).hex()
 
 
-def require_json(headers: Headers) -> None:
-    """Return when the body claims to be plain JSON.
+def body_type(headers: Headers, *, arrow: bool) -> bytes:
+    """Return what the body claims to be: plain JSON, or an Arrow stream where that is taken.
 
     Raises:
         Refusal: 415 for another content type, none, two, or an encoded body.
     """
-    types = [value for name, value in headers if name == b"content-type"]
-    if len(types) != 1 or types[0].split(b";")[0].strip().lower() != JSON:
-        raise Refusal(415, "wrong-content-type", "The content type must be application/json.")
-    if any(name == b"content-encoding" and value.lower() != b"identity" for name, value in headers):
-        raise Refusal(415, "wrong-content-encoding", "An encoded body is not taken; send it plain.")
+    found = None
+    for name, value in headers:
+        if name == b"content-type":
+            if found is not None:
+                found = b"two of them"
+                break
+            found = value if value == JSON else value.split(b";")[0].strip().lower()
+        elif name == b"content-encoding" and value.lower() != b"identity":
+            raise Refusal(415, "wrong-content-encoding", "An encoded body is not taken; send it plain.")
+    if found == JSON or (arrow and found == ARROW):
+        return found
+    taken = f"{JSON.decode()} or {ARROW.decode()}" if arrow else JSON.decode()
+    raise Refusal(415, "wrong-content-type", f"The content type must be {taken}.")
+
+
+def answer_type(headers: Headers) -> bytes:
+    """Return the type of the answer: Arrow where ``accept`` names it, else JSON."""
+    for name, value in headers:
+        if name == b"accept" and any(one.split(b";")[0].strip().lower() == ARROW for one in value.split(b",")):
+            return ARROW
+    return JSON
+
+
+def deadline_of(headers: Headers, most: float) -> float:
+    """Return the seconds that a caller gives the request by ``x-deadline-ms``; at most, and by default, ``most``.
+
+    Raises:
+        Refusal: 400 when the header is no whole number of milliseconds from 1 on.
+    """
+    for name, value in headers:
+        if name == b"x-deadline-ms":
+            if not value.isdigit() or len(value) > 9 or int(value) < 1:
+                raise Refusal(
+                    400, "invalid-deadline", "x-deadline-ms must be a whole number of milliseconds, 1 or more."
+                )
+            return min(int(value) / 1000, most)
+    return most
 
 
 async def read_body(headers: Headers, receive: Receive, limit_bytes: int, limit_seconds: float) -> bytes | None:

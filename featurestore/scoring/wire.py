@@ -8,6 +8,7 @@ in one object, so that is checked here: without doubles, a body has as many colo
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
@@ -151,3 +152,10 @@ def _size(value: dict[str, Any] | list[dict[str, Any]] | UnsetType | None) -> in
     if isinstance(value, dict):
         return len(value)
     return sum(map(len, value)) if isinstance(value, list) else 0
+
+
+def finite(value: Any) -> Any:
+    """Return what JSON can say of a feature's value: null for NaN and the infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return [finite(each) for each in value] if isinstance(value, list) else value

@@ -7,8 +7,10 @@ import httpx
 import pytest
 import uvicorn
 
+from featurestore.scoring.limits import ScorerLimits
+from featurestore.scoring.listener import uvicorn_config
 from featurestore.scoring.manifest import save_model
-from featurestore.scoring.service import build_app, uvicorn_config
+from featurestore.scoring.service import build_app
 from tests.unit.scoring.support import FIELDS, MemoryReader, onnx_bytes
 
 
@@ -48,9 +50,17 @@ def session_reader():
     return MemoryReader()
 
 
+PATIENT = ScorerLimits(deadline_seconds=30, queue_seconds=30)
+"""What is not about overload should not meet it on a slow machine."""
+
+
 @pytest.fixture(scope="session")
-def base_url(models_root, session_reader):
-    app = build_app(models_root, lambda: session_reader, allow_now=True, models=["fraud", "fraud:1"])
+def app(models_root, session_reader):
+    return build_app(models_root, lambda: session_reader, allow_now=True, models=["fraud", "fraud:1"], limits=PATIENT)
+
+
+@pytest.fixture(scope="session")
+def base_url(app, session_reader):
     with running(app) as url:
         yield url
     assert session_reader.closed

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from featurestore.errors import ConfigError, ModelError, OnlineStoreUnavailableError
-from featurestore.scoring.auth import ApiKeys, new_key
+from featurestore.scoring.auth import ApiKeys, Gate, new_key
 from featurestore.scoring.http import ScorerLimits
 from featurestore.scoring.service import build_app, serve
 from tests.unit.scoring.conftest import running
@@ -154,11 +154,13 @@ def test_with_keys_every_route_but_health_refuses_a_stranger(models_root, tmp_pa
     (first, first_line), (second, second_line) = new_key("blue"), new_key("green")
     path = tmp_path / "keys"
     path.write_text(f"# two live keys\n{first_line}\n\n{second_line}\n")
-    app = build_app(models_root, MemoryReader, keys=ApiKeys.from_file(path))
+    app = build_app(models_root, MemoryReader, gate=Gate(ApiKeys.from_file(path)))
     with running(app) as url, httpx.Client(base_url=url, trust_env=False) as http:
-        for route in app._routes.routes:
-            target = route.path.replace("{name}", "fraud").replace("{version}", "2")
-            method = "POST" if "POST" in route.methods else "GET"
+        described = http.get("/openapi.json", headers={"x-api-key": first}).json()["paths"]
+        routes = [(method, path) for path, methods in described.items() for method in methods]
+        assert {path for _, path in routes} == {route.path for route in app._routes._app.routes}
+        for method, path in routes:
+            target = path.replace("{name}", "fraud").replace("{version}", "2")
             wrong = [
                 {},
                 {"x-api-key": "blue.x"},
@@ -172,9 +174,9 @@ def test_with_keys_every_route_but_health_refuses_a_stranger(models_root, tmp_pa
         assert http.post("/nope").status_code == 401
         for headers in ({"x-api-key": first}, {"authorization": f"Bearer {second}"}):
             assert http.post("/score/fraud", json=GOOD, headers=headers).status_code == 200
-            assert http.get("/metrics", headers=headers).status_code == 200
+            assert http.get("/docs", headers=headers).status_code == 200
         both = [("x-api-key", first), ("authorization", f"Bearer {second}")]
-        assert http.get("/metrics", headers=both).status_code == 401
+        assert http.get("/docs", headers=both).status_code == 401
 
 
 @pytest.mark.parametrize(

@@ -117,24 +117,9 @@ class SparkSettings(BaseModel):
 
 
 class ServeSettings(BaseModel):
-    """Where the scoring service listens, to whom, and what a request may cost.
+    """Where the scoring service listens, to whom, and what a request may cost; each as in the guide to scoring.
 
-    Attributes:
-        host: Address of the routes that score.
-        port: Likewise; 0 takes a free one.
-        admin_host: Address of the routes of operators: metrics.
-        admin_port: Likewise.
-        workers: Processes.
-        api_key_file: Lines of ``id:sha256 [scope ...]``.
-        token_key_file: JWKS or PEM of who signs tokens; with token_audience and token_issuer.
-        token_algorithm: The one that is taken.
-        token_audience: Has to be in a token's ``aud``.
-        token_issuer: Has to be its ``iss``.
-        tls_certificate: PEM chain of the listeners; with tls_key.
-        tls_key: Its key, PEM.
-        tls_client_ca: PEM of the authorities whose certificates callers have to show.
-        limits: Fields of ``ScorerLimits``: body_bytes, rows, header_bytes, body_seconds, deadline_seconds, queue_seconds,
-            in_flight, connections.
+    ``limits`` has fields of ``ScorerLimits``. Paths are relative to the folder of featurestore.toml.
     """
 
     model_config = _CLOSED

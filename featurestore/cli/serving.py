@@ -278,9 +278,9 @@ def serve(
     )
 
 
-_OF_SERVE = frozenset(
-    ["host", "port", "admin_host", "admin_port", "workers", "api_key_file", "token_key_file", "token_algorithm", "token_audience", "token_issuer", "tls_certificate", "tls_key", "tls_client_ca"]
-)
+_OF_SERVE = {"host", "port", "admin_host", "admin_port", "workers", "api_key_file"}
+_OF_SERVE |= {"token_key_file", "token_algorithm", "token_audience", "token_issuer"}
+_OF_SERVE |= {"tls_certificate", "tls_key", "tls_client_ca"}
 """Options of ``serve`` that are settings too."""
 
 

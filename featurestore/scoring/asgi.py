@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-import asyncio
+import functools
+import itertools
 import logging
 import os
 import re
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from featurestore.scoring.problems import ARROW, JSON, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from starlette.types import Message, Receive, Send
+    from starlette.types import Message, Receive, Scope, Send
 
     Headers = Sequence[tuple[bytes, bytes]]
+    WholeAnswer = Callable[[bytes], bool]
+
+WHOLE = "featurestore.whole"
+"""ASGI extension of our listener: a call that writes an answer in one piece, and tells whether it did."""
 
 _LOG = logging.getLogger("featurestore.scoring")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
+_numbers = itertools.count()
+
+
+@functools.cache
+def _process_prefix(_process: int) -> str:
+    return os.urandom(5).hex()
+
+
 def request_id_of(headers: Headers) -> str:
-    """Return the caller's ``x-request-id`` if it is one plain word, else a fresh one."""
+    """Return the caller's ``x-request-id`` if it is one plain word, else a fresh one: the process's prefix and a number."""
     for name, value in headers:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return value.decode("ascii")
-    return os.urandom(8).hex()
+    return f"{_process_prefix(os.getpid())}{next(_numbers) & 0xFFFFFF:06x}"
 
 
 def body_type(headers: Headers, *, arrow: bool) -> bytes:
@@ -74,29 +88,29 @@ def deadline_of(headers: Headers, most: float) -> float:
     return most
 
 
-async def read_body(headers: Headers, receive: Receive, limit_bytes: int, limit_seconds: float) -> bytes | None:
-    """Return the body, or None if the caller went away before its end.
+async def read_body(headers: Headers, receive: Receive, limit_bytes: int) -> bytes | None:
+    """Return the body, or None if the caller went away before its end. How long it may take is held by the listener.
 
     Raises:
-        Refusal: 413 when it is, or says it is, larger than the limit; 408 when it takes too long to arrive.
+        Refusal: 413 when it is, or says it is, larger than the limit.
     """
     for name, value in headers:
         if name == b"content-length" and (len(value) > 15 or not value.isdigit() or int(value) > limit_bytes):
             raise _too_large(limit_bytes)
     body = bytearray()
-    try:
-        async with asyncio.timeout(limit_seconds):
-            while True:
-                message = await receive()
-                if message["type"] != "http.request":
-                    return None
-                body += message.get("body", b"")
-                if len(body) > limit_bytes:
-                    raise _too_large(limit_bytes)
-                if not message.get("more_body"):
-                    return bytes(body)
-    except TimeoutError:
-        raise Refusal(408, "slow-body", "The body took too long to arrive.", ((b"connection", b"close"),)) from None
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        part: bytes = message.get("body", b"")
+        more = message.get("more_body")
+        if len(body) + len(part) > limit_bytes:
+            raise _too_large(limit_bytes)
+        if not (body or more):  # as mostly: all of it came at once
+            return part
+        body += part
+        if not more:
+            return bytes(body)
 
 
 async def send_answer(
@@ -107,8 +121,21 @@ async def send_answer(
     content_type: bytes,
     request_id: str,
     headers: tuple[tuple[bytes, bytes], ...] = (),
+    whole: WholeAnswer | None = None,
 ) -> None:
-    """Send a whole answer. A caller who has gone meanwhile misses it, and that is no error of ours."""
+    """Send a whole answer. A caller who has gone meanwhile misses it, and that is no error of ours.
+
+    Args:
+        send: ASGI's.
+        status: HTTP's.
+        body: The body.
+        content_type: Its type.
+        request_id: For the header ``x-request-id``.
+        headers: More of them.
+        whole: Writes it in one piece, where the listener can (``scope["extensions"]["featurestore.whole"]``).
+    """
+    if whole is not None and not headers and whole(_head(status, content_type, len(body), request_id) + body):
+        return
     start: Message = {
         "type": "http.response.start",
         "status": status,
@@ -124,6 +151,27 @@ async def send_answer(
         await send({"type": "http.response.body", "body": body})
     except (OSError, RuntimeError) as gone:  # a closed transport is a RuntimeError in uvloop
         _LOG.debug("request %s: the caller has gone (%s)", request_id, type(gone).__name__)
+
+
+def whole_of(scope: Scope) -> WholeAnswer | None:
+    """Return what writes an answer in one piece; None where the listener has no such thing."""
+    found: WholeAnswer | None = scope.get("extensions", {}).get(WHOLE)
+    return found
+
+
+def _head(status: int, content_type: bytes, length: int, request_id: str) -> bytes:
+    return b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n" % (
+        status,
+        _phrase(status),
+        content_type,
+        length,
+        request_id.encode(),
+    )
+
+
+@functools.cache
+def _phrase(status: int) -> bytes:
+    return HTTPStatus(status).phrase.encode()
 
 
 def _too_large(limit_bytes: int) -> Refusal:

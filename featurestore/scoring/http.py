@@ -30,7 +30,15 @@ from featurestore.errors import DefinitionError, FeatureStoreError, ModelInputEr
 from featurestore.scoring import arrow
 from featurestore.scoring import metrics as prometheus
 from featurestore.scoring.admission import Admission
-from featurestore.scoring.asgi import answer_type, body_type, deadline_of, read_body, request_id_of, send_answer
+from featurestore.scoring.asgi import (
+    answer_type,
+    body_type,
+    deadline_of,
+    read_body,
+    request_id_of,
+    send_answer,
+    whole_of,
+)
 from featurestore.scoring.batching import INLINE_ROWS, Batcher
 from featurestore.scoring.limits import ScorerLimits
 from featurestore.scoring.lookup import read_lookup, unknown_service, written
@@ -60,6 +68,7 @@ if TYPE_CHECKING:
     from featurestore.scoring.asgi import Headers
     from featurestore.scoring.auth import Gate
     from featurestore.scoring.inputs import CheckedRow, ScoreRequest
+    from featurestore.scoring.scorer import Prediction, Timings
     from featurestore.scoring.served import ModelSet, ServedModel
     from featurestore.timeline import Instant
 
@@ -108,9 +117,7 @@ class ScoringApp:
         self._allow_now = allow_now
         self._gate = gate
         self._on_close = on_close
-        self._batcher = Batcher(
-            lambda on_worker: reads_of(models.client, on_worker), observe=self.metrics.observe_batch
-        )
+        self._batcher = Batcher(lambda on_worker: reads_of(models.client, on_worker), observe=self._observe)
         self._admission = Admission(most=self.limits.in_flight, queue_seconds=self.limits.queue_seconds)
         self._services: set[str] = set()
         self._encode = msgspec.json.Encoder().encode
@@ -145,21 +152,22 @@ class ScoringApp:
                 await self._refuse(send, refusal, request_id, "refused", protocol=path.startswith("/v2"))
                 return
         if call is not None and scope["method"] == "POST":
-            await self._hot(call, headers, receive, send)
+            await self._hot(call, scope, receive, send)
             return
         scope["request_id"] = request_id
         await self._routes(scope, receive, send)
 
-    async def _hot(self, call: _Call, headers: Headers, receive: Receive, send: Send) -> None:
+    async def _hot(self, call: _Call, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one scoring request, whatever happens."""
         try:
-            answer = await self._answer_or_refusal(call, headers, receive)
+            answer = await self._answer_or_refusal(call, scope["headers"], receive)
             if isinstance(answer, Refusal):
                 await self._refuse(send, answer, call.request_id, call.route, protocol=call.route == "infer")
             elif answer is not None:  # else the caller has gone
                 body, kind = answer
                 self.metrics.count_request(call.route, 200)
-                await send_answer(send, 200, body, content_type=kind, request_id=call.request_id)
+                whole = whole_of(scope)
+                await send_answer(send, 200, body, content_type=kind, request_id=call.request_id, whole=whole)
         finally:
             self.metrics.observe_request(call.route, time.perf_counter() - call.started)
 
@@ -187,7 +195,7 @@ class ScoringApp:
         kind = body_type(headers, arrow=call.route == "score")
         wanted = JSON if call.route == "infer" else answer_type(headers)
         limits = self.limits
-        body = await read_body(headers, receive, limits.body_bytes, limits.body_seconds)
+        body = await read_body(headers, receive, limits.body_bytes)
         if body is None:
             return None
         loop = asyncio.get_running_loop()
@@ -197,7 +205,6 @@ class ScoringApp:
         if ticket is None:
             self.metrics.count_shed(call.route)
             raise overloaded(self._admission.retry_after)
-        self.metrics.show_queue(self._admission.in_flight)
         try:
             if served is None:
                 return await self._look_up(call.name, body, wanted, expires), wanted
@@ -268,6 +275,10 @@ class ScoringApp:
             if isinstance(error, FeatureStoreError):
                 raise
             raise deadline_passed() from None
+
+    def _observe(self, predictions: list[Prediction], timings: Timings) -> None:
+        self.metrics.observe_batch(predictions, timings)
+        self.metrics.show_queue(self._admission.in_flight)
 
     def _now(self, value: Any) -> Instant | None:
         """Return the time a replay asks for."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter as Tally
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -116,10 +118,7 @@ class ScorerMetrics:
             self._unknown_age.labels(first.model).inc()
         else:
             self._age.labels(first.model).observe(max(first.at - first.complete_through, 0) / 1e6)
-        totals: dict[str, int] = {}
-        for one in predictions:
-            for status, count in one.tally.items():
-                totals[status] = totals.get(status, 0) + count
+        totals = Tally(chain.from_iterable(one.statuses.values() for one in predictions))
         for status, count in totals.items():
             found = self._served.get((first.model, status))
             if found is None:

@@ -38,10 +38,10 @@ def shown(one: Prediction, *, explain: bool) -> dict[str, Any]:
         "score": one.score,
         "at": one.at,
         "complete_through": one.complete_through,
-        "statuses": one.tally,
+        "statuses": (tally := one.tally),
     }
     for status in (STALE, DEGRADED):
-        if status in one.tally:
+        if status in tally:
             found[status] = [name for name, its in one.statuses.items() if its == status]
     if explain:
         vector = {name: finite(value) for name, value in (one.vector or {}).items()}

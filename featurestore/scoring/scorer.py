@@ -19,7 +19,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -113,6 +112,10 @@ class FeatureReader(Protocol):
         """
 
 
+_FEW = 16
+"""Rows under which a lookup gives values row by row, and not as arrays."""
+
+
 def _typed(types: Mapping[str, DataType]) -> str:
     return ", ".join(f"{name} {kind}" for name, kind in types.items()) or "none"
 
@@ -134,7 +137,7 @@ class Prediction:
     vector: Mapping[str, Any] | None = None
     """Feature id to the value as served, if asked for; the model's features only."""
 
-    @cached_property
+    @property
     def tally(self) -> Mapping[str, int]:
         """How many of the statuses are which."""
         return Counter(self.statuses.values())
@@ -171,7 +174,8 @@ class Scorer:
         self.manifest = manifest
         self.inputs = ModelInputs(manifest)
         self._client = client
-        self._names: tuple[str, ...] | None = None
+        self._names: Sequence[str] | None = None
+        self._is_whole = False
         position = {name: index for index, name in enumerate(manifest.inputs)}
         self._request_columns = [position[name] for name in manifest.request_inputs]
         self._feature_columns = [position[name] for name in manifest.feature_inputs]
@@ -261,14 +265,19 @@ class Scorer:
         if self._request_columns:
             matrix[:, self._request_columns] = [row.values for row in rows]
         if self._feature_columns:
-            columns = self._columns_of(tuple(table.names))
+            columns = self._columns_of(table)
             with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as it did in training
-                matrix[:, self._feature_columns] = table.to_numpy()[:, columns]
+                if len(rows) < _FEW:  # by row: nothing has made arrays of them yet, and None is NaN to numpy
+                    values = np.array([table[index].to_list() for index in range(len(rows))], dtype=np.float64)
+                else:
+                    values = table.to_numpy()
+                matrix[:, self._feature_columns] = values if columns is None else values[:, columns]
         return matrix
 
-    def _columns_of(self, names: tuple[str, ...]) -> list[int]:
-        """Return where the model's features are in a table with these columns; remembered until they change."""
-        if names != self._names:
+    def _columns_of(self, table: FeatureRows) -> list[int] | None:
+        """Return where the model's features are in a table, None where they are all of it; remembered until its names change."""
+        names = table.names
+        if names is not self._names:
             position = {name: index for index, name in enumerate(names)}
             absent = [name for name in self.manifest.feature_inputs if name not in position]
             if absent:
@@ -276,19 +285,20 @@ class Scorer:
                     f"model {self.manifest.label}: feature {absent[0]!r} is not in service {self.manifest.service!r}.",
                     hint="train and store the model again on the applied definitions.",
                 )
+            table.to_numpy()  # refuses a feature that is no number
             self._table_columns = [position[name] for name in self.manifest.feature_inputs]
+            self._is_whole = tuple(names) == self.manifest.feature_inputs
             self._names = names
-        return self._table_columns
+        return None if self._is_whole else self._table_columns
 
     def _prediction(self, score: float, row: FeatureRow, *, explain: bool) -> Prediction:
-        features = self.manifest.feature_inputs
         status = row.status
         return Prediction(
             score=score,
             model=self.manifest.name,
             version=self.manifest.version,
             at=row.at,
-            statuses=status if tuple(status) == features else {name: status[name] for name in features},
+            statuses=status if self._is_whole else {name: status[name] for name in self.manifest.feature_inputs},
             as_of=row.as_of,
             complete_through=row.complete_through,
             vector=self._vector(row) if explain else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import signal
 import tempfile
@@ -157,7 +158,7 @@ class _Process:
 
     def run_alone(self, started: Callable[[], None]) -> None:
         """Serve both listeners from this process."""
-        app = self._build()
+        app = self._build_for_good()
         server = _server(self._config(app), started)
         if self._admin is not None:
             server.beside(self._admin_server(app.metrics.render), self._admin)
@@ -176,7 +177,12 @@ class _Process:
                 run_all(tasks, folder=folder, started=started)
 
     def _run_worker(self, started: Callable[[], None], alive: int) -> None:
-        _server(self._config(self._build()), started, alive).run(sockets=[self._listener])
+        _server(self._config(self._build_for_good()), started, alive).run(sockets=[self._listener])
+
+    def _build_for_good(self) -> ScoringApp:
+        app = self._build()
+        gc.freeze()  # models and modules live as long as the process: a collection need not walk them again and again
+        return app
 
     def _run_admin(self, folder: Path, started: Callable[[], None], alive: int) -> None:
         from featurestore.scoring.metrics import render_all

@@ -173,6 +173,8 @@ class Tokens:
                 found = dict(_jwks(json.loads(content), algorithm))
             else:
                 found = {None: jwt.get_algorithm_by_name(algorithm).prepare_key(content)}
+        except ConfigError:
+            raise
         except (OSError, jwt.exceptions.PyJWTError, ValueError, TypeError, AttributeError) as error:
             raise self._unreadable(type(error).__name__) from error
         if not found:

@@ -71,7 +71,8 @@ class ScoreBody(Struct, forbid_unknown_fields=True):
 
     def names(self) -> int:
         """Return how many names its objects hold."""
-        return _present(self) + _size(self.keys) + _size(self.request)
+        own = 1 + (self.request is not UNSET) + (self.explain is not UNSET) + (self.now is not UNSET)
+        return own + _size(self.keys) + _size(self.request)
 
 
 class LookupBody(Struct, forbid_unknown_fields=True):

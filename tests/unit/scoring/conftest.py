@@ -32,7 +32,8 @@ def running(app):
             await super().startup(sockets)
             started.set()
 
-    server = Server(uvicorn_config(app, host="127.0.0.1", port=0))
+    limits = getattr(app, "limits", None)
+    server = Server(uvicorn_config(app, limits=limits, host="127.0.0.1", port=0))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -117,11 +117,31 @@ class SparkSettings(BaseModel):
 
 
 class ServeSettings(BaseModel):
-    """Where the scoring service listens."""
+    """Where the scoring service listens, to whom, and what a request may cost; each as in the guide to scoring.
+
+    ``limits`` has fields of ``ScorerLimits``. Paths are relative to the folder of featurestore.toml.
+    """
 
     model_config = _CLOSED
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65_535)
+    admin_host: str = "127.0.0.1"
+    admin_port: int = Field(default=8081, ge=0, le=65_535)
+    workers: int = Field(default=1, ge=1, le=1024)
+    api_key_file: Path | None = None
+    token_key_file: Path | None = None
+    token_algorithm: str = "RS256"  # noqa: S105 - no password
+    token_audience: str = ""
+    token_issuer: str = ""
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    limits: dict[str, float] = Field(default_factory=dict)
+
+    def at(self, root: Path) -> Self:
+        """Return the settings with the paths of files below a folder, where they are relative."""
+        given = {name: value for name, value in self if isinstance(value, Path)}
+        return self.model_copy(update={name: root / path.expanduser() for name, path in given.items()})
 
 
 class Settings(BaseSettings):
@@ -181,6 +201,7 @@ class Settings(BaseSettings):
             "models": models,
             "registry": self.registry or f"sqlite:///{models / 'registry.db'}",
             "offline": offline if "://" in offline else str(root / Path(offline).expanduser()),
+            "serve": self.serve.at(root),
         }
         self.__dict__.update(resolved)
         return self

@@ -28,7 +28,10 @@ from featurestore.timeline import MILLISECOND, SECOND, parse_duration, to_instan
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from featurestore.config import ServeSettings
     from featurestore.online.vector import FeatureVector
+    from featurestore.scoring.listener import TlsFiles
+    from featurestore.scoring.tokens import TokenSettings
 
 _LEAST_TIMEOUT = "2s"
 """A command connects anew each time, which a request path does not: the store gets at least this long."""
@@ -209,7 +212,13 @@ def _working(text: str) -> Any:
     return Console(stderr=True).status(text)
 
 
-@app.command(epilog=example("featurestore serve --port 8080", "featurestore serve --model flight_late:3 --port 0"))
+@app.command(
+    epilog=example(
+        "featurestore serve --port 8080",
+        "featurestore serve --model flight_late:3 --port 0",
+        "featurestore serve --host 0.0.0.0 --workers 4 --api-key-file keys --tls-certificate chain.pem --tls-key key.pem",
+    )
+)
 def serve(
     models: Annotated[
         Path | None, typer.Option("--models", help="Folder of the models; the settings' by default.")
@@ -218,26 +227,81 @@ def serve(
         list[str] | None, typer.Option(help="NAME or NAME:VERSION; may be repeated; all by default.")
     ] = None,
     host: Annotated[
-        str | None, typer.Option(help="Address to bind; other than loopback it needs --api-key-file.")
+        str | None, typer.Option(help="Address to bind; other than loopback it needs keys or tokens.")
     ] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one.")] = None,
+    admin_host: Annotated[str | None, typer.Option(help="Address of the metrics; likewise.")] = None,
+    admin_port: Annotated[
+        int | None, typer.Option(help="Port of the metrics; a free one by default where --port is 0.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that serve.")] = None,
     allow_now: Annotated[bool, typer.Option("--allow-now", help="Let requests set the time of the lookup.")] = False,
-    api_key_file: Annotated[Path | None, typer.Option(help="Lines of id:sha256.")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="Lines of id:sha256 [scope ...].")] = None,
+    token_key_file: Annotated[
+        Path | None, typer.Option(help="JWKS or PEM with the public keys of who signs tokens.")
+    ] = None,
+    token_algorithm: Annotated[str | None, typer.Option(help="The one algorithm that is taken.")] = None,
+    token_audience: Annotated[str | None, typer.Option(help="What a token's aud has to name.")] = None,
+    token_issuer: Annotated[str | None, typer.Option(help="What a token's iss has to be.")] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM chain; with it the listeners speak TLS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="PEM of the authorities whose certificates callers have to show.")
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Serve the models over HTTP until Ctrl-C or SIGTERM."""
+    given = {name: value for name, value in locals().items() if name in _OF_SERVE and value is not None}
     store = open_store(config)
+    from featurestore.scoring.limits import ScorerLimits
     from featurestore.scoring.service import serve as run
 
     timeout_us = parse_duration(store.settings.online.timeout)
     if timeout_us < MILLISECOND:
         raise ConfigError(f"online.timeout {store.settings.online.timeout!r} is under a millisecond.")
+    settings = store.settings.serve.model_copy(update=given)
+    free_port = settings.port == 0 and admin_port is None and "admin_port" not in settings.model_fields_set
     run(
         models or store.settings.models,
         store.client,
-        host=host or store.settings.serve.host,
-        port=store.settings.serve.port if port is None else port,
+        host=settings.host,
+        port=settings.port,
+        admin_host=settings.admin_host,
+        admin_port=0 if free_port else settings.admin_port,
+        workers=settings.workers,
         allow_now=allow_now,
         models=model,
-        api_key_file=api_key_file,
+        api_key_file=settings.api_key_file,
+        tokens=_tokens(settings),
+        tls=_tls(settings),
+        limits=ScorerLimits.of(settings.limits),
     )
+
+
+_OF_SERVE = {"host", "port", "admin_host", "admin_port", "workers", "api_key_file"}
+_OF_SERVE |= {"token_key_file", "token_algorithm", "token_audience", "token_issuer"}
+_OF_SERVE |= {"tls_certificate", "tls_key", "tls_client_ca"}
+"""Options of ``serve`` that are settings too."""
+
+
+def _tokens(settings: ServeSettings) -> TokenSettings | None:
+    if settings.token_key_file is None:
+        return None
+    from featurestore.scoring.tokens import TokenSettings
+
+    return TokenSettings(
+        key_file=settings.token_key_file,
+        algorithm=settings.token_algorithm,
+        audience=settings.token_audience,
+        issuer=settings.token_issuer,
+    )
+
+
+def _tls(settings: ServeSettings) -> TlsFiles | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        if settings.tls_certificate != settings.tls_key or settings.tls_client_ca is not None:
+            raise ConfigError("TLS needs a certificate and its key.", hint="give --tls-certificate and --tls-key.")
+        return None
+    from featurestore.scoring.listener import TlsFiles
+
+    return TlsFiles(certificate=settings.tls_certificate, key=settings.tls_key, client_ca=settings.tls_client_ca)

@@ -16,9 +16,11 @@ from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.timeline import Clock, SystemClock, parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
+    from featurestore.online.cache import ReadCache
+    from featurestore.online.client import FeatureClient
     from featurestore.online.table import FeatureTable
     from featurestore.online.vector import FeatureVector
     from featurestore.timeline import Instant
@@ -50,12 +52,34 @@ class AsyncFeatureClient:
         cache: str | None = None,
         cache_entries: int = CACHE_ENTRIES,
     ) -> None:
-        seconds = parse_duration(timeout) / 1_000_000
-        self._plans = RedisOnlineStore(url, check_name(project, "project"), timeout_s=seconds)
-        self._reads = AsyncReads(url, self._plans.space, timeout_s=seconds)
-        self._clock = clock or SystemClock()
-        self._services: dict[str, ServiceLookup] = {}
-        self._cache = cache_of(cache, cache_entries)
+        plans = RedisOnlineStore(url, check_name(project, "project"), timeout_s=parse_duration(timeout) / 1_000_000)
+        self._open(plans, clock or SystemClock(), {}, cache_of(cache, cache_entries), owns_plans=True)
+
+    @classmethod
+    def beside(cls, client: FeatureClient) -> Self | None:
+        """Return a client of the same store with the same plans and clock; None where that store has no URL.
+
+        Both keep the plans in common, so what one of them has read the other need not read. Closing it leaves ``client`` open.
+        """
+        store = client._store  # noqa: SLF001 - its twin
+        if not isinstance(store, RedisOnlineStore):
+            return None
+        twin = cls.__new__(cls)
+        twin._open(store, client._clock, client._services, client._cache, owns_plans=False)  # noqa: SLF001
+        return twin
+
+    def _open(
+        self,
+        plans: RedisOnlineStore,
+        clock: Clock,
+        services: dict[str, ServiceLookup],
+        cache: ReadCache | None,
+        *,
+        owns_plans: bool,
+    ) -> None:
+        self._plans, self._owns_plans = plans, owns_plans
+        self._reads = AsyncReads(plans.url, plans.space, timeout_s=plans.timeout_s)
+        self._clock, self._services, self._cache = clock, services, cache
 
     async def get(
         self,
@@ -85,14 +109,27 @@ class AsyncFeatureClient:
         features: Sequence[str] | None = None,
     ) -> FeatureTable:
         """Return the features of 1 to 10,000 entities; arguments and errors as of ``FeatureClient.get_many``."""
+        return (await self.fetch(service, keys, now=now, request=request, features=features))()
+
+    async def fetch(
+        self,
+        service: str,
+        keys: Sequence[Mapping[str, Any]],
+        *,
+        now: Instant | str | datetime | None = None,
+        request: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
+        features: Sequence[str] | None = None,
+    ) -> Callable[[], FeatureTable]:
+        """Read as ``get_many`` does, and return the call that decodes: the part that takes the processor and not the store."""
         check_entities(keys)
         lookup = self._services.get(service) or await self.service(service)
         read = planned(lookup, keys, now, request, features, self._clock, single=False)
         try:
             replies = await self._replies(read)
         except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
-            return read.unread_table(error)
-        return read.table(replies)
+            unread = read.unread_table(error)
+            return lambda: unread
+        return lambda: read.table(replies)
 
     async def _replies(self, read: PlannedRead) -> Sequence[bytes | None]:
         if self._cache is None or read.is_exact:
@@ -120,7 +157,8 @@ class AsyncFeatureClient:
     async def close(self) -> None:
         """Close all connections."""
         await self._reads.close()
-        self._plans.close()
+        if self._owns_plans:
+            self._plans.close()
 
     async def __aenter__(self) -> Self:
         return self

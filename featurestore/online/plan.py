@@ -82,7 +82,7 @@ class LookupPlan:
                 raise
             raise CodecError(f"the published lookup plan is unreadable: {error}", hint="run apply again.") from error
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """The service's fingerprint."""
         return service_fingerprint(self.views, self.request)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hiredis
 import redis
@@ -186,8 +186,7 @@ class Replies(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101
-        self._transport, self.is_open = transport, True
+        self._transport, self.is_open = cast("asyncio.Transport", transport), True  # uvloop's is none by type
 
     def data_received(self, data: bytes) -> None:
         """Give replies to whoever waits."""

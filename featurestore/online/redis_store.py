@@ -48,6 +48,7 @@ class RedisOnlineStore:
     def __init__(self, url: str, project: str, *, timeout_s: float = 5.0) -> None:
         self.url = url
         self.project = project
+        self.timeout_s = timeout_s
         self.space = KeySpace(project)
         address = parse_url(url)
         self._is_cluster = address.kind == "cluster"

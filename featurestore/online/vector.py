@@ -71,6 +71,11 @@ class FeatureVector(Mapping[str, Any]):
 
         A request feature has the worst status of the views it reads, missing being the best of the three.
         """
+        if not self.conditions and all(self.known.values()):  # as mostly; told without asking of every feature
+            found = dict.fromkeys(self.names, PRESENT)
+            if None in self.row:
+                found |= {name: NULL for name, value in zip(self.names, self.row, strict=True) if value is None}
+            return found
         return {name: self._status(name, value) for name, value in zip(self.names, self.row, strict=True)}
 
     def _status(self, name: str, value: Any) -> str:

@@ -1,8 +1,11 @@
-"""Who may call: loopback needs nobody's leave, anything wider needs API keys.
+"""Who may call, and what: loopback needs nobody's leave, anything wider needs API keys or tokens.
 
-A key is ``<id>.<secret>``. The file holds one ``<id>:<sha256 of the secret, hexadecimal>`` a line, so that reading it
-gives no key away; two lines with different ids are two live keys, which is how one is rotated. Comparison takes
-the same time whether the id is known or not.
+A key is ``<id>.<secret>``. The file holds one ``<id>:<sha256 of the secret, hexadecimal> [scope ...]`` a line, so that reading
+it gives no key away; two lines with different ids are two live keys, which is how one is rotated. Comparison takes the same time
+whether the id is known or not.
+
+Scopes are ``score:MODEL``, ``lookup:SERVICE`` and ``admin``; ``*`` in the place of a name is any. A key without scopes has all.
+A token (scoring/tokens.py) has those that it names.
 """
 
 from __future__ import annotations
@@ -12,12 +15,23 @@ import hmac
 import ipaddress
 import re
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featurestore.errors import ConfigError
+from featurestore.scoring.problems import forbidden, unauthorized
 
-_LINE = re.compile(r"([A-Za-z0-9_-]{1,64}):([0-9a-f]{64})")
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from featurestore.scoring.tokens import Tokens
+
+_LINE = re.compile(r"([A-Za-z0-9_-]{1,64}):([0-9a-f]{64})((?: +\S+)*)")
+_SCOPE = re.compile(r"(?:score|lookup):(?:\*|[A-Za-z0-9_-]{1,64})|admin|\*")
 _MAX_KEY_BYTES = 256
+
+ADMIN = "admin"
 
 
 def is_loopback(host: str) -> bool:
@@ -34,27 +48,65 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def require_safe_bind(host: str, keys: ApiKeys | None) -> None:
+def require_safe_bind(host: str, gate: Gate | ApiKeys | None) -> None:
     """Return when the address may be served.
 
     Raises:
-        ConfigError: Other machines could reach it and nobody would be asked for a key.
+        ConfigError: Other machines could reach it and nobody would be asked for a credential.
     """
-    if keys is None and not is_loopback(host):
+    if gate is None and not is_loopback(host):
         raise ConfigError(
             f"host {host!r} can be reached from other machines, and no API keys are configured.",
-            hint="pass api_key_file=, or bind to 127.0.0.1 behind a proxy that authenticates.",
+            hint="pass an API key file or a token key file, or bind to 127.0.0.1 behind a proxy that authenticates.",
         )
 
 
-def new_key(key_id: str) -> tuple[str, str]:
-    """Return a fresh key to hand out, and the line to put into the file.
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, and what they may do.
+
+    Attributes:
+        name: Id of the key, or subject of the token.
+        scopes: What is allowed.
+    """
+
+    name: str
+    scopes: frozenset[str]
+
+    def may(self, scope: str) -> bool:
+        """Return whether a scope like ``score:fraud`` or ``admin`` is among theirs."""
+        kind, _, name = scope.partition(":")
+        return "*" in self.scopes or scope in self.scopes or (name != "" and f"{kind}:*" in self.scopes)
+
+
+def check_scopes(scopes: Iterable[str], *, where: str) -> frozenset[str]:
+    """Return the scopes.
 
     Raises:
-        ConfigError: The id has other characters than letters, digits, _ and -.
+        ConfigError: One is none.
+    """
+    found = frozenset(scopes)
+    for scope in sorted(found):
+        if not _SCOPE.fullmatch(scope):
+            raise ConfigError(
+                f"{where}: {scope[:80]!r} is no scope.", hint="write score:MODEL, lookup:SERVICE, admin, or * for all."
+            )
+    return found
+
+
+def new_key(key_id: str, scopes: Sequence[str] = ()) -> tuple[str, str]:
+    """Return a fresh key to hand out, and the line to put into the file.
+
+    Args:
+        key_id: Its name.
+        scopes: What it may do; all when there are none.
+
+    Raises:
+        ConfigError: The id has other characters than letters, digits, _ and -; or a scope is none.
     """
     secret = secrets.token_urlsafe(32)
-    line = f"{key_id}:{hashlib.sha256(secret.encode()).hexdigest()}"
+    allowed = "".join(f" {scope}" for scope in sorted(check_scopes(scopes, where=f"API key {key_id[:80]}")))
+    line = f"{key_id}:{hashlib.sha256(secret.encode()).hexdigest()}{allowed}"
     if not _LINE.fullmatch(line):
         raise ConfigError(f"API key id {key_id[:80]!r} is not allowed.", hint="use letters, digits, _ and -.")
     return f"{key_id}.{secret}", line
@@ -63,8 +115,11 @@ def new_key(key_id: str) -> tuple[str, str]:
 class ApiKeys:
     """The keys that are let in, as hashes."""
 
-    def __init__(self, hashes: dict[str, str]) -> None:
+    def __init__(self, hashes: dict[str, str], scopes: dict[str, frozenset[str]] | None = None) -> None:
         self._hashes = dict(hashes)
+        self._callers = {
+            key_id: Caller(key_id, (scopes or {}).get(key_id) or frozenset({"*"})) for key_id in self._hashes
+        }
         self._nobody = secrets.token_hex(32)
 
     @classmethod
@@ -72,13 +127,14 @@ class ApiKeys:
         """Return the keys in a file; empty lines and lines that start with # are skipped.
 
         Raises:
-            ConfigError: The file is unreadable, empty, or a line is not ``id:sha256``; the line is named, never shown.
+            ConfigError: The file is unreadable, empty, or a line is not ``id:sha256 [scope ...]``; it is named, never shown.
         """
         try:
             lines = Path(path).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"api_key_file {path} cannot be read ({type(error).__name__}).") from error
         hashes: dict[str, str] = {}
+        scopes: dict[str, frozenset[str]] = {}
         for number, line in enumerate(lines, start=1):
             text = line.strip()
             if not text or text.startswith("#"):
@@ -91,16 +147,61 @@ class ApiKeys:
                     hint="store the sha256 of the secret as 64 lower-case hexadecimal digits, not the secret.",
                 )
             hashes[match[1]] = match[2]
+            scopes[match[1]] = check_scopes(match[3].split(), where=f"api_key_file {path}: line {number}")
         if not hashes:
             raise ConfigError(f"api_key_file {path} holds no key.", hint="add a line id:sha256.")
-        return cls(hashes)
+        return cls(hashes, scopes)
 
-    def admits(self, headers: list[tuple[bytes, bytes]]) -> bool:
-        """Return whether the request's one ``Authorization: Bearer`` or ``X-API-Key`` header holds a live key."""
-        given = [value for name, value in headers if name in (b"authorization", b"x-api-key")]
-        if len(given) != 1 or len(given[0]) > _MAX_KEY_BYTES:
-            return False
-        key = given[0].removeprefix(b"Bearer ").strip()
-        key_id, _, secret = key.partition(b".")
-        expected = self._hashes.get(key_id.decode("latin-1"), self._nobody)
-        return hmac.compare_digest(hashlib.sha256(secret).hexdigest(), expected)
+    def caller(self, key: bytes) -> Caller | None:
+        """Return whose key it is; None for no live key."""
+        if len(key) > _MAX_KEY_BYTES:
+            return None
+        name, _, secret = key.partition(b".")
+        key_id = name.decode("latin-1")
+        expected = self._hashes.get(key_id, self._nobody)
+        is_live = hmac.compare_digest(hashlib.sha256(secret).hexdigest(), expected)
+        return self._callers.get(key_id) if is_live else None
+
+
+class Gate:
+    """Lets a request in by its one credential: ``X-API-Key: KEY``, ``Authorization: Bearer KEY`` or ``Bearer TOKEN``.
+
+    Args:
+        keys: The API keys.
+        tokens: Verifies tokens.
+    """
+
+    def __init__(self, keys: ApiKeys | None = None, tokens: Tokens | None = None) -> None:
+        self._keys = keys
+        self._tokens = tokens
+
+    def require(self, headers: Sequence[tuple[bytes, bytes]], scope: str | None) -> Caller:
+        """Return the caller.
+
+        Args:
+            headers: Names in lower case.
+            scope: What is asked for; None for what every known caller may.
+
+        Raises:
+            Refusal: 401 without a live credential, or with two; 403 when it has other scopes.
+        """
+        caller = self._caller(headers)
+        if caller is None:
+            raise unauthorized()
+        if scope is not None and not caller.may(scope):
+            raise forbidden(scope)
+        return caller
+
+    def _caller(self, headers: Sequence[tuple[bytes, bytes]]) -> Caller | None:
+        given = [(name, value) for name, value in headers if name in (b"authorization", b"x-api-key")]
+        if len(given) != 1:
+            return None
+        name, value = given[0]
+        if name == b"authorization":
+            scheme, _, value = value.partition(b" ")
+            if scheme.lower() != b"bearer":
+                return None
+        value = value.strip()
+        if value.count(b".") == 2:  # a key has one dot
+            return None if self._tokens is None else self._tokens.caller(value)
+        return None if self._keys is None else self._keys.caller(value)

@@ -1,11 +1,18 @@
 """Adaptive micro-batching without a timer: what arrives while one batch is in flight forms the next one.
 
+::
+
+    score() ──► waiting ──► one read of the store ──► decode, matrix, model ──► each its own rows
+                   ▲              (event loop)          (event loop; a thread for many rows)
+                   └── whoever comes meanwhile
+
 Rules:
     1. An idle scorer starts a request at the end of the event loop's tick; nobody ever waits for company.
     2. A batch holds requests of one model and one ``now``, up to ``max_rows`` rows; a larger request goes alone.
-    3. Lookups and model runs happen on one worker thread, so the client and the model never see two callers at once.
-    4. Each request gets its own rows or its own error. If a batch fails for another reason than the store being away,
-       its requests are tried one by one, so that one bad key fails alone.
+    3. One batch at a time is read and scored, so the client and the model never see two callers at once.
+    4. Each request gets its own rows or its own error. If a batch fails for another reason than the store being away or
+       behind, its requests are tried one by one, so that one bad key fails alone.
+    5. A request whose deadline passes fails then, and is answered by nothing later; one that still waits is never read.
 """
 
 from __future__ import annotations
@@ -16,23 +23,36 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from featurestore.errors import FeatureStoreError, OnlineStoreTimeoutError, OnlineStoreUnavailableError
+from featurestore.errors import (
+    FeatureStoreError,
+    OnlineStoreTimeoutError,
+    OnlineStoreUnavailableError,
+    StaleFeatureError,
+)
+from featurestore.scoring.problems import deadline_passed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from featurestore.scoring.inputs import CheckedRow
+    from featurestore.scoring.reads import Reads
     from featurestore.scoring.scorer import Prediction, Scorer, Timings
     from featurestore.timeline import Instant
 
 T = TypeVar("T")
 
 MAX_BATCH_ROWS = 256
-_STORE_AWAY = (OnlineStoreUnavailableError, OnlineStoreTimeoutError)
+INLINE_ROWS = 64
+"""Rows up to which a batch is decoded and scored on the event loop: handing it to a thread and back costs more."""
+_OF_ALL = (OnlineStoreUnavailableError, OnlineStoreTimeoutError, StaleFeatureError)
 
 
 class BatchTarget(Protocol):
     """Something that has a scorer, perhaps only once the store answers."""
+
+    @property
+    def bound(self) -> Scorer | None:
+        """The scorer, if it has one already."""
 
     def scorer(self) -> Scorer:
         """Return the scorer; called on the worker thread only."""
@@ -44,19 +64,22 @@ class _Waiting:
     rows: Sequence[CheckedRow]
     now: Instant | None
     explain: bool
+    expires: float
     outcome: asyncio.Future[list[Prediction]]
 
 
 class Batcher:
-    """Joins concurrent requests into batches and runs them on one worker thread.
+    """Joins concurrent requests into batches.
 
     Args:
+        reads: Makes the reads of the store, given what runs a call on the worker thread.
         max_rows: Rows after which no further request joins a batch.
-        observe: Called on the worker thread after each batch with its predictions and timings.
+        observe: Called after each batch with its predictions and timings, by whoever scored it.
     """
 
     def __init__(
         self,
+        reads: Callable[[Callable[[Callable[[], T]], asyncio.Future[T]]], Reads],
         *,
         max_rows: int = MAX_BATCH_ROWS,
         observe: Callable[[list[Prediction], Timings], None] | None = None,
@@ -64,40 +87,68 @@ class Batcher:
         self._max_rows = max_rows
         self._observe = observe
         self._waiting: deque[_Waiting] = deque()
-        self._running = False
+        self._taken: list[_Waiting] = []
+        self._serving: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
+        self.reads = reads(self.on_worker)
 
-    async def score(
-        self, target: BatchTarget, rows: Sequence[CheckedRow], now: Instant | None, *, explain: bool = False
-    ) -> list[Prediction]:
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that no batch has taken yet."""
+        return sum(len(one.rows) for one in self._waiting)
+
+    def score(
+        self,
+        target: BatchTarget,
+        rows: Sequence[CheckedRow],
+        now: Instant | None,
+        *,
+        explain: bool = False,
+        expires: float = float("inf"),
+    ) -> asyncio.Future[list[Prediction]]:
         """Return the predictions of these rows, computed together with whoever else is waiting.
+
+        Args:
+            target: Has the scorer.
+            rows: Checked rows.
+            now: Time of the lookup; None is the clock.
+            explain: Whether predictions carry their vectors.
+            expires: In the loop's time: when nobody wants the answer any more.
 
         Raises:
             FeatureStoreError: What the lookup or the model raised for these rows.
+            Refusal: The deadline passed.
         """
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[list[Prediction]] = loop.create_future()
-        self._waiting.append(_Waiting(target, rows, now, explain, outcome))
-        if not self._running:
-            self._running = True
-            loop.call_soon(self._start, loop)
-        return await outcome
+        self._waiting.append(_Waiting(target, rows, now, explain, expires, outcome))
+        if self._timer is None and expires != float("inf"):
+            self._timer = loop.call_at(expires, self._expire, loop)
+        if self._serving is None or self._serving.done():
+            self._serving = loop.create_task(self._serve())
+        return outcome
 
-    async def on_worker(self, call: Callable[[], T]) -> T:
-        """Return the result of a call made on the worker thread, between two batches."""
-        return await asyncio.get_running_loop().run_in_executor(self._worker, call)
+    def on_worker(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        """Return the result of a call made on the worker thread."""
+        return asyncio.get_running_loop().run_in_executor(self._worker, call)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Wait for the batch in flight and end the worker thread."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._serving is not None:
+            await self._serving
+        await self.reads.close()
         self._worker.shutdown(wait=True, cancel_futures=True)
 
-    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch = self._take()
-        if not batch:
-            self._running = False
-            return
-        done = loop.run_in_executor(self._worker, self._run, batch)
-        done.add_done_callback(lambda outcomes: self._finish(loop, batch, outcomes))
+    async def _serve(self) -> None:
+        """Serve batch after batch until nobody waits."""
+        while self._waiting:
+            self._taken = batch = self._take()
+            if batch:
+                await self._run(batch)
+            self._taken = []
 
     def _take(self) -> list[_Waiting]:
         """Remove and return the oldest waiting request and all that may share its batch."""
@@ -105,7 +156,7 @@ class Batcher:
         left: deque[_Waiting] = deque()
         rows = 0
         for one in self._waiting:
-            if one.outcome.done():  # its caller has gone
+            if one.outcome.done():  # its caller has gone, or its time is up
                 continue
             if not batch or (
                 one.target is batch[0].target and one.now == batch[0].now and rows + len(one.rows) <= self._max_rows
@@ -117,46 +168,70 @@ class Batcher:
         self._waiting = left
         return batch
 
-    def _finish(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        batch: list[_Waiting],
-        outcomes: asyncio.Future[list[list[Prediction] | FeatureStoreError]],
-    ) -> None:
-        failure = None if outcomes.cancelled() else outcomes.exception()
-        for index, one in enumerate(batch):
-            if one.outcome.done():
-                continue
-            if outcomes.cancelled():
-                one.outcome.cancel()
-                continue
-            result = failure if failure is not None else outcomes.result()[index]
-            if isinstance(result, BaseException):
-                one.outcome.set_exception(result)
-            else:
-                one.outcome.set_result(result)
-        self._start(loop)
-
-    def _run(self, batch: list[_Waiting]) -> list[list[Prediction] | FeatureStoreError]:
-        """Score a batch on the worker thread; return each request's predictions or error."""
+    async def _run(self, batch: list[_Waiting]) -> None:
+        """Score a batch and hand out its predictions or errors."""
         try:
-            return list(self._score(batch))
-        except _STORE_AWAY as error:
-            return [error] * len(batch)
+            await self._score(batch)
+        except _OF_ALL as error:
+            _fail(batch, error)
         except FeatureStoreError as error:
             if len(batch) == 1:
-                return [error]
-            return [self._run([one])[0] for one in batch]
+                _fail(batch, error)
+            for one in batch if len(batch) > 1 else ():
+                await self._run([one])
+        except Exception as error:  # noqa: BLE001 - a bug of ours, handed to whoever asked: they answer and log it
+            _fail(batch, error)
 
-    def _score(self, batch: list[_Waiting]) -> list[list[Prediction]]:
+    async def _score(self, batch: list[_Waiting]) -> None:
+        target = batch[0].target
+        scorer = target.bound
+        if scorer is None:
+            scorer = await self.on_worker(target.scorer)
+        scorer.check_service()  # the client may have read a newer plan since
+        loop = asyncio.get_running_loop()
         rows = [row for one in batch for row in one.rows]
+        started = loop.time()
+        decode = await self.reads.fetch(
+            scorer.manifest.service, [row.keys for row in rows], now=batch[0].now, request=scorer.request_of(rows)
+        )
+        lookup = loop.time() - started
         explain = [one.explain for one in batch for _ in one.rows]
-        predictions, timings = batch[0].target.scorer().score_checked(rows, batch[0].now, explain=explain)
-        if self._observe is not None:
-            self._observe(predictions, timings)
-        shares: list[list[Prediction]] = []
+
+        def compute() -> tuple[list[Prediction], Timings]:
+            scored = scorer.score_looked_up(rows, decode, explain=explain, lookup=lookup)
+            if self._observe is not None:
+                self._observe(*scored)
+            return scored
+
+        predictions, _ = compute() if len(rows) <= INLINE_ROWS else await self.on_worker(compute)
+        now = loop.time()
         start = 0
         for one in batch:
-            shares.append(predictions[start : start + len(one.rows)])
-            start += len(one.rows)
-        return shares
+            end = start + len(one.rows)
+            if not one.outcome.done():
+                if now < one.expires:
+                    one.outcome.set_result(predictions[start:end])
+                else:
+                    one.outcome.set_exception(deadline_passed())
+            start = end
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Fail whose time is up."""
+        self._timer = None
+        now = loop.time()
+        next_ = float("inf")
+        for one in (*self._taken, *self._waiting):
+            if one.outcome.done():
+                continue
+            if one.expires <= now:
+                one.outcome.set_exception(deadline_passed())
+            else:
+                next_ = min(next_, one.expires)
+        if next_ != float("inf"):
+            self._timer = loop.call_at(next_, self._expire, loop)
+
+
+def _fail(batch: list[_Waiting], error: Exception) -> None:
+    for one in batch:
+        if not one.outcome.done():
+            one.outcome.set_exception(error)

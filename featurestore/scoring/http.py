@@ -2,14 +2,17 @@
 
 ::
 
-    POST /v2/models/{name}[/versions/{v}]/infer ─┐ raw ASGI: read, decode, check, batch, answer
+    POST /v2/models/{name}[/versions/{v}]/infer ─┐ here, in raw ASGI: credential, body, decode, check, batch, answer
     POST /score/{name}, /lookup/{service} ───────┘
-    GET  /v2, /v2/health/*, /v2/models/*, /metrics, /openapi.json ── Starlette routes
+    GET  /v2, /v2/health/*, /v2/models/*, /openapi.json, /docs ── scoring/routes.py
+    GET  /metrics ── scoring/admin.py, on a listener of its own
 
 Rules:
-    1. A body is read up to a limit and a deadline, must be application/json, and is decoded strictly (scoring/wire.py).
+    1. A body is read up to a limit and a deadline, must be of a type that the route takes, and is decoded strictly.
     2. Whatever fails is answered by scoring/problems.py; a lookup that failed is a 503, never a score of nulls.
     3. Every answer carries the request's id, taken from ``x-request-id`` if it is a plain word, else made up.
+    4. With a gate, every path but health needs a credential, known path or not.
+    5. What is let in is answered within its deadline; what would wait too long is not let in (scoring/admission.py).
 """
 
 from __future__ import annotations
@@ -17,68 +20,63 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import UNSET
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.responses import Response
-from starlette.routing import Route
 
-from featurestore.errors import DefinitionError, FeatureStoreError, ModelInputError
+from featurestore.errors import DefinitionError, FeatureStoreError, ModelInputError, UnknownNameError
+from featurestore.scoring import arrow
 from featurestore.scoring import metrics as prometheus
-from featurestore.scoring.asgi import read_body, request_id_of, require_json, send_answer
-from featurestore.scoring.batching import Batcher
-from featurestore.scoring.lookup import content_type, prepare
-from featurestore.scoring.openapi import document
+from featurestore.scoring.admission import Admission
+from featurestore.scoring.asgi import (
+    answer_type,
+    body_type,
+    deadline_of,
+    read_body,
+    request_id_of,
+    send_answer,
+    whole_of,
+)
+from featurestore.scoring.batching import INLINE_ROWS, Batcher
+from featurestore.scoring.limits import ScorerLimits
+from featurestore.scoring.lookup import read_lookup, unknown_service, written
 from featurestore.scoring.plain import score_rows, shown
 from featurestore.scoring.problems import (
+    ARROW,
     JSON,
     PROBLEM_JSON,
     Refusal,
+    deadline_passed,
     internal_error,
     overloaded,
     refusal_of,
     unknown_model,
 )
-from featurestore.scoring.protocol import check_row_count, model_metadata, read_rows, write_response
+from featurestore.scoring.protocol import check_row_count, read_rows, write_response
+from featurestore.scoring.reads import reads_of
+from featurestore.scoring.routes import HEALTH, ColdRoutes
 from featurestore.scoring.wire import decode_infer, decode_score
 from featurestore.timeline import to_instant
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Callable
 
-    from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
     from featurestore.scoring.asgi import Headers
-    from featurestore.scoring.auth import ApiKeys
+    from featurestore.scoring.auth import Gate
     from featurestore.scoring.inputs import CheckedRow, ScoreRequest
+    from featurestore.scoring.scorer import Prediction, Timings
     from featurestore.scoring.served import ModelSet, ServedModel
     from featurestore.timeline import Instant
 
-    Handler = Callable[[Request], Awaitable[Response]]
+__all__ = ["ScorerLimits", "ScoringApp"]
 
 _LOG = logging.getLogger("featurestore.scoring")
-_HEALTH = ("/v2/health/live", "/v2/health/ready")
 # A replay's clock: the years 1 to 9999.
 _NOW_RANGE = range(-62_135_596_800_000_000, 253_402_300_800_000_000)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScorerLimits:
-    """What one request may cost, and how many may be in flight."""
-
-    body_bytes: int = 1024 * 1024
-    rows: int = 1000
-    body_seconds: float = 10.0
-    """How long a body may take to arrive."""
-    in_flight: int = 1024
-    """Scoring requests beyond this are answered 429 at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +96,7 @@ class ScoringApp:
     Args:
         models: What is served.
         allow_now: Let a request set the time of its lookup: for replays, whose clock is not the wall's.
-        keys: Who may call; None lets everyone, and belongs on loopback only.
+        gate: Who may call; None lets everyone, and belongs on loopback only.
         limits: Bounds of a request.
         on_close: Called when the application ends, after the last request.
     """
@@ -108,7 +106,7 @@ class ScoringApp:
         models: ModelSet,
         *,
         allow_now: bool = False,
-        keys: ApiKeys | None = None,
+        gate: Gate | None = None,
         limits: ScorerLimits | None = None,
         on_close: Callable[[], None] | None = None,
     ) -> None:
@@ -117,13 +115,13 @@ class ScoringApp:
         self.metrics.show_models(one.manifest for one in models)
         self._models = models
         self._allow_now = allow_now
-        self._keys = keys
+        self._gate = gate
         self._on_close = on_close
-        self._batcher = Batcher(observe=self.metrics.observe_batch)
-        self._in_flight = 0
-        self._probe: asyncio.Task[dict[tuple[str, int], bool]] | None = None
+        self._batcher = Batcher(lambda on_worker: reads_of(models.client, on_worker), observe=self._observe)
+        self._admission = Admission(most=self.limits.in_flight, queue_seconds=self.limits.queue_seconds)
+        self._services: set[str] = set()
         self._encode = msgspec.json.Encoder().encode
-        self._routes = self._build_routes()
+        self._routes = ColdRoutes(models, self.metrics, self._batcher, has_gate=gate is not None, on_close=self._close)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
@@ -131,55 +129,54 @@ class ScoringApp:
             await self._routes(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = request_id_of(scope["headers"])
+        headers = scope["headers"]
+        request_id = request_id_of(headers)
         path = scope["path"]
-        if self._keys is not None and path not in _HEALTH and not self._keys.admits(scope["headers"]):
-            refusal = Refusal(401, "unauthorized", "A valid API key is needed.", ((b"www-authenticate", b"Bearer"),))
-            await self._refuse(send, refusal, request_id, "unauthorized", protocol=path.startswith("/v2"))
-            return
-        if scope["method"] == "POST":
-            call: _Call | None = None
-            match path.split("/"):
-                case ["", "v2", "models", name, "infer"]:
-                    call = _Call("infer", name, None, request_id, started)
-                case ["", "v2", "models", name, "versions", version, "infer"]:
-                    call = _Call("infer", name, version, request_id, started)
-                case ["", "score", name]:
-                    call = _Call("score", name, None, request_id, started)
-                case ["", "lookup", name]:
-                    call = _Call("lookup", name, None, request_id, started)
-            if call is not None:
-                await self._hot(call, scope["headers"], receive, send)
+        call: _Call | None = None
+        needed: str | None = None
+        match path.split("/"):
+            case ["", "score", name]:
+                needed, call = f"score:{name}", _Call("score", name, None, request_id, started)
+            case ["", "v2", "models", name, "infer"]:
+                needed, call = f"score:{name}", _Call("infer", name, None, request_id, started)
+            case ["", "v2", "models", name, "versions", version, "infer"]:
+                needed, call = f"score:{name}", _Call("infer", name, version, request_id, started)
+            case ["", "lookup", name]:
+                needed, call = f"lookup:{name}", _Call("lookup", name, None, request_id, started)
+            case ["", "v2", "models", name, *_]:
+                needed = f"score:{name}"
+        if self._gate is not None and path not in HEALTH:
+            try:
+                self._gate.require(headers, needed)
+            except Refusal as refusal:
+                await self._refuse(send, refusal, request_id, "refused", protocol=path.startswith("/v2"))
                 return
+        if call is not None and scope["method"] == "POST":
+            await self._hot(call, scope, receive, send)
+            return
         scope["request_id"] = request_id
         await self._routes(scope, receive, send)
 
-    # The hot path ---------------------------------------------------------------------------------------------------
-
-    async def _hot(self, call: _Call, headers: Headers, receive: Receive, send: Send) -> None:
+    async def _hot(self, call: _Call, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one scoring request, whatever happens."""
-        protocol = call.route == "infer"
-        if self._in_flight >= self.limits.in_flight:
-            await self._refuse(send, overloaded(self.limits.in_flight), call.request_id, call.route, protocol=protocol)
-            return
-        self._in_flight += 1
         try:
-            answer = await self._answer_or_refusal(call, headers, receive)
+            answer = await self._answer_or_refusal(call, scope["headers"], receive)
             if isinstance(answer, Refusal):
-                await self._refuse(send, answer, call.request_id, call.route, protocol=protocol)
+                await self._refuse(send, answer, call.request_id, call.route, protocol=call.route == "infer")
             elif answer is not None:  # else the caller has gone
+                body, kind = answer
                 self.metrics.count_request(call.route, 200)
-                kind = content_type(headers) if call.route == "lookup" else JSON
-                await send_answer(send, 200, answer, content_type=kind, request_id=call.request_id)
+                whole = whole_of(scope)
+                await send_answer(send, 200, body, content_type=kind, request_id=call.request_id, whole=whole)
         finally:
-            self._in_flight -= 1
             self.metrics.observe_request(call.route, time.perf_counter() - call.started)
 
-    async def _answer_or_refusal(self, call: _Call, headers: Headers, receive: Receive) -> bytes | Refusal | None:
-        """Return the body of the answer, why there is none, or None if nobody waits for it."""
+    async def _answer_or_refusal(
+        self, call: _Call, headers: Headers, receive: Receive
+    ) -> tuple[bytes, bytes] | Refusal | None:
+        """Return the body of the answer and its type, why there is none, or None if nobody waits for it."""
         try:
-            answer = await self._answer(call, headers, receive)
-            return answer if answer is None or isinstance(answer, bytes) else self._encode(answer)
+            return await self._answer(call, headers, receive)
         except Refusal as refusal:
             return refusal
         except FeatureStoreError as error:
@@ -191,28 +188,35 @@ class ScoringApp:
             _LOG.exception("request %s failed", call.request_id)
             return internal_error()
 
-    async def _answer(self, call: _Call, headers: Headers, receive: Receive) -> dict[str, Any] | bytes | None:
+    async def _answer(self, call: _Call, headers: Headers, receive: Receive) -> tuple[bytes, bytes] | None:
         served = None if call.route == "lookup" else self._models.find(call.name, call.version)
         if served is None and call.route != "lookup":
             raise unknown_model(call.name, call.version)
-        require_json(headers)
-        body = await read_body(headers, receive, self.limits.body_bytes, self.limits.body_seconds)
+        kind = body_type(headers, arrow=call.route == "score")
+        wanted = JSON if call.route == "infer" else answer_type(headers)
+        limits = self.limits
+        body = await read_body(headers, receive, limits.body_bytes)
         if body is None:
             return None
-        if served is None:
-            return await self._batcher.on_worker(
-                prepare(
-                    self._models.client,
-                    call.name,
-                    body,
-                    max_rows=self.limits.rows,
-                    to_now=self._now,
-                    wanted=content_type(headers),
-                )
-            )
-        return await (self._infer(served, body) if call.route == "infer" else self._score(served, body))
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        expires = now + deadline_of(headers, limits.deadline_seconds)
+        ticket = self._admission.enter(now)
+        if ticket is None:
+            self.metrics.count_shed(call.route)
+            raise overloaded(self._admission.retry_after)
+        try:
+            if served is None:
+                return await self._look_up(call.name, body, wanted, expires), wanted
+            if call.route == "infer":
+                return await self._infer(served, body, expires), wanted
+            if kind == ARROW:
+                return await self._score_arrow(served, body, wanted, expires), wanted
+            return await self._score(served, body, wanted, expires), wanted
+        finally:
+            self._admission.leave(ticket, loop.time())
 
-    async def _infer(self, served: ServedModel, body: bytes) -> dict[str, Any]:
+    async def _infer(self, served: ServedModel, body: bytes, expires: float) -> bytes:
         request = decode_infer(body)
         parameters = request.parameters or {}
         unknown = [name for name in parameters if name != "now"]
@@ -220,20 +224,61 @@ class ScoringApp:
             raise ModelInputError(f"parameter {unknown[0][:80]!r} is unknown.", hint="the only one is 'now'.")
         now = self._now(parameters.get("now"))
         rows = read_rows(request, served.manifest, max_rows=self.limits.rows)
-        predictions = await self._batcher.score(served, _check(served, rows), now)
-        return write_response(predictions, served.manifest, request.id or None)
+        predictions = await self._batcher.score(served, _check(served, rows), now, expires=expires)
+        return self._encode(write_response(predictions, served.manifest, request.id or None))
 
-    async def _score(self, served: ServedModel, body: bytes) -> dict[str, Any]:
+    async def _score(self, served: ServedModel, body: bytes, wanted: bytes, expires: float) -> bytes:
         request = decode_score(body)
         rows = score_rows(request)
         check_row_count(len(rows), self.limits.rows)
         explain = request.explain is True
         now = self._now(None if request.now is UNSET else request.now)
-        predictions = await self._batcher.score(served, _check(served, rows), now, explain=explain)
+        predictions = await self._batcher.score(served, _check(served, rows), now, explain=explain, expires=expires)
+        if wanted == ARROW:
+            return arrow.write_predictions(predictions, served.manifest)
         answer: dict[str, Any] = {"model": served.manifest.name, "version": served.manifest.version}
         if isinstance(request.keys, dict):
-            return answer | shown(predictions[0], explain=explain)
-        return answer | {"predictions": [shown(one, explain=explain) for one in predictions]}
+            return self._encode(answer | shown(predictions[0], explain=explain))
+        return self._encode(answer | {"predictions": [shown(one, explain=explain) for one in predictions]})
+
+    async def _score_arrow(self, served: ServedModel, body: bytes, wanted: bytes, expires: float) -> bytes:
+        rows, options = arrow.read_rows(body, served.manifest, max_rows=self.limits.rows)
+        now = self._now(options.now)
+        checked = _check(served, rows)
+        predictions = await self._batcher.score(served, checked, now, explain=options.explain, expires=expires)
+        if wanted == ARROW:
+            return arrow.write_predictions(predictions, served.manifest)
+        answer = {"model": served.manifest.name, "version": served.manifest.version}
+        return self._encode(answer | {"predictions": [shown(one, explain=options.explain) for one in predictions]})
+
+    async def _look_up(self, service: str, body: bytes, wanted: bytes, expires: float) -> bytes:
+        request = read_lookup(body, max_rows=self.limits.rows, to_now=self._now)
+        try:
+            async with asyncio.timeout_at(expires):
+                if service not in self._services:  # its plan may have to be read first
+                    try:
+                        await self._batcher.on_worker(lambda: self._models.client.service_fingerprint(service))
+                    except UnknownNameError:
+                        raise unknown_service(service) from None
+                    self._services.add(service)
+                decode = await self._batcher.reads.fetch(
+                    service, request.keys, now=request.now, request=request.request, features=request.features
+                )
+
+                def write() -> bytes:
+                    return written(service, decode(), is_one=request.is_one, wanted=wanted)  # type: ignore[arg-type]
+
+                return write() if len(request.keys) <= INLINE_ROWS else await self._batcher.on_worker(write)
+        except DefinitionError as error:
+            raise ModelInputError(error.message, hint=error.hint) from None
+        except TimeoutError as error:
+            if isinstance(error, FeatureStoreError):
+                raise
+            raise deadline_passed() from None
+
+    def _observe(self, predictions: list[Prediction], timings: Timings) -> None:
+        self.metrics.observe_batch(predictions, timings)
+        self.metrics.show_queue(self._admission.in_flight)
 
     def _now(self, value: Any) -> Instant | None:
         """Return the time a replay asks for."""
@@ -257,113 +302,10 @@ class ScoringApp:
             send, refusal.status, body, content_type=content_type, request_id=request_id, headers=refusal.headers
         )
 
-    # The other routes -----------------------------------------------------------------------------------------------
-
-    def _build_routes(self) -> Starlette:
-        table: list[tuple[str, str, Handler]] = [
-            ("/v2", "server", self._server),
-            ("/v2/", "server", self._server),
-            ("/v2/health/live", "live", self._live),
-            ("/v2/health/ready", "ready", self._ready),
-            ("/v2/models/{name}", "model", self._model),
-            ("/v2/models/{name}/versions/{version}", "model", self._model),
-            ("/v2/models/{name}/ready", "model_ready", self._model_ready),
-            ("/v2/models/{name}/versions/{version}/ready", "model_ready", self._model_ready),
-            ("/metrics", "metrics", self._metrics),
-            ("/openapi.json", "openapi", self._openapi),
-        ]
-        routes = [Route(path, self._answering(label, handler), methods=["GET"]) for path, label, handler in table]
-        hot = (
-            "/v2/models/{name}/infer",
-            "/v2/models/{name}/versions/{version}/infer",
-            "/score/{name}",
-            "/lookup/{name}",
-        )
-        routes += [Route(path, self._hot_by_routing, methods=["POST"]) for path in hot]  # for the 405 of other methods
-        app = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: self._http_error})
-        app.router.redirect_slashes = False
-        return app
-
-    def _answering(self, label: str, handler: Handler) -> Handler:
-        async def answer(request: Request) -> Response:
-            try:
-                response = await handler(request)
-            except Refusal as refusal:
-                response = self._refusal(refusal, request)
-            response.headers["x-request-id"] = request.scope["request_id"]
-            self.metrics.count_request(label, response.status_code)
-            return response
-
-        return answer
-
-    @asynccontextmanager
-    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        try:
-            yield
-        finally:
-            self._batcher.close()
-            if self._on_close is not None:
-                self._on_close()
-
-    async def _hot_by_routing(self, _request: Request) -> Response:
-        raise HTTPException(404)
-
-    async def _server(self, _request: Request) -> Response:
-        return _json({"name": "featurestore", "version": _version(), "extensions": ["parameters"]})
-
-    async def _live(self, _request: Request) -> Response:
-        return _json({"live": True})
-
-    async def _ready(self, _request: Request) -> Response:
-        ready = all((await self._readiness()).values())
-        self.metrics.show_ready(ready)
-        return _json({"ready": ready}, 200 if ready else 503)
-
-    async def _model(self, request: Request) -> Response:
-        served = self._served(request)
-        return _json(model_metadata(served.manifest, self._models.versions(served.manifest.name)))
-
-    async def _model_ready(self, request: Request) -> Response:
-        manifest = self._served(request).manifest
-        ready = (await self._readiness())[manifest.name, manifest.version]
-        return _json({"name": manifest.name, "ready": ready}, 200 if ready else 503)
-
-    async def _metrics(self, _request: Request) -> Response:
-        return Response(self.metrics.render(), media_type=prometheus.CONTENT_TYPE)
-
-    async def _openapi(self, _request: Request) -> Response:
-        return _json(document(_version()))
-
-    def _served(self, request: Request) -> ServedModel:
-        name, version = request.path_params["name"], request.path_params.get("version")
-        served = self._models.find(name, version)
-        if served is None:
-            raise unknown_model(name, version)
-        return served
-
-    async def _readiness(self) -> dict[tuple[str, int], bool]:
-        """Ask the store, once for all who ask at the same time."""
-        if self._probe is None or self._probe.done():
-            self._probe = asyncio.create_task(self._batcher.on_worker(self._models.readiness))
-        return await asyncio.shield(self._probe)
-
-    async def _http_error(self, request: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 500
-        kind, detail = {
-            404: ("unknown-route", "There is nothing at this path."),
-            405: ("wrong-method", "This path takes another method."),
-        }.get(status, ("refused", "The request is refused."))
-        response = self._refusal(Refusal(status, kind, detail), request)
-        for name, value in (getattr(error, "headers", None) or {}).items():
-            response.headers[name] = value
-        response.headers["x-request-id"] = request.scope["request_id"]
-        self.metrics.count_request("other", status)
-        return response
-
-    def _refusal(self, refusal: Refusal, request: Request) -> Response:
-        protocol = request.scope["path"].startswith("/v2")
-        body = refusal.body(request.scope["request_id"], protocol=protocol)
-        return Response(body, refusal.status, media_type=(JSON if protocol else PROBLEM_JSON).decode())
+    async def _close(self) -> None:
+        await self._batcher.close()
+        if self._on_close is not None:
+            self._on_close()
 
 
 def _check(served: ServedModel, rows: list[ScoreRequest]) -> list[CheckedRow]:
@@ -371,17 +313,6 @@ def _check(served: ServedModel, rows: list[ScoreRequest]) -> list[CheckedRow]:
     if len(rows) == 1:
         return [check(rows[0])]
     return [check(row, at=f"row {index}: ") for index, row in enumerate(rows)]
-
-
-def _json(content: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(content), status, media_type="application/json")
-
-
-def _version() -> str:
-    try:
-        return metadata.version("featurestore")
-    except metadata.PackageNotFoundError:  # run from a checkout
-        return "0"
 
 
 def _one_line(text: str) -> str:

@@ -8,64 +8,43 @@ schema. Instants are microseconds since 1970, UTC, in both. JSON has no NaN: it 
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import UNSET
 
-from featurestore.errors import DefinitionError, ModelInputError, StaleFeatureError, UnknownNameError
-from featurestore.scoring.problems import JSON, RETRY_AFTER_S, Refusal
+from featurestore.errors import ModelInputError
+from featurestore.scoring.problems import ARROW, Refusal
 from featurestore.scoring.protocol import check_row_count
-from featurestore.scoring.wire import decode_lookup
+from featurestore.scoring.wire import decode_lookup, finite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
     from featurestore.online.table import FeatureTable
     from featurestore.online.vector import FeatureVector
-    from featurestore.scoring.asgi import Headers
     from featurestore.timeline import Instant
 
-ARROW = b"application/vnd.apache.arrow.stream"
+
+@dataclass(frozen=True, slots=True)
+class LookupRequest:
+    """A checked body: what to read, and whether one object was asked for or a list."""
+
+    keys: list[dict[str, Any]]
+    request: list[dict[str, Any]] | None
+    features: list[str] | None
+    now: Instant | None
+    is_one: bool
 
 
-class LookupReader(Protocol):
-    """What the route needs of a client; ``featurestore.FeatureClient`` is one."""
-
-    def service_fingerprint(self, service: str) -> str:
-        """Return the fingerprint of a service; UnknownNameError if there is none."""
-
-    def get_many(
-        self,
-        service: str,
-        keys: Sequence[Mapping[str, Any]],
-        *,
-        now: Instant | None = None,
-        request: Sequence[Mapping[str, Any]] | None = None,
-        features: Sequence[str] | None = None,
-    ) -> FeatureTable:
-        """Return one row per key, in one round trip."""
-
-
-def content_type(headers: Headers) -> bytes:
-    """Return the type of the answer: Arrow where ``accept`` names it, else JSON."""
-    accepted = b",".join(value for name, value in headers if name == b"accept")
-    return ARROW if any(one.split(b";")[0].strip().lower() == ARROW for one in accepted.split(b",")) else JSON
-
-
-def prepare(
-    client: Any, service: str, body: bytes, *, max_rows: int, to_now: Callable[[Any], Instant | None], wanted: bytes
-) -> Callable[[], bytes]:
-    """Return the call that looks up and encodes, for the thread that may block.
+def read_lookup(body: bytes, *, max_rows: int, to_now: Callable[[Any], Instant | None]) -> LookupRequest:
+    """Return what a body asks for.
 
     Args:
-        client: A ``LookupReader``.
-        service: The feature service.
         body: The request's.
         max_rows: Keys that a request may have.
         to_now: Checks the time a caller asks for.
-        wanted: ``content_type`` of the answer.
 
     Raises:
         ModelInputError: The body is not strict JSON of the shape that the module tells, or has no or too many keys.
@@ -82,41 +61,28 @@ def prepare(
     request: Any = [given] if is_one and given is not None else given
     now = to_now(None if decoded.now is UNSET else decoded.now)
     features: Any = None if decoded.features is UNSET else decoded.features
-    reader: LookupReader = client
+    return LookupRequest(keys, request, features, now, is_one)
 
-    def look_up() -> bytes:
-        try:
-            reader.service_fingerprint(service)
-        except UnknownNameError:
-            raise Refusal(404, "unknown-service", f"Service {service[:80]!r} is not served here.") from None
-        try:
-            table = reader.get_many(service, keys, now=now, request=request, features=features)
-        except DefinitionError as error:
-            raise ModelInputError(error.message, hint=error.hint) from None
-        except StaleFeatureError as error:
-            later = ((b"retry-after", str(RETRY_AFTER_S).encode()),)
-            raise Refusal(503, "stale-features", error.message, later) from None
-        if wanted == ARROW:
-            return table.to_arrow_stream()
-        vectors = [_shown(vector) for vector in table]
-        answer = vectors[0] if is_one else {"vectors": vectors}
-        return msgspec.json.encode({"service": service, **answer})
 
-    return look_up
+def unknown_service(service: str) -> Refusal:
+    """Return the answer for a service that is not applied."""
+    return Refusal(404, "unknown-service", f"Service {service[:80]!r} is not served here.")
+
+
+def written(service: str, table: FeatureTable, *, is_one: bool, wanted: bytes) -> bytes:
+    """Return the body of the answer, of the type ``wanted``."""
+    if wanted == ARROW:
+        return table.to_arrow_stream()
+    vectors = [_shown(vector) for vector in table]
+    answer = vectors[0] if is_one else {"vectors": vectors}
+    return msgspec.json.encode({"service": service, **answer})
 
 
 def _shown(vector: FeatureVector) -> dict[str, Any]:
     return {
-        "values": {name: _finite(value) for name, value in vector.values_by_name.items()},
+        "values": {name: finite(value) for name, value in vector.values_by_name.items()},
         "status": vector.status,
         "as_of": vector.as_of,
         "complete_through": vector.complete_through,
         "at": vector.at,
     }
-
-
-def _finite(value: Any) -> Any:
-    """Return what JSON can say: no NaN and no infinity."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return [_finite(each) for each in value] if isinstance(value, list) else value

@@ -1,15 +1,18 @@
-"""The scorer's Prometheus metrics. Labels are bounded: routes, codes, statuses and model versions, never a key."""
+"""The scorer's Prometheus metrics. Labels are bounded: routes, codes, statuses and model versions, never a key or a path."""
 
 from __future__ import annotations
 
 from collections import Counter as Tally
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import MultiProcessCollector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from featurestore.scoring.manifest import ModelManifest
     from featurestore.scoring.scorer import Prediction, Timings
@@ -18,6 +21,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_AGE = (0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 21_600.0, 86_400.0)
 
 
 class ScorerMetrics:
@@ -26,66 +30,126 @@ class ScorerMetrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         prefix = "featurestore_scorer"
+
+        def seconds(name: str, text: str, labels: tuple[str, ...] = ()) -> Histogram:
+            return Histogram(f"{prefix}_{name}_seconds", text, labels, buckets=_SECONDS, registry=self._registry)
+
         self._requests = Counter(f"{prefix}_requests", "Answered requests.", ("route", "code"), registry=self._registry)
-        self._total = Histogram(
-            f"{prefix}_request_seconds",
-            "From the first byte of the request to the answer handed over, scoring routes only.",
-            ("route",),
-            buckets=_SECONDS,
+        self._total = seconds(
+            "request", "From the request's head to its answer handed over; scoring routes.", ("route",)
+        )
+        self._lookup = seconds("lookup", "Until the store had answered, of one batch.")
+        self._decode = seconds("decode", "From the store's answer to the model's matrix, of one batch.")
+        self._model = seconds("model", "Model run of one batch.")
+        self._batch = Histogram(f"{prefix}_batch_rows", "Rows in one batch.", buckets=_ROWS, registry=self._registry)
+        self._age = Histogram(
+            f"{prefix}_freshness_seconds",
+            "Time of the lookup minus complete_through, of one batch.",
+            ("model",),
+            buckets=_AGE,
             registry=self._registry,
         )
-        self._lookup = Histogram(
-            f"{prefix}_lookup_seconds", "Lookup and decoding of one batch.", buckets=_SECONDS, registry=self._registry
+        self._unknown_age = Counter(
+            f"{prefix}_freshness_unknown",
+            "Batches of which the store did not say complete_through.",
+            ("model",),
+            registry=self._registry,
         )
-        self._model = Histogram(
-            f"{prefix}_model_seconds", "Model run of one batch.", buckets=_SECONDS, registry=self._registry
-        )
-        self._batch = Histogram(f"{prefix}_batch_rows", "Rows in one batch.", buckets=_ROWS, registry=self._registry)
         self._statuses = Counter(
             f"{prefix}_feature_values",
             "Feature values served, by status.",
             ("model", "status"),
             registry=self._registry,
         )
+        self._shed = Counter(f"{prefix}_shed", "Requests answered 429.", ("route",), registry=self._registry)
+        self._queue = Gauge(
+            f"{prefix}_in_flight",
+            "Scoring requests let in and not answered yet, when the last one came.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
         self._info = Gauge(
             f"{prefix}_model_info",
             "1 for each version that is served.",
             ("model", "version", "service", "service_fingerprint"),
             registry=self._registry,
+            multiprocess_mode="livemax",
         )
-        self._ready = Gauge(f"{prefix}_ready", "1 when every model and the store are ready.", registry=self._registry)
+        self._ready = Gauge(
+            f"{prefix}_ready",
+            "1 when every model and the store are ready.",
+            registry=self._registry,
+            multiprocess_mode="livemin",
+        )
+        self._shown: set[tuple[str, str, str, str]] = set()
+        self._counted: dict[tuple[str, int], Counter] = {}
+        self._timed = {route: self._total.labels(route) for route in ("infer", "score", "lookup")}
+        self._served: dict[tuple[str, str], Counter] = {}
 
     def count_request(self, route: str, code: int) -> None:
         """Count an answer."""
-        self._requests.labels(route, str(code)).inc()
+        found = self._counted.get((route, code))
+        if found is None:
+            found = self._counted[route, code] = self._requests.labels(route, str(code))
+        found.inc()
+
+    def count_shed(self, route: str) -> None:
+        """Count a request that was not let in."""
+        self._shed.labels(route).inc()
+
+    def show_queue(self, in_flight: int) -> None:
+        """Show how many requests are in flight."""
+        self._queue.set(in_flight)
 
     def observe_request(self, route: str, seconds: float) -> None:
         """Record how long a scoring request took in all."""
-        self._total.labels(route).observe(seconds)
+        self._timed[route].observe(seconds)
 
     def observe_batch(self, predictions: list[Prediction], timings: Timings) -> None:
-        """Record one batch; called on the worker thread."""
+        """Record one batch; by whichever thread scored it."""
         self._lookup.observe(timings.lookup)
+        self._decode.observe(timings.decode)
         self._model.observe(timings.model)
         self._batch.observe(len(predictions))
-        if predictions:
-            tally: Tally[str] = Tally()
-            for one in predictions:
-                tally.update(one.statuses.values())
-            for status, count in tally.items():
-                self._statuses.labels(predictions[0].model, status).inc(count)
+        if not predictions:
+            return
+        first = predictions[0]
+        if first.complete_through is None:
+            self._unknown_age.labels(first.model).inc()
+        else:
+            self._age.labels(first.model).observe(max(first.at - first.complete_through, 0) / 1e6)
+        totals = Tally(chain.from_iterable(one.statuses.values() for one in predictions))
+        for status, count in totals.items():
+            found = self._served.get((first.model, status))
+            if found is None:
+                found = self._served[first.model, status] = self._statuses.labels(first.model, status)
+            found.inc(count)
 
     def show_models(self, manifests: Iterable[ModelManifest]) -> None:
-        """Show the served versions."""
-        self._info.clear()
-        for one in manifests:
-            self._info.labels(one.name, str(one.version), one.service, one.service_fingerprint).set(1)
+        """Show the served versions; those that were shown before and are served no more become 0."""
+        served = {(one.name, str(one.version), one.service, one.service_fingerprint) for one in manifests}
+        for labels in self._shown - served:
+            self._info.labels(*labels).set(0)
+        for labels in served:
+            self._info.labels(*labels).set(1)
+        self._shown |= served
 
     def show_ready(self, ready: bool) -> None:  # noqa: FBT001 - the one thing it says
         """Show whether the scorer is ready."""
         self._ready.set(1 if ready else 0)
 
     def render(self) -> bytes:
-        """Return the exposition text."""
-        render: Callable[[CollectorRegistry], bytes] = generate_latest
-        return render(self._registry)
+        """Return the exposition text of this process."""
+        return _render(self._registry)
+
+
+def render_all(folder: Path) -> bytes:
+    """Return the exposition text of all processes that keep their metrics in a folder."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(folder))
+    return _render(registry)
+
+
+def _render(registry: CollectorRegistry) -> bytes:
+    render: Callable[[CollectorRegistry], bytes] = generate_latest
+    return render(registry)

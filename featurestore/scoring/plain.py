@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import ModelInputError
+from featurestore.online.vector import DEGRADED, STALE
 from featurestore.scoring.inputs import ScoreRequest
-from featurestore.scoring.protocol import freshness
+from featurestore.scoring.wire import finite
 
 if TYPE_CHECKING:
     from featurestore.scoring.scorer import Prediction
@@ -29,14 +30,20 @@ def score_rows(body: ScoreBody) -> list[ScoreRequest]:
 
 
 def shown(one: Prediction, *, explain: bool) -> dict[str, Any]:
-    """Return a prediction as ``/score`` shows it: times are microseconds since 1970, UTC."""
-    summary = freshness([one])
+    """Return a prediction as ``/score`` shows it: times are microseconds since 1970, UTC.
+
+    ``statuses`` counts; ``stale`` and ``degraded`` name the features that a policy answered for, where there are any.
+    """
     found: dict[str, Any] = {
         "score": one.score,
         "at": one.at,
         "complete_through": one.complete_through,
-        "statuses": {name[9:]: count for name, count in summary.items() if name.startswith("statuses.")},
+        "statuses": (tally := one.tally),
     }
+    for status in (STALE, DEGRADED):
+        if status in tally:
+            found[status] = [name for name, its in one.statuses.items() if its == status]
     if explain:
-        found |= {"vector": one.vector, "status": one.statuses, "as_of": one.as_of}
+        vector = {name: finite(value) for name, value in (one.vector or {}).items()}
+        found |= {"vector": vector, "status": one.statuses, "as_of": one.as_of}
     return found

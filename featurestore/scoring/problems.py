@@ -16,10 +16,12 @@ from featurestore.errors import (
     OnlineStoreTimeoutError,
     OnlineStoreUnavailableError,
     PastLookupError,
+    StaleFeatureError,
 )
 
 PROBLEM_JSON = b"application/problem+json"
 JSON = b"application/json"
+ARROW = b"application/vnd.apache.arrow.stream"
 
 RETRY_AFTER_S = 1
 
@@ -34,6 +36,11 @@ class Refusal(Exception):  # noqa: N818 - it is an answer
         self.detail = detail
         self.headers = headers
 
+    @property
+    def phrase(self) -> str:
+        """What HTTP calls the status."""
+        return HTTPStatus(self.status).phrase
+
     def body(self, request_id: str, *, protocol: bool) -> bytes:
         """Return the body: the inference protocol's, or a problem."""
         if protocol:
@@ -41,7 +48,7 @@ class Refusal(Exception):  # noqa: N818 - it is an answer
         return msgspec.json.encode(
             {
                 "type": f"urn:featurestore:problem:{self.kind}",
-                "title": HTTPStatus(self.status).phrase,
+                "title": self.phrase,
                 "status": self.status,
                 "detail": self.detail,
                 "request_id": request_id,
@@ -61,6 +68,8 @@ def refusal_of(error: FeatureStoreError) -> Refusal:
         return Refusal(503, "store-timeout", "The online store did not answer in time.", _LATER)
     if isinstance(error, OnlineStoreUnavailableError):
         return Refusal(503, "store-unavailable", "The online store cannot be reached.", _LATER)
+    if isinstance(error, StaleFeatureError):
+        return Refusal(503, "stale-features", error.message, _LATER)
     return Refusal(503, "not-ready", "The model or its feature service is not in a state to score.", _LATER)
 
 
@@ -75,6 +84,33 @@ def internal_error() -> Refusal:
     return Refusal(500, "internal", "The scorer failed. The log has the reason, under this request's id.")
 
 
-def overloaded(limit: int) -> Refusal:
-    """Return the answer when too many requests are in flight."""
-    return Refusal(429, "overloaded", f"More than {limit} requests are in flight; try again shortly.", _LATER)
+def overloaded(retry_after: int) -> Refusal:
+    """Return the answer when more is asked than can be answered in time."""
+    later = ((b"retry-after", str(retry_after).encode()),)
+    return Refusal(429, "overloaded", "More is asked than can be answered in time; try again later.", later)
+
+
+def deadline_passed() -> Refusal:
+    """Return the answer when the request's deadline has passed."""
+    return Refusal(503, "deadline-passed", "The request could not be answered within its deadline.", _LATER)
+
+
+def unauthorized() -> Refusal:
+    """Return the answer for a caller who shows no live credential."""
+    challenge = ((b"www-authenticate", b"Bearer"),)
+    return Refusal(401, "unauthorized", "A valid API key or token is needed.", challenge)
+
+
+def forbidden(scope: str) -> Refusal:
+    """Return the answer for a known caller who may do other things than this."""
+    return Refusal(403, "forbidden", f"The credential does not have the scope {scope[:100]}.")
+
+
+def unknown_route() -> Refusal:
+    """Return the answer for a path that is none."""
+    return Refusal(404, "unknown-route", "There is nothing at this path.")
+
+
+def wrong_method(headers: tuple[tuple[bytes, bytes], ...] = ()) -> Refusal:
+    """Return the answer for a path that takes another method."""
+    return Refusal(405, "wrong-method", "This path takes another method.", headers)

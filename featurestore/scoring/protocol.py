@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.datatypes import DataType
 from featurestore.errors import ModelInputError, did_you_mean
+from featurestore.online.vector import DEGRADED, STALE
 from featurestore.scoring.inputs import ScoreRequest
 
 if TYPE_CHECKING:
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 
 OUTPUT = "score"
 
-_INT32 = range(-(2**31), 2**31)
-_INT64 = range(-(2**63), 2**63)
+_WHOLE = {
+    **{f"INT{bits}": range(-(1 << bits - 1), 1 << bits - 1) for bits in (8, 16, 32, 64)},
+    **{f"UINT{bits}": range(1 << bits) for bits in (8, 16, 32, 64)},
+}
 _KEY_DATATYPE = {
     DataType.STRING: "BYTES",
     DataType.INT64: "INT64",
@@ -44,12 +47,12 @@ def _fits(datatype: str, value: Any) -> bool:
         return isinstance(value, bool)
     if isinstance(value, bool):
         return False
-    if datatype in ("FP64", "FP32"):
-        return isinstance(value, (int, float))
-    return isinstance(value, int) and value in (_INT32 if datatype == "INT32" else _INT64)
+    if datatype in _WHOLE:
+        return isinstance(value, int) and value in _WHOLE[datatype]
+    return isinstance(value, (int, float))
 
 
-DATATYPES = ("BYTES", "BOOL", "FP32", "FP64", "INT32", "INT64")
+DATATYPES = ("BYTES", "BOOL", "FP16", "FP32", "FP64", *_WHOLE)
 
 
 def read_rows(body: InferBody, manifest: ModelManifest, *, max_rows: int) -> list[ScoreRequest]:
@@ -142,25 +145,31 @@ def write_response(
     return answer
 
 
-def freshness(predictions: Sequence[Prediction]) -> dict[str, int]:
-    """Return the oldest freshness of some rows, and how many feature values have each status.
+def freshness(predictions: Sequence[Prediction]) -> dict[str, int | str]:
+    """Return the oldest freshness of some rows, how many feature values have each status, and which a policy answered for.
 
-    ``complete_through`` is left out where a row doesn't know it, ``as_of.<view>`` where no row has an event.
+    ``complete_through`` is left out where a row doesn't know it, ``as_of.<view>`` where no row has an event. ``stale`` and
+    ``degraded`` name features, separated by commas.
     """
-    found: dict[str, int] = {}
+    found: dict[str, int | str] = {}
     complete = [one.complete_through for one in predictions]
     known = [one for one in complete if one is not None]
     if known and len(known) == len(complete):
         found["complete_through"] = min(known)
+    oldest: dict[str, int] = {}
     for one in predictions:
         for view, instant in one.as_of.items():
-            name = f"as_of.{view}"
-            if instant is not None and instant < found.get(name, instant + 1):
-                found[name] = instant
+            if instant is not None and instant < oldest.get(view, instant + 1):
+                oldest[view] = instant
+    found |= {f"as_of.{view}": instant for view, instant in oldest.items()}
     counts: Counter[str] = Counter()
     for one in predictions:
-        counts.update(one.statuses.values())
+        counts.update(one.tally)
     found.update({f"statuses.{status}": count for status, count in sorted(counts.items())})
+    for status in (STALE, DEGRADED):
+        if status in counts:
+            names = {name: None for one in predictions for name, its in one.statuses.items() if its == status}
+            found[status] = ",".join(names)
     return found
 
 

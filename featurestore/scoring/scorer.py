@@ -17,6 +17,7 @@ Rules:
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,7 +27,7 @@ from featurestore.errors import ModelError
 from featurestore.scoring.inputs import CheckedRow, ModelInputs, ScoreRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -44,7 +45,7 @@ class FeatureRow(Protocol):
 
     @property
     def status(self) -> Mapping[str, str]:
-        """Feature id to ``present``, ``null`` or ``missing``."""
+        """Feature id to ``present``, ``null``, ``missing``, ``stale`` or ``degraded``."""
 
     @property
     def as_of(self) -> Mapping[str, Instant | None]:
@@ -111,11 +112,15 @@ class FeatureReader(Protocol):
         """
 
 
+_FEW = 16
+"""Rows under which a lookup gives values row by row, and not as arrays."""
+
+
 def _typed(types: Mapping[str, DataType]) -> str:
     return ", ".join(f"{name} {kind}" for name, kind in types.items()) or "none"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prediction:
     """One row's score and how fresh the features behind it were."""
 
@@ -125,12 +130,17 @@ class Prediction:
     at: Instant
     """The time the features were looked up for."""
     statuses: Mapping[str, str]
-    """Feature id to present, null or missing; the model's features only."""
+    """Feature id to present, null, missing, stale or degraded; the model's features only."""
     as_of: Mapping[str, Instant | None]
     """View to the newest event time inside its values; None where the view holds nothing for the key."""
     complete_through: Instant | None
     vector: Mapping[str, Any] | None = None
     """Feature id to the value as served, if asked for; the model's features only."""
+
+    @property
+    def tally(self) -> Mapping[str, int]:
+        """How many of the statuses are which."""
+        return Counter(self.statuses.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +148,10 @@ class Timings:
     """Where the time of one batch went, in seconds."""
 
     lookup: float
+    """Until the store's answer was there; with ``decode`` inside where both are one call."""
     model: float
+    decode: float = 0.0
+    """From the store's answer to the model's matrix."""
 
 
 class Scorer:
@@ -161,7 +174,8 @@ class Scorer:
         self.manifest = manifest
         self.inputs = ModelInputs(manifest)
         self._client = client
-        self._names: tuple[str, ...] | None = None
+        self._names: Sequence[str] | None = None
+        self._is_whole = False
         position = {name: index for index, name in enumerate(manifest.inputs)}
         self._request_columns = [position[name] for name in manifest.request_inputs]
         self._feature_columns = [position[name] for name in manifest.feature_inputs]
@@ -215,30 +229,55 @@ class Scorer:
             return [], Timings(0.0, 0.0)
         self.check_service()  # the client may have read a newer plan since
         started = time.perf_counter()
-        request = [row.request for row in rows] if self.manifest.request_values else None
-        table = self._client.get_many(self.manifest.service, [row.keys for row in rows], now=now, request=request)
+        table = self._client.get_many(
+            self.manifest.service, [row.keys for row in rows], now=now, request=self.request_of(rows)
+        )
+        return self.score_looked_up(rows, lambda: table, explain=explain, lookup=time.perf_counter() - started)
+
+    def request_of(self, rows: Sequence[CheckedRow]) -> list[dict[str, Any]] | None:
+        """Return the request values that a lookup of these rows takes; None where the service takes none."""
+        return [row.request for row in rows] if self.manifest.request_values else None
+
+    def score_looked_up(
+        self, rows: Sequence[CheckedRow], decode: Callable[[], FeatureRows], *, explain: Sequence[bool], lookup: float
+    ) -> tuple[list[Prediction], Timings]:
+        """Return the predictions of rows whose features have been read. No I/O.
+
+        Args:
+            rows: Checked by ``self.inputs``.
+            decode: Returns what was read, one row each.
+            explain: Per row, whether its prediction carries the vector.
+            lookup: How long reading took, in seconds.
+        """
+        started = time.perf_counter()
+        table = decode()
         matrix = self._matrix(rows, table)
-        looked_up = time.perf_counter()
+        decoded = time.perf_counter()
         scores = self.model.predict(matrix)
         ran = time.perf_counter()
         predictions = [
             self._prediction(score, table[index], explain=explain[index]) for index, score in enumerate(scores.tolist())
         ]
-        return predictions, Timings(looked_up - started, ran - looked_up)
+        return predictions, Timings(lookup, ran - decoded, decoded - started)
 
     def _matrix(self, rows: Sequence[CheckedRow], table: FeatureRows) -> NDArray[np.float32]:
         matrix = np.empty((len(rows), len(self.manifest.inputs)), dtype=np.float32)
         if self._request_columns:
             matrix[:, self._request_columns] = [row.values for row in rows]
         if self._feature_columns:
-            columns = self._columns_of(tuple(table.names))
+            columns = self._columns_of(table)
             with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as it did in training
-                matrix[:, self._feature_columns] = table.to_numpy()[:, columns]
+                if len(rows) < _FEW:  # by row: nothing has made arrays of them yet, and None is NaN to numpy
+                    values = np.array([table[index].to_list() for index in range(len(rows))], dtype=np.float64)
+                else:
+                    values = table.to_numpy()
+                matrix[:, self._feature_columns] = values if columns is None else values[:, columns]
         return matrix
 
-    def _columns_of(self, names: tuple[str, ...]) -> list[int]:
-        """Return where the model's features are in a table with these columns; remembered until they change."""
-        if names != self._names:
+    def _columns_of(self, table: FeatureRows) -> list[int] | None:
+        """Return where the model's features are in a table, None where they are all of it; remembered until its names change."""
+        names = table.names
+        if names is not self._names:
             position = {name: index for index, name in enumerate(names)}
             absent = [name for name in self.manifest.feature_inputs if name not in position]
             if absent:
@@ -246,19 +285,20 @@ class Scorer:
                     f"model {self.manifest.label}: feature {absent[0]!r} is not in service {self.manifest.service!r}.",
                     hint="train and store the model again on the applied definitions.",
                 )
+            table.to_numpy()  # refuses a feature that is no number
             self._table_columns = [position[name] for name in self.manifest.feature_inputs]
+            self._is_whole = tuple(names) == self.manifest.feature_inputs
             self._names = names
-        return self._table_columns
+        return None if self._is_whole else self._table_columns
 
     def _prediction(self, score: float, row: FeatureRow, *, explain: bool) -> Prediction:
-        features = self.manifest.feature_inputs
         status = row.status
         return Prediction(
             score=score,
             model=self.manifest.name,
             version=self.manifest.version,
             at=row.at,
-            statuses={name: status[name] for name in features},
+            statuses=status if self._is_whole else {name: status[name] for name in self.manifest.feature_inputs},
             as_of=row.as_of,
             complete_through=row.complete_through,
             vector=self._vector(row) if explain else None,

@@ -31,6 +31,11 @@ class ServedModel:
         self._client = client
         self._scorer: Scorer | None = None
 
+    @property
+    def bound(self) -> Scorer | None:
+        """The scorer, if it has been bound already."""
+        return self._scorer
+
     def scorer(self) -> Scorer:
         """Return the scorer, bound on the first call that reaches the store. Worker thread only.
 

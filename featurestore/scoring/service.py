@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import importlib
+import asyncio
+import gc
+import importlib.util
 import signal
-import socket
+import tempfile
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import ConfigError
-from featurestore.scoring.auth import ApiKeys, require_safe_bind
+from featurestore.scoring.auth import ApiKeys, Gate, require_safe_bind
 from featurestore.scoring.served import ModelSet, load_models
+from featurestore.scoring.tokens import Tokens
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from featurestore.scoring.http import ScorerLimits, ScoringApp
+    from featurestore.scoring.listener import TlsFiles
     from featurestore.scoring.scorer import FeatureReader
-
-DRAIN_SECONDS = 30
-"""How long requests in flight may take to end after SIGTERM."""
+    from featurestore.scoring.tokens import TokenSettings
 
 
 def build_app(
@@ -30,7 +34,7 @@ def build_app(
     *,
     allow_now: bool = False,
     models: Sequence[str] | None = None,
-    keys: ApiKeys | None = None,
+    gate: Gate | None = None,
     limits: ScorerLimits | None = None,
 ) -> ScoringApp:
     """Return the ASGI application; see :func:`serve` for the arguments."""
@@ -42,7 +46,19 @@ def build_app(
     close = getattr(client, "close", None)
     served = ModelSet(loaded, client)
     served.bind()
-    return ScoringApp(served, allow_now=allow_now, keys=keys, limits=limits, on_close=close)
+    return ScoringApp(served, allow_now=allow_now, gate=gate, limits=limits, on_close=close)
+
+
+def build_gate(api_key_file: str | Path | None, tokens: TokenSettings | None) -> Gate | None:
+    """Return who is let in; None where neither is given.
+
+    Raises:
+        ConfigError: A file cannot be read.
+    """
+    if api_key_file is None and tokens is None:
+        return None
+    keys = None if api_key_file is None else ApiKeys.from_file(api_key_file)
+    return Gate(keys, None if tokens is None else Tokens(tokens))
 
 
 def serve(
@@ -51,101 +67,195 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
+    admin_host: str = "127.0.0.1",
+    admin_port: int | None = None,
+    workers: int = 1,
     allow_now: bool = False,
     models: Sequence[str] | None = None,
     api_key_file: str | Path | None = None,
+    tokens: TokenSettings | None = None,
+    tls: TlsFiles | None = None,
     limits: ScorerLimits | None = None,
 ) -> None:
     """Serve models until SIGTERM or SIGINT, then finish the requests in flight and return.
 
-    Prints ``listening on http://HOST:PORT`` to standard output once requests are answered. A store that is away
-    does not keep it from starting: it answers 503 and is not ready until the store is back.
+    Prints ``listening on http://HOST:PORT`` to standard output once requests are answered, and ``metrics at URL`` where there
+    is an admin listener. A store that is away does not keep it from starting: it answers 503 and is not ready until the store
+    is back.
 
     Args:
         models_root: Where :func:`~featurestore.scoring.manifest.save_model` stored them.
-        client_factory: Makes the lookup client; its ``close``, if it has one, is called at the end.
-        host: The address to bind. Other than loopback it needs ``api_key_file``.
+        client_factory: Makes the lookup client, in each process; its ``close``, if it has one, is called at the end.
+        host: The address to bind. Other than loopback it needs ``api_key_file`` or ``tokens``.
         port: 0 takes a free one.
+        admin_host: Likewise, for the routes of operators.
+        admin_port: None has no such listener, and no metrics to read.
+        workers: Processes that serve; more than 1 on Linux only, and ``serve`` has to be called before there are other threads.
         allow_now: Let a request set the time of its lookup: for replays.
         models: ``"name"`` for the newest version, ``"name:3"`` for that one; None for the newest of every name.
-        api_key_file: Lines of ``id:sha256``; with it, every route but health needs a key.
+        api_key_file: Lines of ``id:sha256 [scope ...]``; with it, every route but health needs a key or a token.
+        tokens: JSON Web Tokens that are let in.
+        tls: Files of the listener; it speaks plain HTTP without. The admin listener has the same.
         limits: Bounds of a request.
 
     Raises:
-        ConfigError: The address cannot be bound, or would be open to other machines without a key; or the ``serve``
-            extra is not installed.
+        ConfigError: An address cannot be bound, or would be open to other machines without a credential; a file cannot be
+            used; or the ``serve`` extra is not installed.
         ModelError: A model is refused, or was trained on another definition than the store serves.
         UnknownNameError: A model's feature service is not applied.
     """
-    keys = ApiKeys.from_file(api_key_file) if api_key_file is not None else None
-    require_safe_bind(host, keys)
-    app = build_app(models_root, client_factory, allow_now=allow_now, models=models, keys=keys, limits=limits)
+    _require_extra()
+    from featurestore.scoring.listener import listening, url_of
+
+    gate = build_gate(api_key_file, tokens)
+    require_safe_bind(host, gate)
+    if admin_port is not None:
+        require_safe_bind(admin_host, gate)
+    if tls is not None:
+        tls.check()
+    if workers < 1:
+        raise ConfigError(f"workers is {workers}; at least 1 is needed.")
+    with ExitStack() as stack:
+        listener = stack.enter_context(listening(host, port))
+        said = [f"listening on {url_of(listener, host, tls=tls is not None)}"]
+        admin = None
+        if admin_port is not None:
+            admin = stack.enter_context(listening(admin_host, admin_port))
+            said.append(f"metrics at {url_of(admin, admin_host, tls=tls is not None)}/metrics")
+        build = partial(
+            build_app, models_root, client_factory, allow_now=allow_now, models=models, gate=gate, limits=limits
+        )
+        process = _Process(build, listener, admin, gate, tls, limits)
+
+        def announce() -> None:
+            print("\n".join(said), flush=True)  # noqa: T201 - what whoever started it waits for
+
+        if workers == 1:
+            with _returning_on_signals():
+                process.run_alone(announce)
+        else:
+            process.run_many(workers, announce)
+
+
+class _Process:
+    """What the processes of one ``serve`` do, with sockets that are bound already."""
+
+    def __init__(
+        self,
+        build: Callable[[], ScoringApp],
+        listener: socket.socket,
+        admin: socket.socket | None,
+        gate: Gate | None,
+        tls: TlsFiles | None,
+        limits: ScorerLimits | None,
+    ) -> None:
+        self._build = build
+        self._listener = listener
+        self._admin = admin
+        self._gate = gate
+        self._tls = tls
+        self._limits = limits
+
+    def run_alone(self, started: Callable[[], None]) -> None:
+        """Serve both listeners from this process."""
+        app = self._build_for_good()
+        server = _server(self._config(app), started)
+        if self._admin is not None:
+            server.beside(self._admin_server(app.metrics.render), self._admin)
+        server.run(sockets=[self._listener])
+
+    def run_many(self, workers: int, started: Callable[[], None]) -> None:
+        """Serve from several processes; the metrics of all from one more."""
+        from featurestore.scoring.workers import Task, run_all, shared_metrics
+
+        tasks = [Task(f"worker {number}", self._run_worker) for number in range(1, workers + 1)]
+        with tempfile.TemporaryDirectory(prefix="featurestore-metrics-") as made:
+            folder = Path(made)
+            if self._admin is not None:
+                tasks.append(Task("admin", partial(self._run_admin, folder)))
+            with shared_metrics(folder):
+                run_all(tasks, folder=folder, started=started)
+
+    def _run_worker(self, started: Callable[[], None], alive: int) -> None:
+        _server(self._config(self._build_for_good()), started, alive).run(sockets=[self._listener])
+
+    def _build_for_good(self) -> ScoringApp:
+        app = self._build()
+        gc.freeze()  # models and modules live as long as the process: a collection need not walk them again and again
+        return app
+
+    def _run_admin(self, folder: Path, started: Callable[[], None], alive: int) -> None:
+        from featurestore.scoring.metrics import render_all
+
+        assert self._admin is not None  # noqa: S101 - or there is no such task
+        _server(self._admin_config(partial(render_all, folder)), started, alive).run(sockets=[self._admin])
+
+    def _config(self, app: Any, **options: Any) -> Any:
+        from featurestore.scoring.listener import uvicorn_config
+
+        return uvicorn_config(app, limits=self._limits, tls=self._tls, **options)
+
+    def _admin_config(self, render: Callable[[], bytes]) -> Any:
+        from featurestore.scoring.admin import AdminApp
+
+        return self._config(AdminApp(render, gate=self._gate), lifespan="off")
+
+    def _admin_server(self, render: Callable[[], bytes]) -> Any:
+        return _server(self._admin_config(render), lambda: None)
+
+
+def _server(config: Any, started: Callable[[], None], alive: int | None = None) -> Any:
+    """Return a server that calls ``started`` once it answers, and ends when ``alive`` is readable.
+
+    With ``beside`` it runs another one on the same event loop, which is up before ``started`` and ends after the last request.
+    """
     import uvicorn
 
-    class AnnouncingServer(uvicorn.Server):
+    class Server(uvicorn.Server):
+        other: Server | None = None
+        _other_socket: socket.socket
+        _other_task: asyncio.Task[None]
+
+        def beside(self, other: Server, its_socket: socket.socket) -> None:
+            self.other, self._other_socket = other, its_socket
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            if self.started:
-                print(f"listening on {url}", flush=True)  # noqa: T201 - what whoever started it waits for
+            if not self.started:
+                return
+            if alive is not None:
+                asyncio.get_running_loop().add_reader(alive, self._parent_vanished)
+            if self.other is not None:
+                await self.other.lifespan_free_start([self._other_socket])
+                self._other_task = asyncio.create_task(self.other.main_loop())
+            started()
 
-    with _listening_socket(host, port) as listener:
-        shown = f"[{host}]" if ":" in host else host
-        url = f"http://{shown}:{listener.getsockname()[1]}"
-        server = AnnouncingServer(uvicorn_config(app))
-        with _returning_on_signals():
-            server.run(sockets=[listener])
+        async def lifespan_free_start(self, sockets: list[socket.socket]) -> None:
+            self.config.load()
+            self.lifespan = self.config.lifespan_class(self.config)
+            await self.startup(sockets)
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().shutdown(sockets)
+            if self.other is not None:
+                self.other.should_exit = True
+                await self._other_task
+                await self.other.shutdown([self._other_socket])
 
-def uvicorn_config(app: ScoringApp, **options: Any) -> Any:
-    """Return the configuration the scorer is served with; uvloop and httptools where they are installed."""
-    import uvicorn
+        def _parent_vanished(self) -> None:
+            asyncio.get_running_loop().remove_reader(alive)  # type: ignore[arg-type]
+            self.should_exit = True
 
-    chosen: dict[str, Any] = {
-        "loop": "auto",
-        "http": "auto",
-        "ws": "none",
-        "lifespan": "on",
-        "access_log": False,
-        "log_level": "warning",
-        "server_header": False,
-        "date_header": False,
-        "proxy_headers": False,
-        "timeout_keep_alive": 75,
-        "timeout_graceful_shutdown": DRAIN_SECONDS,
-        "backlog": 2048,
-    }
-    return uvicorn.Config(app, **(chosen | options))
+    return Server(config)
 
 
 def _require_extra() -> None:
-    for package in ("prometheus_client", "starlette", "uvicorn"):
-        try:
-            importlib.import_module(package)
-        except ImportError:
+    for package in ("prometheus_client", "starlette", "httptools", "uvicorn"):
+        if importlib.util.find_spec(package) is None:  # not imported yet: that is left to each process
             raise ConfigError(
                 f"the scoring service needs {package}, which is not installed.",
                 hint="pip install 'featurestore[serve]'.",
-            ) from None
-
-
-@contextmanager
-def _listening_socket(host: str, port: int) -> Iterator[socket.socket]:
-    if not 0 <= port <= 65_535:
-        raise ConfigError(f"port {port} is not one of 0 to 65535.", hint="0 takes a free one.")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(f"host {host!r} is not an address of this machine ({error.strerror}).") from error
-    with listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(address)
-        except OSError as error:
-            raise ConfigError(
-                f"{host}:{port} cannot be bound ({error.strerror}).", hint="choose another port, or 0 for a free one."
-            ) from error
-        yield listener
+            )
 
 
 @contextmanager

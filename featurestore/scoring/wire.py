@@ -8,6 +8,7 @@ in one object, so that is checked here: without doubles, a body has as many colo
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
@@ -70,7 +71,8 @@ class ScoreBody(Struct, forbid_unknown_fields=True):
 
     def names(self) -> int:
         """Return how many names its objects hold."""
-        return _present(self) + _size(self.keys) + _size(self.request)
+        own = 1 + (self.request is not UNSET) + (self.explain is not UNSET) + (self.now is not UNSET)
+        return own + _size(self.keys) + _size(self.request)
 
 
 class LookupBody(Struct, forbid_unknown_fields=True):
@@ -151,3 +153,10 @@ def _size(value: dict[str, Any] | list[dict[str, Any]] | UnsetType | None) -> in
     if isinstance(value, dict):
         return len(value)
     return sum(map(len, value)) if isinstance(value, list) else 0
+
+
+def finite(value: Any) -> Any:
+    """Return what JSON can say of a feature's value: null for NaN and the infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return [finite(each) for each in value] if isinstance(value, list) else value

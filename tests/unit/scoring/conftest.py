@@ -7,8 +7,10 @@ import httpx
 import pytest
 import uvicorn
 
+from featurestore.scoring.limits import ScorerLimits
+from featurestore.scoring.listener import uvicorn_config
 from featurestore.scoring.manifest import save_model
-from featurestore.scoring.service import build_app, uvicorn_config
+from featurestore.scoring.service import build_app
 from tests.unit.scoring.support import FIELDS, MemoryReader, onnx_bytes
 
 
@@ -30,7 +32,8 @@ def running(app):
             await super().startup(sockets)
             started.set()
 
-    server = Server(uvicorn_config(app, host="127.0.0.1", port=0))
+    limits = getattr(app, "limits", None)
+    server = Server(uvicorn_config(app, limits=limits, host="127.0.0.1", port=0))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -48,9 +51,17 @@ def session_reader():
     return MemoryReader()
 
 
+PATIENT = ScorerLimits(deadline_seconds=30, queue_seconds=30)
+"""What is not about overload should not meet it on a slow machine."""
+
+
 @pytest.fixture(scope="session")
-def base_url(models_root, session_reader):
-    app = build_app(models_root, lambda: session_reader, allow_now=True, models=["fraud", "fraud:1"])
+def app(models_root, session_reader):
+    return build_app(models_root, lambda: session_reader, allow_now=True, models=["fraud", "fraud:1"], limits=PATIENT)
+
+
+@pytest.fixture(scope="session")
+def base_url(app, session_reader):
     with running(app) as url:
         yield url
     assert session_reader.closed

@@ -7,6 +7,7 @@ from featurestore.errors import OnlineStoreUnavailableError, PastLookupError
 from featurestore.scoring.batching import Batcher
 from featurestore.scoring.inputs import ScoreRequest
 from featurestore.scoring.manifest import load_model
+from featurestore.scoring.reads import ThreadReads
 from featurestore.scoring.scorer import Scorer
 from tests.unit.scoring.support import MemoryReader
 
@@ -15,6 +16,10 @@ class Target:
     def __init__(self, models_root, reader):
         loaded = load_model(models_root, "fraud")
         self._scorer = Scorer(loaded.model, loaded.manifest, reader)
+
+    @property
+    def bound(self):
+        return self._scorer
 
     def scorer(self):
         return self._scorer
@@ -27,25 +32,24 @@ def run(models_root, scenario, **options):
     """Run a scenario with a batcher whose first lookup waits at a gate, so that all later requests queue up behind it."""
     reader = MemoryReader({"a": [1.0, 1, 1.0], "b": [2.0, 1, 1.0]})
     target = Target(models_root, reader)
-    batcher = Batcher(**options)
 
     async def main():
+        batcher = Batcher(lambda on_worker: ThreadReads(reader, on_worker), **options)
         reader.gate = threading.Event()
-        first = asyncio.create_task(batcher.score(target, target.rows("a"), None))
+        first = batcher.score(target, target.rows("a"), None)
         await asyncio.get_running_loop().run_in_executor(None, reader.entered.acquire)
-        tasks = [asyncio.create_task(one) for one in scenario(batcher, target)]
+        tasks = [asyncio.ensure_future(one) for one in scenario(batcher, target)]
         await asyncio.sleep(0)
         for task in tasks:
-            if task.get_name() == "cancel":
+            if isinstance(task, asyncio.Task):
                 task.cancel()
         reader.gate.set()
         await first
-        return await asyncio.gather(*tasks, return_exceptions=True)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await batcher.close()
+        return results
 
-    try:
-        return asyncio.run(main()), reader.batches[1:]
-    finally:
-        batcher.close()
+    return asyncio.run(main()), reader.batches[1:]
 
 
 def test_what_arrives_meanwhile_forms_the_next_batch(models_root):
@@ -83,24 +87,23 @@ def test_a_bug_in_one_batch_reaches_its_callers_and_no_others(models_root):
 def test_a_store_that_is_away_is_asked_once_for_the_whole_batch(models_root):
     reader = MemoryReader({"a": [1.0, 1, 1.0]})
     target = Target(models_root, reader)
-    batcher = Batcher()
 
     async def main():
+        batcher = Batcher(lambda on_worker: ThreadReads(reader, on_worker))
         reader.down = OnlineStoreUnavailableError
         calls = [batcher.score(target, target.rows("a"), None) for _ in range(4)]
-        return await asyncio.gather(*calls, return_exceptions=True)
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        await batcher.close()
+        return results
 
-    try:
-        results = asyncio.run(main())
-    finally:
-        batcher.close()
+    results = asyncio.run(main())
+    assert reader.batches == []  # its plan already could not be asked for
     assert [type(one) for one in results] == [OnlineStoreUnavailableError] * 4
 
 
 def test_a_caller_that_has_gone_is_not_scored(models_root):
     def scenario(batcher, target):
         async def gone():
-            asyncio.current_task().set_name("cancel")
             return await batcher.score(target, target.rows("a", "a", "a"), None)
 
         return [gone(), batcher.score(target, target.rows("b"), None)]

@@ -13,7 +13,7 @@ from featurestore.engines.oracle import values_at
 from featurestore.online.client import FeatureClient
 from featurestore.online.lookup import LookupPlan
 from featurestore.online.redis_store import RedisOnlineStore
-from featurestore.scoring.auth import ApiKeys, new_key
+from featurestore.scoring.auth import ApiKeys, Gate, new_key
 from featurestore.scoring.http import ScorerLimits
 from featurestore.scoring.manifest import save_model
 from featurestore.scoring.service import build_app
@@ -156,7 +156,7 @@ def test_features_too_old_are_a_503(store, http):
 def test_it_needs_a_key_where_the_scorer_does(root, store, tmp_path):
     key, line = new_key("team")
     (tmp_path / "keys").write_text(line + "\n")
-    app = app_of(root, store, keys=ApiKeys.from_file(tmp_path / "keys"))
+    app = app_of(root, store, gate=Gate(ApiKeys.from_file(tmp_path / "keys")))
     body = {"keys": {"card_id": "c"}}
     with running(app) as url, httpx.Client(base_url=url, trust_env=False) as http:
         assert http.post("/lookup/cards", json=body).status_code == 401
@@ -167,6 +167,6 @@ def test_it_needs_a_key_where_the_scorer_does(root, store, tmp_path):
 def test_the_description_names_the_route_and_every_status(http):
     found = http.get("/openapi.json").raise_for_status().json()
     assert found["openapi"] == "3.1.0"
-    described = found["paths"]["/lookup/{service}"]["post"]
+    described = found["paths"]["/lookup/{name}"]["post"]
     assert set(described["responses"]) >= {"200", "400", "401", "404", "408", "413", "415", "429", "503"}
     assert "application/vnd.apache.arrow.stream" in described["responses"]["200"]["content"]

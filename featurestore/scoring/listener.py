@@ -1,0 +1,236 @@
+"""Listening: sockets, TLS, and an HTTP protocol that bounds what comes before a request has a handler.
+
+A handler is only called once the request's head is whole, so its size and its time are bounded here, and so is the number of
+connections.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from featurestore.errors import ConfigError
+from featurestore.scoring.asgi import WHOLE
+from featurestore.scoring.limits import ScorerLimits
+from featurestore.scoring.problems import PROBLEM_JSON, Refusal
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator
+    from pathlib import Path
+
+DRAIN_SECONDS = 30
+"""How long requests in flight may take to end after SIGTERM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TlsFiles:
+    """PEM files of a listener that speaks TLS.
+
+    Attributes:
+        certificate: Its chain.
+        key: Its private key.
+        client_ca: With it, callers need a certificate that one of these authorities signed.
+    """
+
+    certificate: str | Path
+    key: str | Path
+    client_ca: str | Path | None = None
+
+    def check(self) -> None:
+        """Raise ConfigError unless the files can be used."""
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.certificate, self.key)
+            if self.client_ca is not None:
+                context.load_verify_locations(self.client_ca)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"TLS files {self.certificate}, {self.key}: they cannot be used ({type(error).__name__}).",
+                hint="give a PEM chain and its unencrypted PEM key, both readable.",
+            ) from None
+
+    def options(self) -> dict[str, Any]:
+        """Return them as uvicorn takes them."""
+        asked = (
+            {} if self.client_ca is None else {"ssl_ca_certs": str(self.client_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
+        )
+        return {"ssl_certfile": str(self.certificate), "ssl_keyfile": str(self.key), **asked}
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, with a head of bounded size, and head and body that have to arrive in bounded time."""
+
+    limits = ScorerLimits()
+    _head_bytes = 0
+    _in_head = True
+    _is_arriving = False
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin; the first request is due."""
+        super().connection_made(transport)  # type: ignore[arg-type]
+        if len(self.connections) > self.limits.connections:
+            self._refuse(
+                Refusal(503, "too-many-connections", "Too many connections are open.", ((b"retry-after", b"1"),))
+            )
+            return
+        self._timer = self.loop.call_later(self.limits.body_seconds, self._is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse on, unless the head has become too large."""
+        self._is_arriving = True
+        if self._in_head:
+            self._head_bytes += len(data)
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if not self._is_arriving:  # as mostly: the request came whole
+            return
+        if self._in_head and self._head_bytes > self.limits.header_bytes:
+            self._refuse(self._too_large())
+        elif self._timer is None and not self.transport.is_closing():
+            self._timer = self.loop.call_later(self.limits.body_seconds, self._is_late)
+
+    def on_headers_complete(self) -> None:
+        """Start the request, if its head is within bounds."""
+        most, seen = self.limits.header_bytes, self._head_bytes
+        self._in_head, self._head_bytes = False, 0
+        # What came in one piece may hold a body too, or follow another one: then the head is measured by itself.
+        if (
+            not 0 < seen <= most
+            and len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > most
+        ):
+            self._refuse(self._too_large())
+            return
+        super().on_headers_complete()
+        answers: dict[str, Any] = {WHOLE: partial(_write_whole, self.cycle)}
+        self.scope["extensions"] = answers  # read when the task begins, which is later
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body, unless its request was refused."""
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Expect the next head."""
+        self._in_head, self._is_arriving = True, False
+        self._stop_timer()
+        if not self.transport.is_closing():
+            super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, as everything is refused."""
+        self._refuse(Refusal(400, "invalid-http", "This is no valid HTTP/1.1 request."))
+
+    def _too_large(self) -> Refusal:
+        return Refusal(431, "headers-too-large", f"The headers are larger than {self.limits.header_bytes} bytes.")
+
+    def _is_late(self) -> None:
+        self._timer = None
+        if self._is_arriving:
+            self._refuse(Refusal(408, "slow-request", "The request took too long to arrive."))
+        else:
+            self.transport.close()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer on the connection itself, and close it."""
+        self._stop_timer()
+        if self.transport.is_closing():
+            return
+        body = refusal.body("-", protocol=False)
+        head = f"HTTP/1.1 {refusal.status} {refusal.phrase}\r\ncontent-type: {PROBLEM_JSON.decode()}\r\n"
+        head += "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in refusal.headers)
+        self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
+        self.transport.close()
+
+
+def _write_whole(cycle: RequestResponseCycle, answer: bytes) -> bool:
+    """Write an answer, head and body, in one piece; return False where it has to go the long way.
+
+    That saves a request two calls through ASGI, the check of headers that are ours, and a system call.
+    """
+    if not cycle.keep_alive or cycle.flow.write_paused or cycle.response_started or cycle.disconnected:
+        return False
+    cycle.response_started = cycle.response_complete = True
+    cycle.transport.write(answer)
+    cycle.message_event.set()
+    cycle.on_response()
+    return True
+
+
+def uvicorn_config(
+    app: Any, *, limits: ScorerLimits | None = None, tls: TlsFiles | None = None, **options: Any
+) -> uvicorn.Config:
+    """Return the configuration an application is served with; uvloop where it is installed.
+
+    Args:
+        app: The ASGI application.
+        limits: Bounds of a request's head.
+        tls: For a listener that speaks TLS.
+        options: More of uvicorn's, or others.
+    """
+    protocol = type("Protocol", (BoundedProtocol,), {"limits": limits or ScorerLimits()})
+    chosen: dict[str, Any] = {
+        "loop": "auto",
+        "http": protocol,
+        "ws": "none",
+        "lifespan": "on",
+        "access_log": False,
+        "log_level": "warning",
+        "server_header": False,
+        "date_header": False,
+        "proxy_headers": False,
+        "timeout_keep_alive": 75,
+        "timeout_graceful_shutdown": DRAIN_SECONDS,
+        "backlog": 2048,
+    }
+    return uvicorn.Config(app, **(chosen | ({} if tls is None else tls.options()) | options))
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """Bind an address and close it at the end; port 0 takes a free one.
+
+    Raises:
+        ConfigError: It is none of this machine, or taken.
+    """
+    if not 0 <= port <= 65_535:
+        raise ConfigError(f"port {port} is not one of 0 to 65535.", hint="0 takes a free one.")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"host {host!r} is not an address of this machine ({error.strerror}).") from error
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            raise ConfigError(
+                f"{host}:{port} cannot be bound ({error.strerror}).", hint="choose another port, or 0 for a free one."
+            ) from error
+        yield listener
+
+
+def url_of(listener: socket.socket, host: str, *, tls: bool) -> str:
+    """Return the URL of a bound socket."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http{'s' if tls else ''}://{shown}:{listener.getsockname()[1]}"

@@ -153,6 +153,7 @@ class Settings(BaseSettings):
         definitions: Module, or .py file, that holds the definitions.
         offline: Folder or URI of the Delta tables; ``home/offline`` by default.
         models: Folder of the models; ``home/models`` by default.
+        registry: MLflow's model registry: the URL of a server, or a database; SQLite in ``models`` by default.
         online: The online store.
         kafka: Kafka's settings, verbatim.
         spark: Spark's settings.
@@ -169,6 +170,7 @@ class Settings(BaseSettings):
     definitions: str = "features.py"
     offline: str = ""
     models: Path = Path()
+    registry: str = ""
     online: OnlineSettings = Field(default_factory=OnlineSettings)
     kafka: Verbatim = Field(default_factory=dict)
     spark: SparkSettings = Field(default_factory=SparkSettings)
@@ -192,10 +194,12 @@ class Settings(BaseSettings):
         root = self.root.expanduser().resolve()
         home = root / self.home.expanduser()
         offline = self.offline or str(home / "offline")
+        models = root / self.models.expanduser() if "models" in self.model_fields_set else home / "models"
         resolved = {
             "root": root,
             "home": home,
-            "models": root / self.models.expanduser() if "models" in self.model_fields_set else home / "models",
+            "models": models,
+            "registry": self.registry or f"sqlite:///{models / 'registry.db'}",
             "offline": offline if "://" in offline else str(root / Path(offline).expanduser()),
             "serve": self.serve.at(root),
         }
@@ -271,7 +275,11 @@ class Settings(BaseSettings):
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
         """Return what repr and str show."""
-        shown = {"kafka": hide_secrets(self.kafka), "offline": hide_url(self.offline)}
+        shown = {
+            "kafka": hide_secrets(self.kafka),
+            "offline": hide_url(self.offline),
+            "registry": hide_url(self.registry),
+        }
         return [(name, shown.get(name, value)) for name, value in self.__dict__.items()]
 
 

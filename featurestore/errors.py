@@ -31,6 +31,7 @@
     ├── StackError                            Java, a jar or a local server is missing or did not start
     └── ScoringError
         ├── ModelError                        a model file that is refused
+        ├── ModelRegistryUnavailableError (ConnectionError)
         └── ModelInputError (ValueError)      a request the model cannot take
 
 A message says what, where, the value and what is allowed; ``hint`` says what to do next. Errors survive pickling,
@@ -184,6 +185,10 @@ class ScoringError(FeatureStoreError):
 
 class ModelError(ScoringError):
     """A model file or manifest that is refused."""
+
+
+class ModelRegistryUnavailableError(ScoringError, ConnectionError):
+    """The model registry cannot be reached or does not answer as one."""
 
 
 class ModelInputError(ScoringError, ValueError):

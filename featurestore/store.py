@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from featurestore.offline.registry import DeltaRegistry
     from featurestore.offline.training import TrainingSet
     from featurestore.online.client import FeatureClient
+    from featurestore.scoring.registry import ModelRegistry
 
 STORE_TIMEOUT_S = 5.0
 
@@ -167,6 +168,13 @@ class FeatureStore:
         wanted = wanted if prune else applied.updated(wanted)
         refuse_breaks(applied, wanted)
         return wanted
+
+    @property
+    def models(self) -> ModelRegistry:
+        """The registered models: register, promote, roll back. Its methods need the ``registry`` extra."""
+        from featurestore.scoring.registry import ModelRegistry
+
+        return ModelRegistry(self.settings.registry, self.settings.models)
 
     def client(self, *, timeout: str | None = None) -> FeatureClient:
         """Return a client of the project's online store.

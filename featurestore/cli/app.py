@@ -42,6 +42,10 @@ quarantine_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(quarantine_app, name="quarantine")
+models_app = typer.Typer(
+    help="Register, promote, roll back and list models.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(models_app, name="models")
 
 
 def _print_version(wanted: bool) -> None:
@@ -69,7 +73,7 @@ def options(
 
 def add_verbs() -> None:
     """Give the app all its verbs."""
-    from featurestore.cli import checks, jobs, maintenance, project, quarantine, serving, stack  # noqa: F401 - importing them adds their verbs
+    from featurestore.cli import checks, jobs, maintenance, models, project, quarantine, serving, stack  # noqa: F401 - importing them adds their verbs
 
 
 def main(argv: Sequence[str] | None = None) -> int:

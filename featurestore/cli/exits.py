@@ -6,7 +6,7 @@ code   meaning
 0      done
 1      failed: a job, a conflict, or a fault of ours
 2      usage: an unknown option, a missing argument
-3      unreachable: the broker, the online store or the offline store
+3      unreachable: the broker, the online store, the offline store or the model registry
 4      invalid: a setting, definition, contract, name, key, spine or model
 5      something is missing on this machine: Java, a jar, a server, pyspark
 130    interrupted
@@ -23,6 +23,7 @@ from featurestore.errors import (
     FeatureStoreError,
     ModelError,
     ModelInputError,
+    ModelRegistryUnavailableError,
     OfflineStoreUnavailableError,
     OnlineStoreTimeoutError,
     OnlineStoreUnavailableError,
@@ -37,6 +38,7 @@ _CODES: tuple[tuple[tuple[type[FeatureStoreError], ...], int], ...] = (
     (
         (
             BrokerUnavailableError,
+            ModelRegistryUnavailableError,
             OfflineStoreUnavailableError,
             OnlineStoreTimeoutError,
             OnlineStoreUnavailableError,

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from featurestore.scoring.asgi import Headers
     from featurestore.scoring.auth import Gate
     from featurestore.scoring.inputs import CheckedRow, ScoreRequest
+    from featurestore.scoring.routes import Background
     from featurestore.scoring.scorer import Prediction, Timings
     from featurestore.scoring.served import ModelSet, ServedModel
     from featurestore.timeline import Instant
@@ -98,7 +99,9 @@ class ScoringApp:
         allow_now: Let a request set the time of its lookup: for replays, whose clock is not the wall's.
         gate: Who may call; None lets everyone, and belongs on loopback only.
         limits: Bounds of a request.
+        metrics: Where it counts; new ones when None.
         on_close: Called when the application ends, after the last request.
+        background: Runs beside the requests, given what runs a call on the worker thread.
     """
 
     def __init__(
@@ -108,10 +111,12 @@ class ScoringApp:
         allow_now: bool = False,
         gate: Gate | None = None,
         limits: ScorerLimits | None = None,
+        metrics: prometheus.ScorerMetrics | None = None,
         on_close: Callable[[], None] | None = None,
+        background: Background | None = None,
     ) -> None:
         self.limits = limits or ScorerLimits()
-        self.metrics = prometheus.ScorerMetrics()
+        self.metrics = metrics or prometheus.ScorerMetrics()
         self.metrics.show_models(one.manifest for one in models)
         self._models = models
         self._allow_now = allow_now
@@ -121,7 +126,14 @@ class ScoringApp:
         self._admission = Admission(most=self.limits.in_flight, queue_seconds=self.limits.queue_seconds)
         self._services: set[str] = set()
         self._encode = msgspec.json.Encoder().encode
-        self._routes = ColdRoutes(models, self.metrics, self._batcher, has_gate=gate is not None, on_close=self._close)
+        self._routes = ColdRoutes(
+            models,
+            self.metrics,
+            self._batcher,
+            has_gate=gate is not None,
+            on_close=self._close,
+            background=background,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""

@@ -1,5 +1,7 @@
 """What a stored model is, and where: ``<root>/<name>/<version>/model.onnx`` beside its ``manifest.json``.
 
+``<root>/<name>/aliases.json`` says which version a registry calls ``champion``, ``challenger`` and ``previous``.
+
 Rules:
     1. A version is a directory that appears whole or not at all (written aside, flushed, renamed) and never changes
        afterwards. Versions are 1, 2, 3, ...; two writers at once get two versions.
@@ -7,10 +9,12 @@ Rules:
        not followed, and only regular files of a bounded size are read.
     3. The manifest binds the model to the feature service it was trained on by the service's fingerprint, and to its
        bytes by their sha256.
+    4. The aliases are replaced whole. They are what a scorer follows, whether or not the registry can be reached.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import os
@@ -26,18 +30,20 @@ import msgspec
 
 from featurestore.datatypes import SCALARS, DataType
 from featurestore.errors import ModelError, did_you_mean
-from featurestore.scoring.model import OnnxModel
 from featurestore.scoring.onnxfile import MAX_MODEL_BYTES
+from featurestore.scoring.runtimes import ONNX, open_model
 from featurestore.timeline import SystemClock, format_instant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from featurestore.scoring.model import Model
+
 FORMAT = 1
 """The manifest layout this version writes, and the only one it reads."""
 
-MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
+ALIASES_FILE = "aliases.json"
 _MAX_MANIFEST_BYTES = 1024 * 1024
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -73,6 +79,8 @@ class ModelManifest:
     metrics: dict[str, Any] = field(default_factory=dict)
     training_set: dict[str, Any] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)
+    runtime: str = ONNX
+    """What runs the bytes: "onnx", or a plug-in's name."""
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -113,6 +121,11 @@ class ModelManifest:
         texts = [name for name in self.request_inputs if self.request_values.get(name, DataType.BOOL) not in numbers]
         if texts:
             raise ModelError(f"{where}: request input {texts[0]!r} is {self.request_values[texts[0]]}, and no number.")
+
+    @property
+    def file(self) -> str:
+        """The name of the file with the bytes, beside the manifest."""
+        return "model.onnx" if self.runtime == ONNX else "model.bin"
 
     @property
     def sent(self) -> tuple[str, ...]:
@@ -161,7 +174,7 @@ class ModelVersion:
 class LoadedModel:
     """A model ready to run, with its manifest."""
 
-    model: OnnxModel
+    model: Model
     manifest: ModelManifest
 
 
@@ -195,6 +208,8 @@ def save_model(
     metrics: Mapping[str, Any] | None = None,
     training_set: Mapping[str, Any] | None = None,
     parity: Mapping[str, Any] | None = None,
+    runtime: str = ONNX,
+    version: int | None = None,
 ) -> ModelVersion:
     """Store a model as the next version of its name, and return that version.
 
@@ -215,21 +230,22 @@ def save_model(
         metrics: Whatever was measured, as JSON.
         training_set: What it was trained on: Delta versions, times, digest.
         parity: How the converted model was compared with the original.
+        runtime: What runs the bytes; a plug-in's name when they are not ONNX.
+        version: Its number, where something else counts them; None takes the next.
 
     Raises:
-        ModelError: The name, the lists or the model are refused, or the root cannot be written.
+        ModelError: The name, the lists or the model are refused, the version is taken, or the root cannot be written.
     """
     check_model_name(name)
     columns = tuple(inputs)
-    model = OnnxModel(onnx_bytes, name=name, version=1, inputs=columns, output=output)
     home = Path(root) / name
     try:
         home.mkdir(parents=True, exist_ok=True)
         while True:
-            version = max(_version_numbers(home), default=0) + 1
+            number = max(_version_numbers(home), default=0) + 1 if version is None else version
             manifest = ModelManifest(
                 name=name,
-                version=version,
+                version=number,
                 created_at=format_instant(SystemClock().now()),
                 service=service,
                 service_fingerprint=service_fingerprint,
@@ -238,14 +254,19 @@ def save_model(
                 request_inputs=tuple(request_inputs),
                 feature_inputs=tuple(feature_inputs),
                 request_values={each: _key_type(kind, each, name) for each, kind in (request_values or {}).items()},
-                output=model.output,
+                output=output or "",
+                runtime=runtime,
                 sha256=hashlib.sha256(onnx_bytes).hexdigest(),
                 metrics=dict(metrics or {}),
                 training_set=dict(training_set or {}),
                 parity=dict(parity or {}),
             )
+            model = open_model(onnx_bytes, manifest)
+            manifest = dataclasses.replace(manifest, output=getattr(model, "output", manifest.output))
             if _write_version(home, manifest, onnx_bytes):
-                return ModelVersion(manifest, home / str(version))
+                return ModelVersion(manifest, home / str(number))
+            if version is not None:
+                raise ModelError(f"model {name} has a version {version} already.", hint="versions never change.")
     except OSError as error:
         raise ModelError(f"model {name}: {home} cannot be written ({error.strerror}).") from error
 
@@ -295,18 +316,72 @@ def load_model(
         ModelError: There is no such version, its bytes are not those of the manifest, or the model is refused.
     """
     found = find_model(root, name, version)
-    manifest = found.manifest
-    content = _read_file(found.directory / MODEL_FILE, max_bytes)
-    model = OnnxModel(
-        content,
-        name=manifest.name,
-        version=manifest.version,
-        inputs=manifest.inputs,
-        output=manifest.output,
-        sha256=manifest.sha256,
-        max_bytes=max_bytes,
-    )
-    return LoadedModel(model, manifest)
+    return LoadedModel(open_model(read_model(found, max_bytes=max_bytes), found.manifest), found.manifest)
+
+
+def read_model(found: ModelVersion, *, max_bytes: int = MAX_MODEL_BYTES) -> bytes:
+    """Return the bytes of a stored version; they are not checked yet.
+
+    Raises:
+        ModelError: The file is missing, no regular file, or too large.
+    """
+    return _read_file(found.directory / found.manifest.file, max_bytes)
+
+
+def read_aliases(root: str | Path, name: str) -> dict[str, int]:
+    """Return alias to version, as the registry last said; none where no registry has.
+
+    Raises:
+        ModelError: The file is unreadable.
+    """
+    path = Path(root) / check_model_name(name) / ALIASES_FILE
+    if not path.exists():
+        return {}
+    try:
+        return msgspec.json.decode(_read_file(path, _MAX_MANIFEST_BYTES), type=dict[str, int])
+    except msgspec.DecodeError as error:
+        raise ModelError(f"{path} is unreadable ({error}).", hint="run featurestore models sync.") from None
+
+
+def write_aliases(root: str | Path, name: str, aliases: Mapping[str, int]) -> None:
+    """Make these the aliases of a model, all at once.
+
+    Raises:
+        ModelError: The folder cannot be written.
+    """
+    home = Path(root) / check_model_name(name)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        descriptor, aside = tempfile.mkstemp(prefix=".aliases-", dir=home)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o644)
+            file.write(msgspec.json.encode(dict(sorted(aliases.items()))) + b"\n")
+            file.flush()
+            os.fsync(descriptor)
+        Path(aside).replace(home / ALIASES_FILE)
+    except OSError as error:
+        raise ModelError(f"model {name}: {home} cannot be written ({error.strerror}).") from error
+
+
+def adopt_version(root: str | Path, name: str, version: int, folder: Path) -> ModelVersion:
+    """Copy a version that was stored elsewhere into its place, whole; return it. One that is there already is left as it is.
+
+    Raises:
+        ModelError: The files are unreadable, are another version's, or their hash is not the manifest's.
+    """
+    content = _read_file(folder / MANIFEST_FILE, _MAX_MANIFEST_BYTES)
+    manifest = ModelManifest.from_json(content, where=str(folder / MANIFEST_FILE))
+    if (manifest.name, manifest.version) != (check_model_name(name), version):
+        raise ModelError(f"the files of model {name}:{version} say that they are {manifest.label}.")
+    model = _read_file(folder / manifest.file, MAX_MODEL_BYTES)
+    open_model(model, manifest)
+    home = Path(root) / name
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        _write_version(home, manifest, model)
+    except OSError as error:
+        raise ModelError(f"model {name}: {home} cannot be written ({error.strerror}).") from error
+    return _read_version(Path(root), name, version)
 
 
 def _key_type(kind: str | DataType, key: str, name: str) -> DataType:
@@ -356,7 +431,7 @@ def _write_version(home: Path, manifest: ModelManifest, content: bytes) -> bool:
     """Make the version's directory appear whole; return False if another writer took the number."""
     aside = Path(tempfile.mkdtemp(prefix=".new-", dir=home))
     try:
-        for name, data in ((MODEL_FILE, content), (MANIFEST_FILE, manifest.to_json())):
+        for name, data in ((manifest.file, content), (MANIFEST_FILE, manifest.to_json())):
             with (aside / name).open("xb") as file:
                 file.write(data)
                 file.flush()

@@ -81,6 +81,18 @@ class ScorerMetrics:
             registry=self._registry,
             multiprocess_mode="livemin",
         )
+        self._swaps = Counter(
+            f"{prefix}_model_changes", "Changes of a model that the aliases asked for.", ("model", "outcome"),
+            registry=self._registry,
+        )  # fmt: skip
+        self._challenged = Counter(
+            f"{prefix}_challenger_rows", "Rows in the shadow, and batches that a challenger failed.", ("outcome",),
+            registry=self._registry,
+        )  # fmt: skip
+        self._logged = Counter(
+            f"{prefix}_prediction_log_records", "Predictions logged, or dropped and why.", ("outcome",),
+            registry=self._registry,
+        )  # fmt: skip
         self._shown: set[tuple[str, str, str, str]] = set()
         self._counted: dict[tuple[str, int], Counter] = {}
         self._timed = {route: self._total.labels(route) for route in ("infer", "score", "lookup")}
@@ -124,6 +136,18 @@ class ScorerMetrics:
             if found is None:
                 found = self._served[first.model, status] = self._statuses.labels(first.model, status)
             found.inc(count)
+
+    def count_change(self, model: str, outcome: str) -> None:
+        """Count a swap of a model, or its refusal."""
+        self._swaps.labels(model, outcome).inc()
+
+    def count_challenged(self, outcome: str, rows: int) -> None:
+        """Count rows in the shadow: scored, dropped or failed; and batches a challenger did not answer for: refused."""
+        self._challenged.labels(outcome).inc(rows)
+
+    def count_logged(self, outcome: str, rows: int) -> None:
+        """Count records of the prediction log: logged, or why they were dropped."""
+        self._logged.labels(outcome).inc(rows)
 
     def show_models(self, manifests: Iterable[ModelManifest]) -> None:
         """Show the served versions; those that were shown before and are served no more become 0."""

@@ -191,5 +191,8 @@ def _score_output(session: Any, wanted: str | None, label: str) -> str:
             hint="convert classifiers with zipmap=False, and read the probabilities rather than the label.",
         )
     if len(found.shape) == 2 and isinstance(found.shape[1], int) and found.shape[1] > 2:
-        raise ModelError(f"model {label}: output {wanted!r} has {found.shape[1]} columns; one score is needed.")
+        raise ModelError(
+            f"model {label}: output {wanted!r} has {found.shape[1]} columns; one score is needed.",
+            hint="a classifier needs two classes; store one model per class of several.",
+        )
     return str(wanted)

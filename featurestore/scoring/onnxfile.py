@@ -5,10 +5,15 @@ Rules:
        parses, an ir_version and a graph are there, and nothing is left over. There is no fallback to another format.
     2. A tensor may keep its data in another file. A model is loaded from bytes whose hash is known, so such a tensor is
        refused wherever it hides: initializers, sparse ones, attributes, subgraphs, functions and training graphs.
-    3. The walk is iterative in siblings and bounded in depth, and no length is trusted beyond its message's end.
+    3. An operator belongs to the ONNX standard or its machine-learning part. ``Loop`` is refused: a graph without it ends
+       after a number of steps that its size bounds, and no model of rows needs it. Whether the runtime knows an operator
+       by its name and version is the runtime's to say, when it loads the graph.
+    4. The walk is iterative in siblings and bounded in depth, and no length is trusted beyond its message's end.
 """
 
 from __future__ import annotations
+
+import re
 
 from featurestore.errors import ModelError
 
@@ -31,6 +36,14 @@ _CHILDREN: dict[str, dict[int, str]] = {
 }
 _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
 _MODEL_IR_VERSION, _MODEL_GRAPH = 1, 7
+_NODE_OPERATOR, _NODE_DOMAIN = 4, 7
+_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+_ENDLESS = ("Loop",)
+
+# The numbers and short texts of trees: hundreds of thousands of repeated fields of one attribute, passed over at once.
+# Fields 7 (floats, fixed32), 8 (ints, varint) and 9 (strings, up to 31 bytes) of AttributeProto.
+_SHORT_TEXTS = b"|".join(b"%b.{%d}" % (re.escape(bytes([length])), length) for length in range(32))
+_NUMBERS = re.compile(rb"(?:\x3d.{4}|\x40[\x80-\xff]{0,9}[\x00-\x7f]|\x4a(?:%b))+" % _SHORT_TEXTS, re.DOTALL)
 
 # What people store by mistake, by its first bytes.
 _OTHER_FORMATS = (
@@ -56,7 +69,8 @@ def check_onnx(content: bytes, *, name: str, max_bytes: int = MAX_MODEL_BYTES) -
         max_bytes: The largest size that is let through.
 
     Raises:
-        ModelError: The bytes are empty, too many, another format, cut off, or refer to data in other files.
+        ModelError: The bytes are empty, too many, another format, cut off, refer to data in other files, or use an operator
+            outside the standard or without end.
     """
     if len(content) > max_bytes:
         raise ModelError(
@@ -89,8 +103,12 @@ def _walk(content: bytes, start: int, end: int, message: str, *, seen: set[int],
     if depth > _MAX_DEPTH:
         raise _MalformedError(f"it is nested deeper than {_MAX_DEPTH} messages")
     children = _CHILDREN[message]
+    operator = domain = ""
     position = start
     while position < end:
+        if message == "attribute" and (numbers := _NUMBERS.match(content, position, end)):
+            position = numbers.end()
+            continue
         tag, position = _varint(content, position, end)
         field, wire = tag >> 3, tag & 7
         if message == "model":
@@ -105,6 +123,9 @@ def _walk(content: bytes, start: int, end: int, message: str, *, seen: set[int],
                 raise _MalformedError(f"a field at byte {position} is cut off")
             if message == "tensor" and field == _TENSOR_EXTERNAL_DATA:
                 raise _external(name)
+            if message == "node" and field in (_NODE_OPERATOR, _NODE_DOMAIN):
+                text = content[position : position + min(length, 80)].decode("utf-8", "replace")
+                operator, domain = (text, domain) if field == _NODE_OPERATOR else (operator, text)
             child = children.get(field)
             if child is not None:
                 _walk(content, position, position + length, child, seen=seen, depth=depth + 1, name=name)
@@ -117,6 +138,8 @@ def _walk(content: bytes, start: int, end: int, message: str, *, seen: set[int],
             raise _MalformedError(f"byte {position - 1} is no field of a protocol-buffer message")
         if field == 0:
             raise _MalformedError(f"field number 0 at byte {position}")
+    if message == "node" and (domain not in _DOMAINS or operator in _ENDLESS):
+        raise _operator(f"{domain}.{operator}" if domain else operator, name)
 
 
 def _varint(content: bytes, position: int, end: int) -> tuple[int, int]:
@@ -132,6 +155,13 @@ def _varint(content: bytes, position: int, end: int) -> tuple[int, int]:
         if shift > 63:
             raise _MalformedError(f"a number at byte {position} has more than 64 bits")
     raise _MalformedError("it ends within a number")
+
+
+def _operator(operator: str, name: str) -> ModelError:
+    return ModelError(
+        f"model {name}: operator {operator!r} is not allowed.",
+        hint="operators of the ONNX standard and of ai.onnx.ml are, all but Loop; convert the model with those only.",
+    )
 
 
 def _external(name: str) -> ModelError:

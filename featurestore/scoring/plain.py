@@ -36,10 +36,13 @@ def shown(one: Prediction, *, explain: bool) -> dict[str, Any]:
     """
     found: dict[str, Any] = {
         "score": one.score,
+        "version": one.version,
         "at": one.at,
         "complete_through": one.complete_through,
         "statuses": (tally := one.tally),
     }
+    if one.prediction_id is not None:
+        found["prediction_id"] = one.prediction_id
     for status in (STALE, DEGRADED):
         if status in tally:
             found[status] = [name for name, its in one.statuses.items() if its == status]

@@ -19,7 +19,7 @@ from featurestore.scoring.problems import JSON, PROBLEM_JSON, Refusal, unknown_m
 from featurestore.scoring.protocol import model_metadata
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from featurestore.scoring.served import ModelSet, ServedModel
 
     Handler = Callable[[Request], Awaitable[Response]]
+    Background = Callable[[Callable[[Callable[[], Any]], Awaitable[Any]]], Coroutine[Any, Any, None]]
 
 HEALTH = frozenset({"/v2/health/live", "/v2/health/ready"})
 """What answers without a credential."""
@@ -47,6 +48,7 @@ class ColdRoutes:
         batcher: Has the worker thread, on which the store is asked whether it is there.
         has_gate: Whether callers need a credential, for the description.
         on_close: Called at the end, after the last request.
+        background: Runs beside the requests; it is cancelled before ``on_close``.
     """
 
     def __init__(
@@ -57,12 +59,14 @@ class ColdRoutes:
         *,
         has_gate: bool,
         on_close: Callable[[], Awaitable[None]],
+        background: Background | None = None,
     ) -> None:
         self._models = models
         self._metrics = metrics
         self._batcher = batcher
         self._has_gate = has_gate
         self._on_close = on_close
+        self._background = background
         self._probe: asyncio.Task[dict[tuple[str, int], bool]] | None = None
         self._app = self._build()
 
@@ -109,9 +113,13 @@ class ColdRoutes:
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        running = self._background and asyncio.create_task(self._background(self._batcher.on_worker))
         try:
             yield
         finally:
+            if running is not None:
+                running.cancel()
+                await asyncio.wait([running])
             await self._on_close()
 
     async def _server(self, _request: Request) -> Response:

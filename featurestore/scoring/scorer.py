@@ -136,6 +136,8 @@ class Prediction:
     complete_through: Instant | None
     vector: Mapping[str, Any] | None = None
     """Feature id to the value as served, if asked for; the model's features only."""
+    prediction_id: str | None = None
+    """Its id in the prediction log; None where there is none."""
 
     @property
     def tally(self) -> Mapping[str, int]:
@@ -251,16 +253,17 @@ class Scorer:
         """
         started = time.perf_counter()
         table = decode()
-        matrix = self._matrix(rows, table)
+        matrix = self.matrix(rows, table)
         decoded = time.perf_counter()
         scores = self.model.predict(matrix)
         ran = time.perf_counter()
         predictions = [
-            self._prediction(score, table[index], explain=explain[index]) for index, score in enumerate(scores.tolist())
+            self.prediction(score, table[index], explain=explain[index]) for index, score in enumerate(scores.tolist())
         ]
         return predictions, Timings(lookup, ran - decoded, decoded - started)
 
-    def _matrix(self, rows: Sequence[CheckedRow], table: FeatureRows) -> NDArray[np.float32]:
+    def matrix(self, rows: Sequence[CheckedRow], table: FeatureRows) -> NDArray[np.float32]:
+        """Return what the model gets of rows and their features: float32 [rows, inputs], NaN for null and missing."""
         matrix = np.empty((len(rows), len(self.manifest.inputs)), dtype=np.float32)
         if self._request_columns:
             matrix[:, self._request_columns] = [row.values for row in rows]
@@ -291,7 +294,8 @@ class Scorer:
             self._names = names
         return None if self._is_whole else self._table_columns
 
-    def _prediction(self, score: float, row: FeatureRow, *, explain: bool) -> Prediction:
+    def prediction(self, score: float, row: FeatureRow, *, explain: bool) -> Prediction:
+        """Return a score with the freshness of the features behind it."""
         status = row.status
         return Prediction(
             score=score,

@@ -4,32 +4,70 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from featurestore.errors import FeatureStoreError, ModelError, OnlineStoreTimeoutError, OnlineStoreUnavailableError
 from featurestore.scoring.inputs import ModelInputs
-from featurestore.scoring.manifest import LoadedModel, list_models, load_model
+from featurestore.scoring.manifest import LoadedModel, list_models, load_model, read_aliases
+from featurestore.scoring.routing import RoutedScorer
 from featurestore.scoring.scorer import FeatureReader, Scorer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from featurestore.scoring.manifest import ModelManifest
+    from featurestore.scoring.routing import Challenge, ScoredBatch, ShadowRunner
 
 _LOG = logging.getLogger("featurestore.scoring")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
-class ServedModel:
-    """One loaded version and the client it looks features up with."""
+@dataclass(frozen=True)
+class Company:
+    """Who else joins in when a model scores.
 
-    def __init__(self, loaded: LoadedModel, client: FeatureReader) -> None:
+    Attributes:
+        challenge: What challengers do; None leaves them out.
+        shadows: Scores in the shadow; needed where challengers do that.
+        watchers: Called with what was scored; the prediction log's.
+        failed: Called with the label of a challenger that failed or does not fit.
+    """
+
+    challenge: Challenge | None = None
+    shadows: ShadowRunner | None = None
+    watchers: tuple[Callable[[ScoredBatch], None], ...] = ()
+    failed: Callable[[str], None] = lambda _: None
+
+
+class ServedModel:
+    """One loaded version and the client it looks features up with; with company, others score the same rows.
+
+    Args:
+        loaded: The model that answers.
+        client: Looks features up.
+        challenger: The version with the alias, if any.
+        company: Who joins in.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        client: FeatureReader,
+        *,
+        challenger: LoadedModel | None = None,
+        company: Company | None = None,
+    ) -> None:
         self.manifest: ModelManifest = loaded.manifest
         self.inputs = ModelInputs(loaded.manifest)
-        self._model = loaded.model
+        self.challenger = challenger.manifest if challenger is not None else None
+        self._loaded = loaded
+        self._challenger = challenger
+        self._company = company or Company()
         self._client = client
         self._scorer: Scorer | None = None
+        self._shadow: Scorer | None = None
 
     @property
     def bound(self) -> Scorer | None:
@@ -40,12 +78,32 @@ class ServedModel:
         """Return the scorer, bound on the first call that reaches the store. Worker thread only.
 
         Raises:
-            ModelError: The store serves another definition of the feature service.
+            ModelError: The store serves another definition of the feature service, or the challenger does not fit the model.
             OnlineStoreUnavailableError: The store is not there yet.
         """
         if self._scorer is None:
-            self._scorer = Scorer(self._model, self.manifest, self._client)
+            self._scorer = self._bind()
         return self._scorer
+
+    def _bind(self) -> Scorer:
+        company = self._company
+        if company.challenge is None and not company.watchers:
+            return Scorer(self._loaded.model, self.manifest, self._client)
+        watchers = list(company.watchers)
+        scorer = RoutedScorer(
+            self._loaded,
+            self._client,
+            challenger=self._challenger,
+            challenge=company.challenge,
+            watchers=watchers if self._challenger is None else (*watchers, self._watch_shadow),
+            failed=company.failed,
+        )
+        self._shadow = scorer.shadow
+        return scorer
+
+    def _watch_shadow(self, batch: ScoredBatch) -> None:
+        if self._shadow is not None and self._company.shadows is not None:
+            self._company.shadows.watch(self._shadow, batch)
 
     def is_ready(self) -> bool:
         """Return whether the store answers and serves what the model was trained on. Worker thread only."""
@@ -59,21 +117,25 @@ class ServedModel:
 
 
 class ModelSet:
-    """The served versions, by name; a request without a version gets the newest of them.
+    """The served versions, by name; a request without a version gets the newest of them, or what ``replace`` put there.
 
     Args:
         loaded: The models.
         client: Looks their features up.
+        company: Who joins in when they score.
 
     Raises:
         ModelError: There are none.
     """
 
-    def __init__(self, loaded: Iterable[LoadedModel], client: FeatureReader) -> None:
+    def __init__(self, loaded: Iterable[LoadedModel], client: FeatureReader, *, company: Company | None = None) -> None:
         self.client = client
+        self.company = company
         self._versions: dict[str, dict[int, ServedModel]] = {}
         for one in loaded:
-            self._versions.setdefault(one.manifest.name, {})[one.manifest.version] = ServedModel(one, client)
+            self._versions.setdefault(one.manifest.name, {})[one.manifest.version] = ServedModel(
+                one, client, company=company
+            )
         if not self._versions:
             raise ModelError("there is no model to serve.", hint="store one with save_model, or check the models root.")
         self._newest = {name: versions[max(versions)] for name, versions in self._versions.items()}
@@ -88,6 +150,23 @@ class ModelSet:
         if not _VERSION.fullmatch(version):
             return None
         return self._versions.get(name, {}).get(int(version))
+
+    def replace(self, served: ServedModel) -> ServedModel | None:
+        """Serve a bound version instead of the one that a request without a version gets; return that one.
+
+        One assignment: a request has either of them, and one that has begun ends with the one it has. Others of this name that
+        were asked for by number go on being served.
+        """
+        name = served.manifest.name
+        before = self._newest.get(name)
+        kept = {
+            version: one
+            for version, one in self._versions.get(name, {}).items()
+            if before is None or version != before.manifest.version
+        }
+        self._versions = {**self._versions, name: {**kept, served.manifest.version: served}}
+        self._newest = {**self._newest, name: served}
+        return before
 
     def versions(self, name: str) -> list[int]:
         """Return the served versions of a name, oldest first."""
@@ -116,7 +195,8 @@ def load_models(root: str | Path, wanted: Sequence[str] | None = None) -> list[L
 
     Args:
         root: The directory of all models.
-        wanted: ``"name"`` for its newest version or ``"name:3"`` for that one; None for the newest of every name.
+        wanted: ``"name"`` for its champion, or its newest version where no registry named one; ``"name:3"`` for that one;
+            None for the first of every name.
 
     Raises:
         ModelError: A wanted model is not stored or refused, or nothing is stored.
@@ -128,5 +208,6 @@ def load_models(root: str | Path, wanted: Sequence[str] | None = None) -> list[L
         name, _, version = entry.partition(":")
         if version and not _VERSION.fullmatch(version):
             raise ModelError(f"model {entry!r}: {version!r} is not a version.", hint="write name or name:3.")
-        loaded.append(load_model(root, name, int(version) if version else None))
+        chosen = int(version) if version else read_aliases(root, name).get("champion")
+        loaded.append(load_model(root, name, chosen))
     return loaded

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import ConfigError
 from featurestore.scoring.auth import ApiKeys, Gate, require_safe_bind
-from featurestore.scoring.served import ModelSet, load_models
+from featurestore.scoring.follow import Follower
+from featurestore.scoring.log_queue import PredictionLog
+from featurestore.scoring.routing import Challenge, ShadowRunner
+from featurestore.scoring.served import Company, ModelSet, load_models
 from featurestore.scoring.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from featurestore.scoring.http import ScorerLimits, ScoringApp
     from featurestore.scoring.listener import TlsFiles
+    from featurestore.scoring.log_queue import Sink
     from featurestore.scoring.scorer import FeatureReader
     from featurestore.scoring.tokens import TokenSettings
 
@@ -36,17 +40,49 @@ def build_app(
     models: Sequence[str] | None = None,
     gate: Gate | None = None,
     limits: ScorerLimits | None = None,
+    follow_s: float | None = None,
+    challenger: str = "off",
+    sink_factory: Callable[[], Sink] | None = None,
 ) -> ScoringApp:
     """Return the ASGI application; see :func:`serve` for the arguments."""
     _require_extra()
     from featurestore.scoring.http import ScoringApp
+    from featurestore.scoring.metrics import ScorerMetrics
 
+    challenge = Challenge.parse(challenger)
     loaded = load_models(models_root, models)
     client = client_factory()
-    close = getattr(client, "close", None)
-    served = ModelSet(loaded, client)
+    metrics = ScorerMetrics()
+    log = None if sink_factory is None else PredictionLog(sink_factory(), count=metrics.count_logged)
+    watchers = () if log is None else (log.watch,)
+    shadows = None
+    if challenge is not None and challenge.share == 0.0:
+        shadows = ShadowRunner(watchers, count=metrics.count_challenged)
+    company = Company(challenge, shadows, watchers, lambda _label: metrics.count_challenged("refused", 1))
+    served = ModelSet(loaded, client, company=company)
     served.bind()
-    return ScoringApp(served, allow_now=allow_now, gate=gate, limits=limits, on_close=close)
+
+    def changed(name: str, outcome: str) -> None:
+        metrics.count_change(name, outcome)
+        metrics.show_models(one.manifest for one in served)
+
+    def close() -> None:
+        for one in (shadows, log, client):
+            end = getattr(one, "close", None)
+            if end is not None:
+                end()
+
+    followed = [one.manifest.name for one in loaded if not _is_pinned(one.manifest.name, models)]
+    follower = Follower(models_root, served, followed, swapped=changed)
+    background = None if follow_s is None else partial(follower.run, every_s=follow_s)
+    return ScoringApp(
+        served, allow_now=allow_now, gate=gate, limits=limits, metrics=metrics, on_close=close, background=background
+    )
+
+
+def _is_pinned(name: str, models: Sequence[str] | None) -> bool:
+    """Return whether a model is asked for by version only."""
+    return models is not None and name not in models
 
 
 def build_gate(api_key_file: str | Path | None, tokens: TokenSettings | None) -> Gate | None:
@@ -76,6 +112,9 @@ def serve(
     tokens: TokenSettings | None = None,
     tls: TlsFiles | None = None,
     limits: ScorerLimits | None = None,
+    follow_s: float | None = 2.0,
+    challenger: str = "off",
+    sink_factory: Callable[[], Sink] | None = None,
 ) -> None:
     """Serve models until SIGTERM or SIGINT, then finish the requests in flight and return.
 
@@ -92,11 +131,15 @@ def serve(
         admin_port: None has no such listener, and no metrics to read.
         workers: Processes that serve; more than 1 on Linux only, and ``serve`` has to be called before there are other threads.
         allow_now: Let a request set the time of its lookup: for replays.
-        models: ``"name"`` for the newest version, ``"name:3"`` for that one; None for the newest of every name.
+        models: ``"name"`` for its champion, or the newest version where no registry named one; ``"name:3"`` for that version
+            for good; None for every name.
         api_key_file: Lines of ``id:sha256 [scope ...]``; with it, every route but health needs a key or a token.
         tokens: JSON Web Tokens that are let in.
         tls: Files of the listener; it speaks plain HTTP without. The admin listener has the same.
         limits: Bounds of a request.
+        follow_s: Seconds between two looks at the aliases in ``models_root``; None serves the same versions for good.
+        challenger: What the version called challenger does: ``off``, ``shadow``, or a share of the keys like ``5%``.
+        sink_factory: Makes the sink of the prediction log, in each process; None logs nothing.
 
     Raises:
         ConfigError: An address cannot be bound, or would be open to other machines without a credential; a file cannot be
@@ -123,8 +166,9 @@ def serve(
             admin = stack.enter_context(listening(admin_host, admin_port))
             said.append(f"metrics at {url_of(admin, admin_host, tls=tls is not None)}/metrics")
         build = partial(
-            build_app, models_root, client_factory, allow_now=allow_now, models=models, gate=gate, limits=limits
-        )
+            build_app, models_root, client_factory, allow_now=allow_now, models=models, gate=gate, limits=limits,
+            follow_s=follow_s, challenger=challenger, sink_factory=sink_factory,
+        )  # fmt: skip
         process = _Process(build, listener, admin, gate, tls, limits)
 
         def announce() -> None:

@@ -54,6 +54,7 @@ ONLY_IN: dict[str, list[str]] = {
         "engines.*",
         "offline.*",
         "online.table",
+        "scoring.prediction_log",
         "jobs.*",
         "testing.*",
     ],

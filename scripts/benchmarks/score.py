@@ -1,16 +1,17 @@
 """scripts/bench score: a score of fifty windowed features and a model of 200 trees over HTTP, against the usual stack and Feast.
 
 All contenders run at the same time in processes of their own and read one Valkey; they are loaded one after the other, the whole
-list once per round, so what else the machine does meets them all. Before the clock starts, every contender that runs the model has
-to give the same score for the same cards, and one answer in fifty is compared under load. Reported per contender and number of
-connections: requests per second, p50 and p99, CPU per request of the contender's processes and, apart, of the store; the load's own
-CPU is left out. ``--kafka`` measures the Kafka scorer instead.
+list once per round, so what else the machine does meets them all. Before the clock starts, every contender that runs the model
+has to give the same score for the same cards, and one answer in fifty is compared under load. Reported per contender and number
+of connections: requests per second, p50 and p99, CPU per request of the contender's processes and, apart, of the store; the CPU
+of the load itself is left out. ``--kafka`` measures the Kafka scorer instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -179,7 +180,9 @@ def write_hashes(admin: Any, service: FeatureService, cards: list[str], rows: np
     with FeatureClient(url, timeout="30s") as client:
         places = client.service("cards").store_keys([{"card_id": card} for card in cards])[: len(cards)]
     for card, row, place in zip(cards, rows.tolist(), places, strict=True):
-        values = {name: repr(value) for name, value in zip(service.feature_ids, row, strict=True) if value == value}
+        values = {
+            name: repr(value) for name, value in zip(service.feature_ids, row, strict=True) if not math.isnan(value)
+        }
         admin.hset(f"features:{card}", mapping=values)
         admin.set(f"floor:{card}", admin.get(place))
 
@@ -204,7 +207,7 @@ def _feast_name(name: str) -> str:
 
 
 def compare(running: dict[str, Contender], cards: list[str], wanted: list[float]) -> dict[str, Any]:
-    """Return how many answers were compared and their largest difference to the model's own library; end where one is too large."""
+    """Return how many answers were compared and their largest difference to LightGBM's own; end where one is too large."""
     found = {}
     for name, each in running.items():
         if each.scores:
@@ -292,7 +295,7 @@ def store_cpu_s(admin: Any) -> float:
 
 
 def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return per load and contender the median and range over the rounds, and the ratios within a round to the first contender."""
+    """Return per load and contender median and range over the rounds, and ratios within a round to the first contender."""
     groups: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     for cell in cells:
         groups.setdefault((cell["connections"], cell.get("rate")), {}).setdefault(cell["contender"], []).append(cell)
@@ -319,7 +322,7 @@ def _spread(values: Iterable[float]) -> list[float]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the summary as a Markdown table: medians over the rounds, with ranges."""
     lines = [
-        "| load | contender | requests/s (range) | first is x faster | p50 us | p99 us (range) | CPU us per request (range) | x of first | store us |",
+        "| load | contender | requests/s (range) | first is x faster | p50 us | p99 us (range) | CPU us (range) | x first | store us |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:

@@ -1,7 +1,7 @@
 """The usual stack of scripts/bench score, as one would write it well: FastAPI, redis.asyncio, the model's own library.
 
-``create_app`` is started by uvicorn; what it needs is in the variable SCORE_ORDER as JSON. The features come from a Redis hash that
-holds the fifty values already computed (``features: redis``), or from Feast's feature server (``features: feast``).
+``create_app`` is started by uvicorn; what it needs is in the variable SCORE_ORDER as JSON. The features come from a Redis
+hash that holds the fifty values already computed (``features: redis``), or from Feast's feature server (``features: feast``).
 """
 
 from __future__ import annotations

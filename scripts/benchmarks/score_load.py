@@ -113,7 +113,7 @@ async def run(load: Load) -> dict[str, Any]:
     began = time.perf_counter()
     load.until = began + load.seconds
     if load.rate is None:
-        for caller in callers:
+        for _ in callers:
             load.send(load.free.popleft(), time.perf_counter())
     else:
         number = 0
@@ -127,7 +127,7 @@ async def run(load: Load) -> dict[str, Any]:
                 else:
                     load.due.append(now)
     patience = load.until + 5.0
-    while len(load.took) < load.sent and time.perf_counter() < patience:
+    while len(load.took) < load.sent and time.perf_counter() < patience:  # noqa: ASYNC110 - nothing is gained by an event here
         await asyncio.sleep(0.001)
     ended = time.perf_counter()
     for caller in callers:

@@ -90,6 +90,7 @@ def _arguments() -> argparse.Namespace:
         "--rate", type=float, default=200.0, help="requests per second of the open load; 0 leaves it out"
     )
     parser.add_argument("--kafka", action="store_true", help="measure the Kafka scorer instead of HTTP")
+    parser.add_argument("--modes", default="realtime,micro-batch", help="with --kafka: jobs to measure")
     parser.add_argument("--events", type=int, default=50_000, help="with --kafka: events of the throughput measurement")
     parser.add_argument("--quick", action="store_true", help="few cards, one short round, to see that it works")
     parser.add_argument("--out", type=Path, help="default .cache/bench/score.json, score-kafka.json with --kafka")
@@ -111,7 +112,7 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     with OnlineServer(folder / "online") as server, redis.Redis.from_url(server.url, protocol=2) as admin:
         fill(server.url, service, "usual", given.cards)
         cards = [f"c{card}" for card in range(given.cards)]
-        rows = vectors(server.url, cards)
+        rows = vectors(server.url, cards, NOW)
         booster = train(rows, folder / "model.txt")
         store_model(booster, service, folder / "models")
         address = redis.connection.parse_url(server.url)
@@ -139,10 +140,10 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     return {"features": len(service.feature_ids), "trees": TREES, "compared": compared, "cells": cells}
 
 
-def vectors(url: str, cards: list[str]) -> np.ndarray:
-    """Return the features of all cards as of the end of the data, as float32 numbers; null is NaN."""
+def vectors(url: str, cards: list[str], now: int) -> np.ndarray:
+    """Return the features of all cards as of an instant, as float32 numbers; null is NaN."""
     with FeatureClient(url, timeout="30s") as client:
-        table = client.get_many("cards", [{"card_id": card} for card in cards], now=NOW)
+        table = client.get_many("cards", [{"card_id": card} for card in cards], now=now)
         return table.to_numpy().astype(np.float32).astype(np.float64)
 
 
@@ -322,7 +323,7 @@ def _spread(values: Iterable[float]) -> list[float]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the summary as a Markdown table: medians over the rounds, with ranges."""
     lines = [
-        "| load | contender | requests/s (range) | first is x faster | p50 us | p99 us (range) | CPU us (range) | x first | store us |",
+        "| load | contender | requests/s (range) | first x faster | p50 us | p99 us (range) | CPU us (range) | x first | store |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:

@@ -68,7 +68,7 @@ class Contender:
 
     def cpu_s(self) -> float:
         """Return the CPU seconds of all its processes and their children so far."""
-        return sum(map(_cpu_s, {pid for each in self.processes for pid in _tree(each.pid)}))
+        return sum(cpu_of(each.pid) for each in self.processes)
 
     def start(self, argv: Sequence[str], log: Path, **environment: str) -> Self:
         """Start one of its processes."""
@@ -201,6 +201,11 @@ def _uvicorn(app: str, port: int) -> list[str]:
         sys.executable, "-m", "uvicorn", app, "--factory", "--port", str(port), "--no-access-log", "--log-level", "warning",
         "--loop", "uvloop", "--http", "httptools",
     ]  # fmt: skip
+
+
+def cpu_of(pid: int) -> float:
+    """Return the CPU seconds of a process and all that it started, as far as they live."""
+    return sum(map(_cpu_s, _tree(pid)))
 
 
 def _tree(pid: int) -> list[int]:

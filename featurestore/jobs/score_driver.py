@@ -26,6 +26,7 @@ from featurestore.jobs.metrics import serve_metrics
 from featurestore.jobs.report import Reporter
 from featurestore.jobs.score import ScoreSpec, check_columns
 from featurestore.jobs.score_log import PREDICTIONS, QUARANTINE, PredictionCopier
+from featurestore.jobs.score_realtime import begin_at_the_end
 from featurestore.scoring.kafka_envelope import Envelope
 from featurestore.scoring.manifest import find_model, list_models
 
@@ -151,6 +152,8 @@ def score_realtime(job: ScoreJob, arguments: list[str]) -> int:
         topics = {spec.topic: PREDICTIONS, spec.quarantine_topic: QUARANTINE}
         copier = PredictionCopier(spec.kafka, topics, spec.offline, every_s=job.copy_every_s)
         copier.start()
+        if spec.starting == "latest":
+            begin_at_the_end(spec.kafka, job.group, spec.source.topic)
         workers = Consumers(command, job.consumers)
 
         def collect() -> None:

@@ -20,20 +20,20 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from featurestore.errors import FeatureStoreError, OffsetsGoneError, OnlineError
-from featurestore.events.broker import OffsetReader, producer
+from featurestore.events.broker import client_options, mapped_errors, producer
 from featurestore.jobs.realtime import RealtimeConsumer, _Reports
 from featurestore.jobs.score import ScoreWorker
 from featurestore.scoring.kafka_envelope import wrap
 from featurestore.scoring.prediction_log import to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from kafka import TopicPartition
     from kafka.consumer.fetcher import ConsumerRecord
 
     from featurestore.definitions.source import EventSource
@@ -80,12 +80,7 @@ class ScoreConsumer(RealtimeConsumer):
         self._spec, self._scorer = spec, worker.scorer
         self._sent: dict[TopicPartition, int] = {}
         self._producer = producer(spec.kafka, linger_ms=0)
-        starting = None
-        if spec.starting == "latest":
-            reader = OffsetReader(spec.kafka, [spec.source.topic])
-            starting = reader.end_offsets()
-            reader.close()
-        super().__init__(worker, spec.kafka, group, batch_rows=batch_rows, instance=instance, starting=starting)
+        super().__init__(worker, spec.kafka, group, batch_rows=batch_rows, instance=instance)
 
     def _apply(self, place: TopicPartition, records: Sequence[ConsumerRecord], stop: threading.Event) -> None:
         """Score records and send their predictions, again and again until the broker has them."""
@@ -144,6 +139,26 @@ class ScoreConsumer(RealtimeConsumer):
             self._consumer.commit(self._reached())
         self._consumer.close()
         self._producer.close()
+
+
+def begin_at_the_end(kafka: Mapping[str, str], group: str, topic: str) -> None:
+    """Let a group that has no offsets yet begin behind what a topic holds now. Partitions added later begin at their first record.
+
+    Raises:
+        BrokerUnavailableError: The broker cannot be reached.
+    """
+    with mapped_errors(kafka, "beginning a consumer group"):
+        consumer = KafkaConsumer(**client_options(kafka), group_id=group, enable_auto_commit=False)
+        try:
+            places = [
+                TopicPartition(topic, partition) for partition in sorted(consumer.partitions_for_topic(topic) or ())
+            ]
+            new = [place for place in places if consumer.committed(place) is None]
+            if new:
+                ends = consumer.end_offsets(new)
+                consumer.commit({place: OffsetAndMetadata(offset, "", -1) for place, offset in ends.items()})
+        finally:
+            consumer.close()
 
 
 def refusal_to_json(spec: ScoreSpec, record: ConsumerRecord, reason: str, detail: str) -> bytes:

@@ -143,6 +143,24 @@ def test_light_workers_score_all_events_bad_ones_have_coordinates_and_a_stalled_
         assert job.status().state == "stopped"
 
 
+def test_a_job_that_starts_at_the_latest_scores_only_what_comes_after_it_and_goes_on_from_there(
+    kafka_server, online_url, tmp_path, reading
+):
+    scored, broker = Scored("score_latest"), kafka_server.bootstrap_servers
+    store = scored.open(tmp_path, broker, online_url)
+    send(broker, scored, 20)
+    topic = reading("latest_out")
+    sent = {}
+    for begin in (20, 40):  # stopped in between: what came meanwhile is not left out
+        if begin == 40:
+            sent |= send(broker, scored, 10, begin=40)[0]
+        with submitted(store, freshness="realtime", topic="latest_out", starting="latest", model="fraud:1") as job:
+            job.wait_until("running")
+            sent |= send(broker, scored, 20, begin=begin + 10)[0]
+            wait_for("predictions", lambda: len(topic.predictions()) >= len(sent), job=job)
+    assert_right(topic.predictions(), sent)
+
+
 def committed(broker, group, topic):
     """Return up to where a group has got to, over all partitions."""
     consumer = KafkaConsumer(bootstrap_servers=broker, group_id=group, enable_auto_commit=False)

@@ -142,7 +142,7 @@ class ScoreConsumer(RealtimeConsumer):
 
 
 def begin_at_the_end(kafka: Mapping[str, str], group: str, topic: str) -> None:
-    """Let a group that has no offsets yet begin behind what a topic holds now. Partitions added later begin at their first record.
+    """Let a group that has no offsets yet begin behind what a topic holds now; partitions added later, at their first record.
 
     Raises:
         BrokerUnavailableError: The broker cannot be reached.

@@ -157,7 +157,7 @@ def test_a_job_that_starts_at_the_latest_scores_only_what_comes_after_it_and_goe
         with submitted(store, freshness="realtime", topic="latest_out", starting="latest", model="fraud:1") as job:
             job.wait_until("running")
             sent |= send(broker, scored, 20, begin=begin + 10)[0]
-            wait_for("predictions", lambda: len(topic.predictions()) >= len(sent), job=job)
+            wait_for("predictions", lambda count=len(sent): len(topic.predictions()) >= count, job=job)
     assert_right(topic.predictions(), sent)
 
 

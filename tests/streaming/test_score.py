@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections import Counter
+from functools import partial
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
@@ -157,8 +158,12 @@ def test_a_job_that_starts_at_the_latest_scores_only_what_comes_after_it_and_goe
         with submitted(store, freshness="realtime", topic="latest_out", starting="latest", model="fraud:1") as job:
             job.wait_until("running")
             sent |= send(broker, scored, 20, begin=begin + 10)[0]
-            wait_for("predictions", lambda count=len(sent): len(topic.predictions()) >= count, job=job)
+            wait_for("predictions", partial(_has, topic, len(sent)), job=job)
     assert_right(topic.predictions(), sent)
+
+
+def _has(topic, count):
+    return len(topic.predictions()) >= count
 
 
 def committed(broker, group, topic):

@@ -305,6 +305,7 @@ def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         first = next(iter(contenders.values()))
         for name, mine in contenders.items():
             row: dict[str, Any] = {"contender": name, "connections": connections, "rate": rate, "rounds": len(mine)}
+            row["unanswered"] = sum(cell["unanswered"] for cell in mine)
             for what in ("per_s", "p50_us", "p99_us", "cpu_us", "store_us"):
                 row[what] = _spread(cell[what] for cell in mine)
             if mine is not first:
@@ -328,11 +329,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         load = f"{row['connections']} connections" + (f", {row['rate']:,.0f}/s" if row["rate"] else "")
+        late = f", {row['unanswered']:,} not answered within 5 s" if row["unanswered"] else ""
         faster, cpu = (
             _shown(row[name], 1) if name in row else "" for name in ("first_per_s_over_this", "this_cpu_over_first")
         )
         lines.append(
-            f"| {load} | {row['contender']} | {_shown(row['per_s'])} | {faster} | {row['p50_us'][0]:,.0f} | "
+            f"| {load} | {row['contender']} | {_shown(row['per_s'])}{late} | {faster} | {row['p50_us'][0]:,.0f} | "
             f"{_shown(row['p99_us'])} | {_shown(row['cpu_us'])} | {cpu} | {row['store_us'][0]:,.0f} |"
         )
     return "\n".join(lines)

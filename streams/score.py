@@ -11,6 +11,7 @@ The second one is the light worker, which needs no Spark. The configuration is w
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
         name=folder.name,
         folder=folder,
         status_file=folder / "status.json",
-        copy_every_s=parse_duration(arguments.archive_every.replace(" seconds", "s")) / SECOND,
+        copy_every_s=parse_duration(re.sub(r" (s|m)(econd|inute)s?$", r"\1", arguments.archive_every)) / SECOND,
         consumers=arguments.consumers,
         metrics_port=arguments.metrics_port,
     )

@@ -126,6 +126,7 @@ class EventScorer:
         check_columns(source, served.manifest)
         self._source, self._served, self._envelope = source, served, envelope
         self._decoder = decoder_of(source)
+        self._view_of = {name: name.partition(".")[0] for name in served.manifest.feature_inputs}
 
     def bind(self) -> None:
         """Return once model and store agree on the definition.
@@ -230,7 +231,7 @@ class EventScorer:
         self, place: str, row: CheckedRow, request: ScoreRequest, found: Prediction, scored_at: int, took: int
     ) -> PredictionRecord:
         manifest = self._served.manifest
-        vector = found.vector or {}
+        vector, statuses, as_of, views = found.vector or {}, found.statuses, found.as_of, self._view_of
         return PredictionRecord(
             prediction_id=place,
             model=found.model,
@@ -241,9 +242,7 @@ class EventScorer:
             keys=row.keys,
             request=dict(request.request),
             features={
-                name: ServedValue(
-                    value=value, status=found.statuses[name], as_of=found.as_of.get(name.partition(".")[0])
-                )
+                name: ServedValue(value=value, status=statuses[name], as_of=as_of.get(views[name]))
                 for name, value in vector.items()
             },
             score=found.score,

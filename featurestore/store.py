@@ -199,8 +199,8 @@ class FeatureStore:
         """Start a streaming job and return its handle; the job outlives this process.
 
         Args:
-            job: "materialize".
-            service: The service whose views it keeps; it has to be applied.
+            job: "materialize", which keeps the views of a service, or "score", which scores events with its model.
+            service: The service; it has to be applied.
             master: Spark's master, as spark-submit takes it.
             name: Name of the job; the same name goes on from the same checkpoint. ``JOB-SERVICE`` when None.
             options: Fields of :class:`~featurestore.jobs.submit.SubmitOptions`.

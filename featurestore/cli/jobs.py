@@ -30,12 +30,15 @@ NameArgument = Annotated[str, typer.Argument(help="Name of the job.")]
 @jobs_app.command(
     epilog=example(
         "featurestore jobs submit --service fraud_v1",
+        "featurestore jobs submit score -s fraud_v1 --freshness realtime",
         "featurestore jobs submit -s fraud_v1 --master spark://host:7077 --conf spark.executor.memory=4g --dry-run",
     )
 )
 def submit(
-    job: Annotated[str, typer.Argument(help="What to run.")] = "materialize",
-    service: Annotated[str, typer.Option("--service", "-s", help="The service whose features it keeps.")] = ...,  # type: ignore[assignment]
+    job: Annotated[str, typer.Argument(help="What to run: materialize or score.")] = "materialize",
+    service: Annotated[
+        str, typer.Option("--service", "-s", help="The service whose features it keeps or reads.")
+    ] = ...,  # type: ignore[assignment]
     master: Annotated[str | None, typer.Option(help="Spark's master, as spark-submit takes it.")] = None,
     deploy_mode: Annotated[str | None, typer.Option(help="client or cluster.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the job; JOB-SERVICE by default.")] = None,
@@ -44,13 +47,35 @@ def submit(
     freshness: Annotated[str | None, typer.Option(help="micro-batch (default) or realtime.")] = None,
     consumers: Annotated[int | None, typer.Option(min=1, help="How many real-time consumers; 1 by default.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port on the driver's loopback for Prometheus.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="score: NAME or NAME:VERSION; the service's only one by default.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="score: whose events; the service's only source by default.")
+    ] = None,
+    topic: Annotated[
+        str | None, typer.Option(help="score: where predictions go; predictions_MODEL by default.")
+    ] = None,
+    envelope: Annotated[
+        str | None, typer.Option(help="score: none (default), cloudevents-binary or cloudevents-structured.")
+    ] = None,
+    starting: Annotated[
+        str | None, typer.Option(help="score: earliest (default) or latest, where a new job begins.")
+    ] = None,
     wait: Annotated[str | None, typer.Option(help='Wait so long for it to run, for example "2m".')] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the spark-submit call and do nothing.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Start a streaming job with spark-submit; it outlives this command."""
+    """Start a streaming job; it outlives this command. All run under spark-submit but realtime scoring, which needs no Spark."""
     store = open_store(config)
+    of_score: dict[str, Any] = {
+        "model": model,
+        "source": source,
+        "topic": topic,
+        "envelope": envelope,
+        "starting": starting,
+    }
     settings = {}
     for each in conf or []:
         key, separator, value = each.partition("=")
@@ -71,6 +96,7 @@ def submit(
             freshness=freshness,
             consumers=consumers,
             metrics_port=metrics_port,
+            **of_score,
         )
         job_name, folder = spark.job_folder(job, store.settings, definition.name, name)
         argv = spark.build_argv(job, store.settings, service=service, name=job_name, folder=folder, options=options)
@@ -81,7 +107,7 @@ def submit(
         return
     submitted = store.submit(
         job, service=service, master=master, name=name, deploy_mode=deploy_mode, conf=settings, queries=queries,
-        freshness=freshness, consumers=consumers, metrics_port=metrics_port,
+        freshness=freshness, consumers=consumers, metrics_port=metrics_port, **of_score,
     )  # fmt: skip
     status = submitted.wait_until("running", wait) if wait else submitted.status()
     if as_json:

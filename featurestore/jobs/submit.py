@@ -1,6 +1,6 @@
 """Submit a streaming job: build the spark-submit call, and start it detached.
 
-What runs is ``streams/materialize.py`` of a checkout, or its copy inside the installed package. The job's folder gets
+What runs is ``streams/JOB.py`` of a checkout, or its copy inside the installed package. The job's folder gets
 the resolved settings, so the job does not depend on this process, its environment or its working directory.
 
 ``spark-submit`` comes from SPARK_HOME when that is set, else from the installed pyspark, which is located but not
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from featurestore.config import Settings
     from featurestore.definitions.service import FeatureService
 
-JOBS = ("materialize",)
+JOBS = ("materialize", "score")
+_SCORE_ONLY = ("model", "source", "topic", "envelope", "starting")
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,126}")
 _PACKAGE = Path(featurestore.__file__).resolve().parent
 
@@ -56,6 +57,11 @@ class SubmitOptions:
             apply an event within tens of milliseconds; "micro-batch" when None.
         consumers: How many of those; at most the topics' partitions have work.
         metrics_port: Port on the driver's loopback for Prometheus; None opens none.
+        model: Of a scoring job: NAME or NAME:VERSION; the service's only model and its newest version when None.
+        source: Of a scoring job: the source whose events are scored; the service's only one when None.
+        topic: Of a scoring job: where predictions go; "predictions_MODEL" when None.
+        envelope: Of a scoring job: "none", "cloudevents-binary" or "cloudevents-structured"; none when None.
+        starting: Of a scoring job: "earliest" or "latest", where a job without offsets begins; the earliest when None.
         use_packages: Whether Spark fetches its connectors itself; None decides by the master.
         extra: Further arguments of spark-submit, verbatim.
     """
@@ -68,6 +74,11 @@ class SubmitOptions:
     freshness: str | None = None
     consumers: int | None = None
     metrics_port: int | None = None
+    model: str | None = None
+    source: str | None = None
+    topic: str | None = None
+    envelope: str | None = None
+    starting: str | None = None
     use_packages: bool | None = None
     extra: Sequence[str] = ()
 
@@ -125,6 +136,9 @@ def build_argv(
         StackError: The connector jars cannot be had.
     """
     script = script_of(job)
+    _check_options(job, options)
+    if _is_light(job, options):
+        return [sys.executable, str(script), *_job_arguments(service, folder, options)]
     master = options.master or settings.spark.master
     local = master.startswith("local")
     argv = [str(spark_submit()), "--master", master, "--name", name]
@@ -143,18 +157,30 @@ def build_argv(
             argv += ["--conf", f"{key}={value}"]
     if any(is_secret(key) for key in conf):
         argv += ["--properties-file", str(folder / "secret.conf"), "--load-spark-defaults"]
-    argv += [*options.extra, str(script), "--config-json", str(folder / "config.json"), "--service", service]
-    if options.queries:
-        argv += ["--queries", options.queries]
-    if options.archive_every:
-        argv += ["--archive-every", options.archive_every]
-    if options.freshness:
-        argv += ["--freshness", options.freshness]
-    if options.consumers:
-        argv += ["--consumers", str(options.consumers)]
-    if options.metrics_port is not None:
-        argv += ["--metrics-port", str(options.metrics_port)]
-    return argv
+    return [*argv, *options.extra, str(script), *_job_arguments(service, folder, options)]
+
+
+def _job_arguments(service: str, folder: Path, options: SubmitOptions) -> list[str]:
+    """Return what the job's own script is told."""
+    words = ["--config-json", str(folder / "config.json"), "--service", service]
+    for name in ("queries", "archive_every", "freshness", "consumers", "metrics_port", *_SCORE_ONLY):
+        value = getattr(options, name)
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return words
+
+
+def _check_options(job: str, options: SubmitOptions) -> None:
+    """Refuse options of another job."""
+    foreign = ("queries",) if job == "score" else _SCORE_ONLY
+    given = [name for name in foreign if getattr(options, name) is not None]
+    if given:
+        raise SubmitError(f"a {job} job takes no {given[0]}.", hint="see featurestore jobs submit --help.")
+
+
+def _is_light(job: str, options: SubmitOptions) -> bool:
+    """Whether a job runs without Spark: scoring by plain consumers."""
+    return job == "score" and options.freshness == "realtime"
 
 
 def driver_conf(deploy_mode: str | None, *, local: bool, packages: bool) -> dict[str, str]:
@@ -173,7 +199,7 @@ def driver_conf(deploy_mode: str | None, *, local: bool, packages: bool) -> dict
     return conf
 
 
-def job_environment(*, local: bool) -> dict[str, str]:
+def job_environment(*, local: bool, java: bool = True) -> dict[str, str]:
     """Return the variables a driver on this machine runs with: its Python is this one and can import this package."""
     environment = dict(os.environ)
     paths = [str(_PACKAGE.parent), environment.get("PYTHONPATH", "")]
@@ -183,7 +209,7 @@ def job_environment(*, local: bool) -> dict[str, str]:
     environment["PYTHONUNBUFFERED"] = "1"
     if local:
         environment.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-    if not environment.get("JAVA_HOME"):
+    if java and not environment.get("JAVA_HOME"):
         environment["JAVA_HOME"] = str(find_java().home)
     return environment
 
@@ -194,7 +220,7 @@ def submit(
     """Start a job and return its handle; it outlives this process.
 
     Args:
-        job: "materialize".
+        job: "materialize" or "score".
         settings: What it runs with.
         service: The service it keeps, as it is applied.
         name: Name of its folder, checkpoints included: the same name goes on where the last run stopped.
@@ -206,7 +232,8 @@ def submit(
     """
     name, folder = job_folder(job, settings, service.name, name)
     argv = build_argv(job, settings, service=service.name, name=name, folder=folder, options=options)
-    environment = job_environment(local=(options.master or settings.spark.master).startswith("local"))
+    local = (options.master or settings.spark.master).startswith("local")
+    environment = job_environment(local=local, java=not _is_light(job, options))
     folder.mkdir(parents=True, exist_ok=True)
     present = Job(folder)
     if (folder / "job.json").exists() and present.is_alive:

@@ -1,0 +1,261 @@
+"""Scoring jobs on real Kafka, Valkey and Spark: no event lost, each prediction once by id, whatever ends or stalls."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from collections import Counter
+from functools import partial
+
+import pytest
+from kafka import KafkaConsumer, TopicPartition
+
+from featurestore.errors import JobError, SubmitError, UnknownNameError
+from featurestore.jobs.score_log import read_predictions
+from featurestore.scoring.kafka_envelope import unwrap
+from featurestore.scoring.prediction_log import from_json
+from featurestore.stack.valkey import OnlineServer
+from tests.scored import Scored, assert_right, checkout
+from tests.streaming.support import kill_driver, produce, table, wait_for
+
+pytestmark = pytest.mark.jvm
+
+COPY = "1 second"
+
+
+@contextlib.contextmanager
+def submitted(store, **options):
+    """A scoring job, stopped at the end."""
+    job = store.submit("score", service="fraud", source="checkouts", **options)
+    try:
+        yield job
+    finally:
+        job.stop()
+
+
+class Topic:
+    """Reads a topic from its beginning."""
+
+    def __init__(self, broker, topic):
+        self._consumer = KafkaConsumer(
+            bootstrap_servers=broker, enable_auto_commit=False, auto_offset_reset="earliest", group_id=None
+        )
+        self._topic = topic
+        self.records = []
+
+    def read(self):
+        """Return all records so far."""
+        if not self._consumer.assignment():
+            found = self._consumer.partitions_for_topic(self._topic)
+            if not found:
+                return self.records
+            self._consumer.assign([TopicPartition(self._topic, partition) for partition in sorted(found)])
+        for new in self._consumer.poll(timeout_ms=100).values():
+            self.records += new
+        return self.records
+
+    def predictions(self):
+        """Return all predictions so far."""
+        return [from_json(unwrap(record.value, record.headers)) for record in self.read()]
+
+    def close(self):
+        self._consumer.close()
+
+
+@pytest.fixture
+def reading(kafka_server):
+    with contextlib.ExitStack() as stack:
+        yield lambda topic: stack.enter_context(contextlib.closing(Topic(kafka_server.bootstrap_servers, topic)))
+
+
+def send(broker, scored, count, begin=0, bad=()):
+    """Send checkouts of the cards c0 to c9 and of strangers; return where they landed, and where bad ones did."""
+    rows = [(number % 11 if number % 11 < 10 else None, float(number)) for number in range(begin, begin + count)]
+    values = [checkout("stranger" if card is None else f"c{card}", amount) for card, amount in rows]
+    values += bad
+    records = [(number % 2, value, None) for number, value in enumerate(values)]
+    places = _produce(broker, scored.checkouts.topic, records)
+    return dict(zip(places, rows, strict=False)), places[count:]
+
+
+def _produce(broker, topic, records):
+    from featurestore.timeline import SystemClock
+
+    now = SystemClock().now()
+    return produce(broker, topic, [(partition, value, now) for partition, value, _ in records])
+
+
+def in_delta(store):
+    """Return the predictions in Delta, each once; none while there is no table."""
+    return (
+        []
+        if table(store.settings.offline, "predictions") is None
+        else read_predictions(store.settings.offline).to_pylist()
+    )
+
+
+def assert_delta_right(store, sent):
+    rows = in_delta(store)
+    assert Counter(row["prediction_id"].split("/", 1)[1] for row in rows) == Counter(
+        f"{partition}/{offset}" for partition, offset in sent
+    )
+
+
+def test_light_workers_score_all_events_bad_ones_have_coordinates_and_a_stalled_store_is_waited_for(
+    kafka_server, tmp_path, reading
+):
+    scored, broker = Scored("score_light"), kafka_server.bootstrap_servers
+    with OnlineServer(tmp_path / "online") as online:
+        store = scored.open(tmp_path, broker, online.url)
+        bad = [b"{broken", b"", b'{"card_id": 3, "amount": 1, "event_time": "2026-01-01T00:00:00Z"}']
+        sent, refused = send(broker, scored, 200, bad=bad)
+        topic = reading("predictions_fraud")
+        options = {"freshness": "realtime", "archive_every": COPY, "envelope": "cloudevents-binary", "consumers": 2}
+        with submitted(store, **options) as job:
+            wait_for("predictions", lambda: len(topic.predictions()) >= len(sent), job=job)
+            # The store stalls: no prediction, the status says why, and all come when it goes on.
+            os.kill(online.pid, signal.SIGSTOP)
+            try:
+                more, _ = send(broker, scored, 100, begin=200)
+                wait_for("the error", lambda: job.status().queries.get("score", {}).get("error"), job=job)
+                assert len(topic.predictions()) == len(sent)
+            finally:
+                os.kill(online.pid, signal.SIGCONT)
+            sent |= more
+            wait_for("the rest", lambda: len(topic.predictions()) >= len(sent), job=job)
+            wait_for("Delta", lambda: len(in_delta(store)) >= len(sent), job=job)
+            wait_for("the quarantine", lambda: len(table(store.settings.offline, "score_quarantine")) == 3, job=job)
+            status = wait_for(
+                "the counts", lambda: (s := job.status()).totals["consumed"] == len(sent) + 3 and s, job=job
+            )
+        assert_right(topic.predictions(), sent)
+        assert_delta_right(store, sent)
+        assert status.totals["applied"] == len(sent)
+        assert status.totals["quarantined"] == 3
+        rows = table(store.settings.offline, "score_quarantine").to_pylist()
+        assert {(row["_partition"], row["_offset"]): (row["reason"], row["raw"]) for row in rows} == {
+            refused[0]: ("not_json", bad[0]),
+            refused[1]: ("empty", bad[1]),
+            refused[2]: ("contract", bad[2]),
+        }
+        assert {record.headers[0] for record in topic.records} == {("ce_specversion", b"1.0")}
+        assert job.status().state == "stopped"
+
+
+def test_a_job_that_starts_at_the_latest_scores_only_what_comes_after_it_and_goes_on_from_there(
+    kafka_server, online_url, tmp_path, reading
+):
+    scored, broker = Scored("score_latest"), kafka_server.bootstrap_servers
+    store = scored.open(tmp_path, broker, online_url)
+    send(broker, scored, 20)
+    topic = reading("latest_out")
+    sent = {}
+    for begin in (20, 40):  # stopped in between: what came meanwhile is not left out
+        if begin == 40:
+            sent |= send(broker, scored, 10, begin=40)[0]
+        with submitted(store, freshness="realtime", topic="latest_out", starting="latest", model="fraud:1") as job:
+            job.wait_until("running")
+            sent |= send(broker, scored, 20, begin=begin + 10)[0]
+            wait_for("predictions", partial(_has, topic, len(sent)), job=job)
+    assert_right(topic.predictions(), sent)
+
+
+def _has(topic, count):
+    return len(topic.predictions()) >= count
+
+
+def committed(broker, group, topic):
+    """Return up to where a group has got to, over all partitions."""
+    consumer = KafkaConsumer(bootstrap_servers=broker, group_id=group, enable_auto_commit=False)
+    with contextlib.closing(consumer):
+        return sum(consumer.committed(TopicPartition(topic, partition)) or 0 for partition in (0, 1))
+
+
+def test_a_worker_killed_between_sending_and_committing_loses_nothing_and_repeats_only_ids(
+    kafka_server, online_url, tmp_path, reading
+):
+    scored, broker = Scored("score_killed"), kafka_server.bootstrap_servers
+    store = scored.open(tmp_path, broker, online_url)
+    sent, _ = send(broker, scored, 6_000)
+    topic = reading("killed_out")
+    with submitted(store, freshness="realtime", archive_every=COPY, topic="killed_out") as job:
+        wait_for("the first prediction", topic.read, job=job)
+        (victim,) = job.status().queries["score"]["pids"]
+        os.kill(victim, signal.SIGSTOP)
+        before = len(topic.predictions())
+        known = committed(broker, f"featurestore.{scored.name}.score-fraud", scored.checkouts.topic)
+        assert known < before < len(sent), "it was not killed between sending and committing"
+        os.kill(victim, signal.SIGKILL)
+        wait_for("another worker", lambda: job.status().queries["score"]["pids"] != [victim], job=job)
+        wait_for("all", lambda: len({one.prediction_id for one in topic.predictions()}) == len(sent), job=job)
+        wait_for("Delta", lambda: len(in_delta(store)) == len(sent), job=job)
+    copies = {}
+    for one in topic.predictions():
+        copies.setdefault(one.prediction_id, []).append(one)
+    twice = [same for same in copies.values() if len(same) > 1]
+    assert len(twice) >= before - known, "nothing was repeated: the test does not see what it is about"
+    for same in twice:
+        first, second = same
+        assert (first.model, first.version, first.keys, first.request) == (
+            second.model, second.version, second.keys, second.request,
+        )  # fmt: skip
+        assert first.at < second.at
+        assert first.score == second.score, "the features have not changed in between"
+    assert_right([same[0] for same in copies.values()], sent)
+    assert_delta_right(store, sent)
+    # Without reading by id, the table holds the copies: it is a copy of the topic, record for record.
+    assert len(table(store.settings.offline, "predictions")) == len(topic.predictions()) > len(sent)
+
+
+def test_spark_scores_every_batch_once_in_delta_and_sends_again_under_the_same_ids(
+    kafka_server, online_url, tmp_path, reading
+):
+    scored, broker = Scored("score_spark"), kafka_server.bootstrap_servers
+    store = scored.open(tmp_path, broker, online_url)
+    bad = [b"{broken"]
+    sent, refused = send(broker, scored, 300, bad=bad)
+    topic = reading("spark_out")
+    options = {"topic": "spark_out", "envelope": "cloudevents-structured"}
+    offline = store.settings.offline
+    checkpoint = store.settings.home / "jobs" / "score-fraud" / "checkpoints" / "score"
+    with submitted(store, **options) as job:
+        wait_for("predictions", lambda: len(topic.predictions()) >= len(sent), job=job)
+        wait_for("the counts", lambda: job.status().totals["consumed"] == len(sent) + 1, job=job)
+        assert job.status().totals["quarantined"] == 1
+        kill_driver(job)
+    assert_right(topic.predictions(), sent)
+    (row,) = table(offline, "score_quarantine").to_pylist()
+    assert ((row["_partition"], row["_offset"]), row["raw"]) == (refused[0], bad[0])
+    # What a crash between the writes and Spark's own commit leaves: the last batch is run again.
+    commits = sorted(int(file.name) for file in (checkpoint / "commits").glob("[0-9]*"))
+    for name in (f"{commits[-1]}", f".{commits[-1]}.crc"):
+        (checkpoint / "commits" / name).unlink(missing_ok=True)
+    more, _ = send(broker, scored, 50, begin=300)
+    with submitted(store, **options) as job:
+        wait_for(
+            "the rest", lambda: len({one.prediction_id for one in topic.predictions()}) == len(sent | more), job=job
+        )
+        wait_for("Delta", lambda: len(in_delta(store)) == len(sent | more), job=job)
+        assert job.stop().state == "stopped"
+    assert len(topic.predictions()) > len(sent | more), "no batch was run again"
+    assert len(table(offline, "predictions")) == len(sent | more), "a batch entered Delta twice"
+    assert len(table(offline, "score_quarantine")) == 1
+    rows = {row["prediction_id"]: row["score"] for row in in_delta(store)}
+    assert {one.prediction_id: one.score for one in topic.predictions()} == rows
+    assert json.loads(topic.records[0].value)["type"] == "featurestore.prediction.v1"
+
+
+def test_what_cannot_be_scored_is_said_before_anything_runs(kafka_server, online_url, tmp_path):
+    scored = Scored("score_refused")
+    store = scored.open(tmp_path, kafka_server.bootstrap_servers, online_url)
+    with pytest.raises(SubmitError, match="a score job takes no queries"):
+        store.submit("score", service="fraud", queries="hot")
+    with pytest.raises(SubmitError, match="a materialize job takes no model"):
+        store.submit("materialize", service="fraud", model="fraud")
+    with pytest.raises(UnknownNameError):
+        store.submit("score", service="frau")
+    job = store.submit("score", service="fraud", freshness="realtime", model="fraud:7")
+    with pytest.raises(JobError, match="has no version 7"):
+        job.wait_until("running")

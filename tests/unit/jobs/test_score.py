@@ -1,0 +1,135 @@
+"""Scoring the records of a topic, on a real store: every record is a prediction or a refusal, whatever it is."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from featurestore.errors import ModelError, OnlineStoreUnavailableError
+from featurestore.jobs.score import EventScorer, ScoreSpec, ScoreWorker, check_columns
+from featurestore.jobs.score_log import once
+from featurestore.scoring.kafka_envelope import Envelope
+from featurestore.scoring.manifest import find_model
+from featurestore.scoring.prediction_log import PredictionRecord, from_json, to_arrow, to_json
+from featurestore.stack.valkey import OnlineServer
+from featurestore.timeline import SystemClock
+from tests.scored import Scored, assert_right, checkout
+
+
+def scorer_of(scored, store, envelope=Envelope.NONE):
+    return ScoreWorker(spec_of(scored, store, envelope)).scorer
+
+
+def spec_of(scored, store, envelope=Envelope.NONE):
+    settings = store.settings
+    return ScoreSpec(
+        project=scored.name, source=scored.checkouts, models=str(settings.models), model="fraud:1", topic="out",
+        online_url=settings.online.url, offline=str(settings.offline), kafka={}, envelope=envelope,
+    )  # fmt: skip
+
+
+def score(scorer, values, headers=None, first=100):
+    offsets = np.arange(first, first + len(values))
+    arrival = np.full(len(values), SystemClock().now())
+    return scorer.score(1, offsets, arrival, values, headers)
+
+
+def test_every_record_is_a_prediction_or_a_refusal_with_its_row(online_url, tmp_path):
+    scored = Scored("unit_score")
+    store = scored.open(tmp_path, "none:1", online_url)
+    values = [
+        checkout("c3", 1.0), b"{broken", None, checkout("nobody", 2.5), b'{"card_id": "c1"}', checkout("c0", 1e300),
+        checkout("c9", 7.0), b"\xff\xfe", checkout("x" * 5_000, 1.0), checkout("c\x00\u00e9", 3.0),
+    ]  # fmt: skip
+    outcome = score(scorer_of(scored, store), values)
+    assert sorted([*outcome.rows, *(one.row for one in outcome.refused)]) == list(range(len(values)))
+    assert [(one.row, one.reason) for one in outcome.refused] == [
+        (1, "not_json"), (2, "empty"), (4, "contract"), (5, "model_input"), (7, "not_json"), (8, "model_input"),
+    ]  # fmt: skip
+    assert_right(
+        outcome.predictions, {(1, 100): (3, 1.0), (1, 103): (None, 2.5), (1, 106): (9, 7.0), (1, 109): (None, 3.0)}
+    )
+    assert outcome.predictions[0].prediction_id == f"{scored.checkouts.topic}/1/100"
+    assert all(from_json(to_json(record)) == record for record in outcome.predictions)
+    # Out of Arrow, as Spark hands them over, the same.
+    again = score(scorer_of(scored, store), pa.array(values, pa.binary()))
+    assert [one.score for one in again.predictions] == [one.score for one in outcome.predictions]
+    assert again.refused == outcome.refused
+
+
+def test_a_store_that_is_away_is_an_error_and_no_score_of_nulls(tmp_path):
+    scored = Scored("unit_away")
+    with OnlineServer(tmp_path / "online") as server:
+        store = scored.open(tmp_path, "none:1", server.url)
+        scorer = scorer_of(scored, store)
+        assert len(score(scorer, [checkout("c1", 1.0)]).predictions) == 1
+        server.kill()
+        with pytest.raises(OnlineStoreUnavailableError):
+            score(scorer, [checkout("c1", 1.0)])
+
+
+def test_events_that_lack_what_the_model_takes_are_refused_before_the_job_starts(online_url, tmp_path):
+    scored = Scored("unit_columns")
+    store = scored.open(tmp_path, "none:1", online_url)
+    manifest = find_model(store.settings.models, "fraud").manifest
+    from dataclasses import replace
+
+    lacking = replace(
+        manifest, inputs=(*manifest.inputs, "amunt"), request_inputs=("amount", "amunt")
+    )  # fmt: skip
+    with pytest.raises(ModelError, match=r"takes 'amunt', which events of source checkouts do not have"):
+        check_columns(scored.checkouts, lacking)
+    with pytest.raises(ModelError, match=r"takes 'card_id' as int64, events of source checkouts have it as string"):
+        check_columns(scored.checkouts, replace(manifest, keys={"card_id": "int64"}))
+
+
+def test_cloud_events_of_both_modes_and_bare_ones_are_scored_and_false_ones_refused(online_url, tmp_path):
+    scored = Scored("unit_envelope")
+    store = scored.open(tmp_path, "none:1", online_url)
+    kind = [("content-type", b"application/cloudevents+json; charset=UTF-8")]
+
+    def structured(**changes):
+        event = {"specversion": "1.0", "id": "1", "source": "/till", "type": "checkout"} | changes
+        return json.dumps({name: value for name, value in event.items() if value is not None}).encode()
+
+    data = checkout("c2", 4.0)
+    records = [
+        (structured(data=json.loads(data)), kind),
+        (structured(data_base64=base64.b64encode(data).decode()), kind),
+        (data, [("ce_specversion", b"1.0"), ("ce_id", b"1"), ("content-type", b"application/json")]),
+        (data, []),
+        (structured(data=json.loads(data), specversion="0.3"), kind),
+        (structured(data=json.loads(data), id=""), kind),
+        (structured(data="x", datacontenttype="text/plain"), kind),
+        (structured(data=1, data_base64="eA=="), kind),
+        (structured(data_base64="!"), kind),
+        (b"nothing", kind),
+        (data, [("ce_specversion", b"0.3")]),
+        (b"[]", [("content-type", b"application/cloudevents-batch+json")]),
+        (structured(), kind),
+    ]
+    scorer: EventScorer = scorer_of(scored, store, Envelope.STRUCTURED)
+    outcome = score(scorer, [value for value, _ in records], [headers for _, headers in records])
+    assert_right(outcome.predictions, {(1, 100 + row): (2, 4.0) for row in range(4)})
+    assert [(one.row, one.reason) for one in outcome.refused] == [
+        *((row, "contract") for row in range(4, 12)), (12, "empty"),
+    ]  # fmt: skip
+
+
+def test_of_copies_of_a_prediction_the_one_scored_first_is_read(online_url, tmp_path):
+    scored = Scored("unit_once")
+    store = scored.open(tmp_path, "none:1", online_url)
+    first = score(scorer_of(scored, store), [checkout("c1", 1.0), checkout("c2", 2.0)]).predictions
+    fields = PredictionRecord.__struct_fields__
+    later = [
+        PredictionRecord(**{**{n: getattr(one, n) for n in fields}, "scored_at": one.scored_at + 5, "score": 0.0})
+        for one in first
+    ]
+    shadow = PredictionRecord(**{**{n: getattr(first[0], n) for n in fields}, "role": "shadow"})
+    read = once(to_arrow([*later, *first, shadow])).to_pylist()
+    assert len(read) == 3
+    assert all(row["score"] != 0.0 for row in read)

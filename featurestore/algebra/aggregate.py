@@ -179,6 +179,11 @@ class Aggregate(ABC):
         """The slots of a partial: "i8", "f8" or "b" each."""
 
     @property
+    def added_slots(self) -> tuple[int, ...]:
+        """Integer slots that merging adds up: beyond int64, numpy's integers wrap where Python's grow."""
+        return ()
+
+    @property
     @abstractmethod
     def result_type(self) -> DataType:
         """The type of the feature."""
@@ -228,6 +233,17 @@ class Aggregate(ABC):
             starts: The first row of every group, ascending, the first one 0.
         """
         return None
+
+    def running_columns(self, columns: Columns) -> Columns:
+        """Return in step i the merge of the steps 0 to i, one after the other; to the bit what ``merge`` gives.
+
+        Args:
+            columns: Arrays of shape (steps, rows), at least one step.
+        """
+        made = [tuple(column[0] for column in columns)]
+        for step in range(1, len(columns[0])):
+            made.append(self.merge_columns(made[-1], tuple(column[step] for column in columns)))
+        return tuple(np.stack(slot) for slot in zip(*made, strict=True))
 
     @abstractmethod
     def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:

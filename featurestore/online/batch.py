@@ -5,8 +5,14 @@ every key and window by one binary search over all keys. What is merged and fina
 column functions in one call, whatever its column, condition or window: a *cell* is a (window, measure), a group the cells
 of one kind of partial. So the number of numpy calls is that of the kinds of aggregates, not of features.
 
+    rows       one gather of all slots of all cells, shape (slots, keys)
+    tails      one gather of all slots of all measures, shape (steps, slots, keys): step 0 is every key's newest record;
+               then the running merge along the steps, once per measure and not per window
+    together   a window covers the newest records up to some step: its row is merged with that step, if there is one
+
 That holds for views of one part whose rows have one size and whose windows all end at t; ``BatchReader.serves`` tells, and
-others are read key by key.
+others are read key by key. So are blobs whose numbers leave the range in which numpy's arithmetic is Python's: a sum that
+would leave int64, a division by what cannot be a count. Nothing that was written here does; bytes that were spoiled do.
 """
 
 from __future__ import annotations
@@ -18,10 +24,11 @@ import numpy as np
 
 from featurestore.algebra import Aggregate
 from featurestore.algebra.rows import row_format
+from featurestore.algebra.tiles import RECORD_SLOTS
 from featurestore.datatypes import DataType
 from featurestore.online.codec import HEADER, MAGIC, VERSION, counts_size, empty_base, parse_frame, record_size
 from featurestore.online.reader import ViewValues
-from featurestore.timeline import MIN_INSTANT
+from featurestore.timeline import MAX_INSTANT, MIN_INSTANT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
     from featurestore.timeline import Instant
 
 _HEADER_WORDS = HEADER.size // 8
+_NUMPY = {DataType.BOOL: np.bool_, DataType.FLOAT64: np.float64, DataType.INT64: np.int64, DataType.TIMESTAMP: np.int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,7 @@ class Block:
 
     Attributes:
         features: Their places in the view.
-        data: The values, shape (keys, features); what stands at a null means nothing.
+        data: The values, shape (features, keys); what stands at a null means nothing.
         valid: Which of them are not null; same shape.
     """
 
@@ -68,13 +76,31 @@ def lists_of(blocks: Sequence[Block], features: int) -> list[list[Any]]:
     """Return one list of Python values per feature, None where null."""
     found: list[list[Any]] = [[]] * features
     for block in blocks:
-        columns = zip(block.features.tolist(), block.data.T.tolist(), block.valid.T, strict=True)
-        for feature, column, valid in columns:
-            if not valid.all():
-                for row in np.flatnonzero(~valid).tolist():
-                    column[row] = None
-            found[feature] = column
+        columns = block.data.tolist()
+        for column, row in zip(*(axis.tolist() for axis in np.nonzero(~block.valid)), strict=True):
+            columns[column][row] = None
+        for feature, values in zip(block.features.tolist(), columns, strict=True):
+            found[feature] = values
     return found
+
+
+_LIMIT, _MOST_STEPS = 1 << 52, 1000
+"""Below the one, sums of the other stay within int64."""
+
+
+class _UnusualError(Exception):
+    """What numpy and Python may compute differently; the keys are then read one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Features that are finalized alike: the aggregate, their window where the value depends on it, their cells."""
+
+    aggregate: Aggregate
+    window: Window | None
+    cells: np.ndarray | None
+    """Numbers within the group; None for all of them in order."""
+    features: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +109,15 @@ class _Group:
 
     Attributes:
         aggregate: Merges and has the empty partial of all of them.
-        window: Of every cell, its window's number.
-        in_row: First word in a row of its ladder.
-        in_record: First word in a tail record.
-        reads: What is finalized alike: its aggregate, its window where the value depends on it, cells, features.
+        cells: Per slot of a partial, where its cells lie in the gather of rows.
+        measures: Per slot, where its measures lie in the gather of tails.
+        reads: What becomes of them.
     """
 
     aggregate: Aggregate
-    window: np.ndarray
-    in_row: np.ndarray
-    in_record: np.ndarray
-    reads: list[tuple[Aggregate, Window | None, np.ndarray, np.ndarray]]
+    cells: tuple[slice, ...]
+    measures: tuple[slice, ...]
+    reads: list[_Read]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +130,6 @@ class _Blobs:
         rows: Number of rows, same shape.
         empty: First word of the empty rows.
         newest: Newest event time in the base, per key.
-        ends: The word after the last, per key.
-        tails: Number of tail records, per key.
         record: First word of every tail record, of all keys in order.
         record_key: The key it belongs to.
     """
@@ -117,10 +139,23 @@ class _Blobs:
     rows: np.ndarray
     empty: int
     newest: np.ndarray
-    ends: np.ndarray
-    tails: np.ndarray
     record: np.ndarray
     record_key: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Tails:
+    """The tail records that count, of k keys that have some.
+
+    Attributes:
+        keys: Which keys; None for all.
+        running: Their slots, shape (steps, slots, k): step 0 the newest record, and after ``_run`` merged with those before.
+        count: How many of the newest a window covers, shape (windows, k).
+    """
+
+    keys: np.ndarray | None
+    running: np.ndarray
+    count: np.ndarray
 
 
 class BatchReader:
@@ -133,6 +168,8 @@ class BatchReader:
         self._record_words = record_size(part) // 8
         row_words = [size // 8 for size in part.row_sizes]
         self._row_words = np.array(row_words, dtype=np.int64)[:, None]
+        self._row_space = self._row_words + 1  # with the hop id
+        self._ladder_number = np.arange(len(row_words))[:, None]
         self._fixed_words = (HEADER.size + counts_size(len(part.ladders))) // 8
         self._expected = int.from_bytes(MAGIC + bytes((VERSION, part.number)), "little")
         self._fingerprint = int(np.array(part.fingerprint_word, dtype=np.uint64).view(np.int64))
@@ -143,52 +180,85 @@ class BatchReader:
             )
             for ladder in part.ladders
         )
-        self._empty_at = np.cumsum([0, *row_words[:-1]])[:, None]
+        empty_at = np.cumsum([0, *row_words[:-1]])[:, None]
         windows: dict[tuple[int, Window], int] = {}
-        groups: dict[Any, dict[tuple[int, int], int]] = {}
+        cells: dict[Any, dict[tuple[int, int], int]] = {}
         reads: dict[Any, dict[Any, list[tuple[int, int]]]] = {}
         for read in part.reads:
             feature = self._layout.features[read.feature]
             number = windows.setdefault((read.ladder, feature.window), len(windows))
             kind, _, _, value_type, kept = part.measures[read.measure].partial_identity
-            cells = groups.setdefault((kind, value_type, kept), {})
-            cell = cells.setdefault((number, read.measure), len(cells))
+            mine = cells.setdefault((kind, value_type, kept), {})
+            cell = mine.setdefault((number, read.measure), len(mine))
             one = feature.aggregate
             depends = type(one).value_columns is not Aggregate.value_columns
             alike = (type(one), tuple(one.parameters.items()), feature.window if depends else None)
             reads.setdefault((kind, value_type, kept), {}).setdefault(alike, []).append((cell, read.feature))
-        self._ladder_of = np.array([ladder for ladder, _ in windows], dtype=np.int64)
+        ladder_of = self._ladder_of = np.array([ladder for ladder, _ in windows], dtype=np.int64)
         self._ladder_hop = np.array([part.ladders[ladder].hop or 1 for ladder, _ in windows], dtype=np.int64)[:, None]
+        self._window_row = self._row_words[ladder_of]
+        self._window_empty = empty_at[ladder_of]
         self._back = np.array([w.delay + (w.length or 0) for _, w in windows], dtype=np.int64)[:, None]
         self._window_hop = np.array([w.hop or 1 for _, w in windows], dtype=np.int64)[:, None]
         self._endless = np.array([w.length is None for _, w in windows])
-        by_number = list(windows)
-        self._groups = [self._group(cells, reads[key], by_number) for key, cells in groups.items()]
+        self._compile([*windows], cells, reads)
 
-    def _group(
+    def _compile(
         self,
-        cells: dict[tuple[int, int], int],
-        reads: dict[Any, list[tuple[int, int]]],
         windows: list[tuple[int, Window]],
-    ) -> _Group:
+        cells: dict[Any, dict[tuple[int, int], int]],
+        reads: dict[Any, dict[Any, list[tuple[int, int]]]],
+    ) -> None:
+        """Lay out both gathers: what merging adds up comes first, then group by group, slot by slot."""
         part = self._part
-        in_row = []
-        for number, measure in cells:
-            held = part.ladders[windows[number][0]].measures
-            in_row.append(sum(len(part.measures[each].slots) for each in held[: held.index(measure)]))
-        found = []
-        for pairs in reads.values():
-            first = self._layout.features[pairs[0][1]]
-            cell, feature = np.array(pairs, dtype=np.int64).T
-            depends = type(first.aggregate).value_columns is not Aggregate.value_columns
-            found.append((first.aggregate, first.window if depends else None, cell, feature))
-        return _Group(
-            part.measures[next(iter(cells))[1]],
-            np.array([number for number, _ in cells], dtype=np.int64),
-            np.array(in_row, dtype=np.int64),
-            np.array([3 + part.slot_offsets[measure] for _, measure in cells], dtype=np.int64),
-            found,
-        )
+        order = [
+            (alike, slot)
+            for added in (True, False)
+            for alike, mine in cells.items()
+            for aggregate in [part.measures[next(iter(mine))[1]]]
+            for slot in range(len(aggregate.slots))
+            if (slot in aggregate.added_slots) is added
+        ]
+        rows: list[tuple[int, int, int]] = []  # of every word gathered from rows: window, word in the row, word in the tails
+        tails: list[int] = []  # of every word gathered from tails: word in the record
+        least: dict[str, list[int]] = {"rows": [], "tails": []}
+        row_slices: dict[Any, dict[int, slice]] = {alike: {} for alike in cells}
+        tail_slices: dict[Any, dict[int, slice]] = {alike: {} for alike in cells}
+        for alike, slot in order:
+            mine = cells[alike]
+            measures = list(dict.fromkeys(measure for _, measure in mine))
+            row_slices[alike][slot] = slice(len(rows), len(rows) + len(mine))
+            tail_slices[alike][slot] = slice(len(tails), len(tails) + len(measures))
+            for number, measure in mine:
+                held = part.ladders[windows[number][0]].measures
+                begin = sum(len(part.measures[each].slots) for each in held[: held.index(measure)])
+                rows.append((number, begin + slot, len(tails) + measures.index(measure)))
+            tails += [len(RECORD_SLOTS) + part.slot_offsets[measure] + slot for measure in measures]
+            if slot in part.measures[measures[0]].added_slots:
+                lowest = 0 if slot == 0 else -_LIMIT  # the first is a count
+                least["rows"] += [lowest] * len(mine)
+                least["tails"] += [lowest] * len(measures)
+        self._cell_window, word, in_tail = np.array(rows, dtype=np.int64).T
+        self._cell_word, self._cell_tail = word[:, None], in_tail[:, None]
+        self._record_word = np.array(tails, dtype=np.int64)[:, None]
+        self._least_rows = np.array(least["rows"], dtype=np.int64)[:, None]
+        self._least_tails = np.array(least["tails"], dtype=np.int64)[:, None]
+        self._groups = [
+            _Group(
+                part.measures[next(iter(mine))[1]],
+                tuple(where for _, where in sorted(row_slices[alike].items())),
+                tuple(where for _, where in sorted(tail_slices[alike].items())),
+                [self._read_of(pairs, len(mine)) for pairs in reads[alike].values()],
+            )
+            for alike, mine in cells.items()
+        ]
+
+    def _read_of(self, pairs: list[tuple[int, int]], width: int) -> _Read:
+        first = self._layout.features[pairs[0][1]]
+        cells, features = np.array(pairs, dtype=np.int64).T
+        depends = type(first.aggregate).value_columns is not Aggregate.value_columns
+        is_all = np.array_equal(cells, np.arange(width))
+        return _Read(first.aggregate, first.window if depends else None, None if is_all else cells, features)
 
     @staticmethod
     def serves(layout: ViewLayout) -> bool:
@@ -220,8 +290,31 @@ class BatchReader:
         else:
             known = np.ones(len(blobs), dtype=bool)
             opened = self._open(blobs)  # type: ignore[arg-type]
-        at, as_of = self._times(opened, t, exact_time=exact_time)
-        return ViewColumns(self._blocks(opened, at), known, as_of)
+        try:
+            with np.errstate(divide="raise", invalid="raise", over="ignore"):
+                at, as_of = self._times(opened, t, exact_time=exact_time)
+                return ViewColumns(self._blocks(opened, at), known, as_of)
+        except (FloatingPointError, _UnusualError):
+            return self._one_by_one(blobs, t, exact_time=exact_time)
+
+    def _one_by_one(self, blobs: Sequence[bytes | None], t: Instant, *, exact_time: bool) -> ViewColumns:
+        found = [self._reader.read([blob], t, exact_time=exact_time) for blob in blobs]
+        blocks = []
+        for number, (feature, column) in enumerate(
+            zip(self._layout.features, zip(*(one.values for one in found), strict=True), strict=True)
+        ):
+            valid = np.array([[value is not None for value in column]])
+            kind = feature.aggregate.result_type
+            data = np.zeros(valid.shape, dtype=_NUMPY.get(kind, object))
+            for row, value in enumerate(column):
+                if value is not None:
+                    data[0, row] = value
+            blocks.append(Block(np.array([number]), data, valid))
+        return ViewColumns(
+            blocks,
+            np.array([one.known for one in found]),
+            np.array([MIN_INSTANT if one.as_of is None else one.as_of for one in found], dtype=np.int64),
+        )
 
     def _open(self, blobs: Sequence[bytes]) -> _Blobs:
         """Return the blobs as words; CodecError, told by the reader of one, when any is not one of this view."""
@@ -236,9 +329,8 @@ class BatchReader:
         head = words[begin]
         wrong = (head & 0xFFFFFFFF) != self._expected
         wrong |= words[begin + 1] != self._fingerprint
-        number = np.arange(len(self._row_words))[:, None]
-        rows = words.view("<u4")[2 * (begin + _HEADER_WORDS) + number].astype(np.int64)
-        after = np.cumsum(rows * (1 + self._row_words), axis=0)
+        rows = words.view("<u4")[2 * (begin + _HEADER_WORDS) + self._ladder_number].astype(np.int64)
+        after = np.cumsum(rows * self._row_space, axis=0)
         after += begin + self._fixed_words
         hops = np.vstack((begin + self._fixed_words, after[:-1]))
         tail = after[-1]
@@ -248,9 +340,9 @@ class BatchReader:
         if wrong.any():
             self._refuse(blobs, wrong)
         record_key = np.repeat(np.arange(keys), tails)
-        place = np.arange(len(record_key)) - np.repeat(np.cumsum(tails) - tails, tails)
+        place = np.arange(len(record_key)) - (np.cumsum(tails) - tails)[record_key]
         record = tail[record_key] + place * self._record_words
-        return _Blobs(words, hops, rows, int(ends[-1]), words[begin + 2], ends, tails, record, record_key)
+        return _Blobs(words, hops, rows, int(ends[-1]), words[begin + 2], record, record_key)
 
     def _refuse(self, blobs: Sequence[bytes], wrong: np.ndarray) -> None:
         for row in np.flatnonzero(wrong).tolist():
@@ -264,91 +356,144 @@ class BatchReader:
         while True:
             as_of = found.newest.copy()
             counts = oldest < (at if len(at) == 1 else at[found.record_key])
-            np.maximum.at(as_of, found.record_key[counts], newest[counts])
+            if counts.all():
+                np.maximum.at(as_of, found.record_key, newest)
+            else:
+                np.maximum.at(as_of, found.record_key[counts], newest[counts])
             late = as_of >= at
             if not late.any():
                 return at, as_of
             if exact_time:
                 raise self._reader.past(t, int(as_of[np.argmax(late)]))
+            if int(as_of.max()) == MAX_INSTANT:
+                raise _UnusualError
             at = np.where(late, as_of + 1, at)
 
     def _blocks(self, found: _Blobs, at: np.ndarray) -> list[Block]:
         """Return all features of all keys."""
-        words, keys = found.words, len(found.newest)
+        keys = len(found.newest)
         low = at - self._back
         low -= low % self._window_hop  # of every window its start; shape (windows, keys or 1)
         row = self._rows(found, low // self._ladder_hop)
         low[self._endless] = MIN_INSTANT
-        # With the longest tails first, the keys that have an n-th record are the first ones: slices, not copies.
-        order = np.argsort(-found.tails, kind="stable")
-        back = np.empty_like(order)
-        back[order] = np.arange(keys)
-        row = row[:, order].T
-        steps = self._steps(found, at, low, order)
-        doubles = words.view(np.float64)
+        place = row.take(self._cell_window, axis=0)
+        place += self._cell_word
+        rows = found.words.take(place)
+        _check(rows, self._least_rows)
+        tails = self._tails(found, at, low)
+        if tails is not None:
+            self._merge(rows, tails)
+        doubles = rows.view(np.float64)
         blocks = []
         for group in self._groups:
-            aggregate, width = group.aggregate, len(group.window)
-            sources = [words if slot == "i8" else doubles for slot in aggregate.slots]
-            first = row.take(group.window, axis=1)
-            first += group.in_row
-            partial = tuple(source.take(first + slot).ravel() for slot, source in enumerate(sources))
-            for record, covered in steps:
-                counts = covered.take(group.window, axis=1).ravel()
-                if not counts.any():
-                    continue
-                place = (record + group.in_record).ravel()
-                more = tuple(source.take(place + slot) for slot, source in enumerate(sources))
-                mine = tuple(column[: len(counts)] for column in partial)
-                for column, merged in zip(mine, aggregate.merge_columns(mine, more), strict=True):
-                    np.copyto(column, merged, where=counts)
-            for one, window, cell, feature in group.reads:
-                place = (back * width)[:, None] + cell
-                chosen = tuple(column.take(place.ravel()) for column in partial)
-                times = np.repeat(np.broadcast_to(at, keys), len(cell)) if window is not None else at
-                result, valid = one.value_columns(chosen, times, window)  # type: ignore[arg-type]
-                if one.result_type == DataType.BOOL:
+            slots = group.aggregate.slots
+            partial = [(rows if slot == "i8" else doubles)[cells] for slot, cells in zip(slots, group.cells, strict=True)]
+            for read in group.reads:
+                chosen = partial if read.cells is None else [column[read.cells] for column in partial]
+                shape = chosen[0].shape
+                times = np.tile(np.broadcast_to(at, keys), shape[0]) if read.window is not None else at
+                result, valid = read.aggregate.value_columns(
+                    tuple(column.reshape(-1) for column in chosen),
+                    times,
+                    read.window,  # type: ignore[arg-type]
+                )
+                if read.aggregate.result_type == DataType.BOOL:
                     result = result != 0
-                blocks.append(Block(feature, result.reshape(place.shape), valid.reshape(place.shape)))
+                blocks.append(Block(read.features, result.reshape(shape), valid.reshape(shape)))
         return blocks
+
+    def _merge(self, rows: np.ndarray, tails: _Tails) -> None:
+        """Merge the running tails into the rows, where a window covers any."""
+        steps, width, keys = tails.running.shape
+        whole = tails.running.reshape(-1)
+        step = np.maximum(tails.count - 1, 0).take(self._cell_window, axis=0)
+        place = (step * width + self._cell_tail) * keys + np.arange(keys)
+        more = whole.take(place)
+        mine = rows if tails.keys is None else rows.take(tails.keys, axis=1)
+        covered = (tails.count > 0).take(self._cell_window, axis=0)
+        for group in self._groups:
+            slots = group.aggregate.slots
+            sides = [
+                tuple(
+                    (side if slot == "i8" else side.view(np.float64))[cells].reshape(-1)
+                    for slot, cells in zip(slots, group.cells, strict=True)
+                )
+                for side in (mine, more)
+            ]
+            merged = group.aggregate.merge_columns(sides[0], sides[1])
+            where = covered[group.cells[0]].reshape(-1)
+            for column, values in zip(sides[0], merged, strict=True):
+                np.copyto(column, values, where=where)
+        if tails.keys is not None:
+            rows[:, tails.keys] = mine
 
     def _rows(self, found: _Blobs, wanted: np.ndarray) -> np.ndarray:
         """Return the first word of the row of every window and key; that of an empty row where there is none.
 
-        The row is the first whose hop id is not less than ``wanted``: a binary search of all at once.
+        The row is the first whose hop id is not less than ``wanted``: a binary search of all at once, which looks where
+        ``bisect_left`` does.
         """
         hops, rows = found.hops[self._ladder_of], found.rows[self._ladder_of]
-        low = hops.copy()
-        left = np.where(self._endless[:, None] | (found.words[low] >= wanted), 0, rows)
-        while left.any():
+        low, left = hops.copy(), rows.copy()
+        left[self._endless] = 0
+        for _ in range(int(left.max()).bit_length()):
             half = left >> 1
             middle = low + half
-            less = (found.words[middle] < wanted) & (left > 0)
+            less = found.words.take(middle) < wanted
+            less &= left > 0
             low = np.where(less, middle + 1, low)
             left = np.where(less, left - half - 1, half)
         place = low - hops
-        width = self._row_words[self._ladder_of]
-        return np.where(place < rows, hops + rows + place * width, found.empty + self._empty_at[self._ladder_of])
+        return np.where(place < rows, hops + rows + place * self._window_row, found.empty + self._window_empty)
 
-    def _steps(
-        self, found: _Blobs, at: np.ndarray, low: np.ndarray, order: np.ndarray
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the tail in steps: the n-th record of every key that has one, and the windows it counts in.
+    def _tails(self, found: _Blobs, at: np.ndarray, low: np.ndarray) -> _Tails | None:
+        """Return the tail records that count at ``at``, merged from the newest on; None without any."""
+        record, key = found.record, found.record_key
+        if not len(record):
+            return None
+        tile, oldest = found.words.take(record), found.words.take(record + 1)
+        counts = oldest < (at if len(at) == 1 else at[key])
+        if not counts.all():
+            record, key, tile = record[counts], key[counts], tile[counts]
+            if not len(record):
+                return None
+        if ((tile[1:] < tile[:-1]) & (key[1:] == key[:-1])).any():
+            order = np.lexsort((tile, key))
+            record, tile = record[order], tile[order]
+        size = np.bincount(key, minlength=len(found.newest))
+        keys = None
+        if not size.all():
+            keys = np.flatnonzero(size)
+            size = size[keys]
+            low = low if low.shape[1] == 1 else low[:, keys]
+        step = np.arange(int(size.max()))[:, None]
+        if len(step) > _MOST_STEPS:
+            raise _UnusualError
+        # A key with fewer records than steps reads those of the keys before it: no window covers them.
+        place = np.maximum(np.cumsum(size) - 1 - step, 0)
+        covered = (tile[place] >= low[:, None, :]) & (step < size)
+        running = found.words.take(record[place][:, None, :] + self._record_word)
+        _check(running, self._least_tails)
+        if len(running) > 1:
+            self._run(running)
+        return _Tails(keys, running, np.add.reduce(covered, axis=1, dtype=np.int64))
 
-        Shapes: (keys, 1) and (keys, windows), of the first keys in ``order``.
-        """
-        if not len(found.record):
-            return []
-        tails = found.tails[order]
-        first = (found.ends - found.tails * self._record_words)[order]
-        if low.shape[1] > 1:
-            low, at = low[:, order], at[order]
-        steps = []
-        for place in range(int(tails[0])):
-            keys = int(np.searchsorted(-tails, -place))
-            record = first[:keys] + place * self._record_words
-            start, oldest = found.words.take(record), found.words.take(record + 1)
-            covered = (start >= low[:, :keys]) & (oldest < at[:keys])
-            if covered.any():
-                steps.append((record[:, None], covered.T))
-        return steps
+    def _run(self, running: np.ndarray) -> None:
+        """Replace every step by its merge with all before it."""
+        steps = len(running)
+        doubles = running.view(np.float64)
+        for group in self._groups:
+            where = [
+                (running if slot == "i8" else doubles)[:, measures]
+                for slot, measures in zip(group.aggregate.slots, group.measures, strict=True)
+            ]
+            merged = group.aggregate.running_columns(tuple(column.reshape(steps, -1) for column in where))
+            for column, values in zip(where, merged, strict=True):
+                column[...] = values.reshape(column.shape)
+
+
+def _check(gathered: np.ndarray, least: np.ndarray) -> None:
+    """Raise unless every integer that is added up, the first ones gathered, is in [least, least + ``_LIMIT``)."""
+    added = gathered[..., : len(least), :] - least
+    if int(added.view(np.uint64).max(initial=0)) >= 2 * _LIMIT:
+        raise _UnusualError

@@ -47,7 +47,7 @@ _ONE_PER_BUCKET = [
     for bucket in range(BUCKETS)
 ]
 _MOST_CHOSEN = 256
-MANY = 16
+MANY = 4
 """Entities from which on reading them at once is quicker than one by one."""
 
 

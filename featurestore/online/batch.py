@@ -26,7 +26,16 @@ from featurestore.algebra import Aggregate
 from featurestore.algebra.rows import row_format
 from featurestore.algebra.tiles import RECORD_SLOTS
 from featurestore.datatypes import DataType
-from featurestore.online.codec import HEADER, MAGIC, VERSION, counts_size, empty_base, parse_frame, record_size
+from featurestore.online.codec import (
+    HEADER,
+    MAGIC,
+    VERSION,
+    counts_size,
+    empty_base,
+    parse_frame,
+    record_format,
+    record_size,
+)
 from featurestore.online.reader import ViewValues
 from featurestore.timeline import MAX_INSTANT, MIN_INSTANT
 
@@ -84,8 +93,13 @@ def lists_of(blocks: Sequence[Block], features: int) -> list[list[Any]]:
     return found
 
 
-_LIMIT, _MOST_STEPS = 1 << 52, 1000
-"""Below the one, sums of the other stay within int64."""
+_LIMIT, _MOST_STEPS = 1 << 56, 60
+"""So many integers in [-_LIMIT, _LIMIT) add up within int64."""
+
+
+_STAMPS = np.arange(3)[:, None, None]
+_FEW_ROWS = 64
+"""Up to so many rows, looking at all of them is quicker than searching."""
 
 
 class _UnusualError(Exception):
@@ -122,25 +136,24 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class _Blobs:
-    """Blobs of n keys as words, and after them an empty row of every ladder.
+    """Blobs of n keys as words; after them an empty row of every ladder and an empty tail record.
 
     Attributes:
         words: All blobs, one after the other.
         hops: First word of the hop ids, shape (ladders, keys).
         rows: Number of rows, same shape.
-        empty: First word of the empty rows.
+        after: The word after the last blob, where the empty rows begin.
         newest: Newest event time in the base, per key.
-        record: First word of every tail record, of all keys in order.
-        record_key: The key it belongs to.
+        records: First word of the tail records, shape (steps, keys): the last one of every key, the one before, ...; of
+            a key that has none left, the empty record.
     """
 
     words: np.ndarray
     hops: np.ndarray
     rows: np.ndarray
-    empty: int
+    after: int
     newest: np.ndarray
-    record: np.ndarray
-    record_key: np.ndarray
+    records: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +162,7 @@ class _Tails:
 
     Attributes:
         keys: Which keys; None for all.
-        running: Their slots, shape (steps, slots, k): step 0 the newest record, and after ``_run`` merged with those before.
+        running: Slots, shape (steps, slots, k): step 0 is the newest record, every other one is merged with those before.
         count: How many of the newest a window covers, shape (windows, k).
     """
 
@@ -169,17 +182,17 @@ class BatchReader:
         row_words = [size // 8 for size in part.row_sizes]
         self._row_words = np.array(row_words, dtype=np.int64)[:, None]
         self._row_space = self._row_words + 1  # with the hop id
-        self._ladder_number = np.arange(len(row_words))[:, None]
         self._fixed_words = (HEADER.size + counts_size(len(part.ladders))) // 8
         self._expected = int.from_bytes(MAGIC + bytes((VERSION, part.number)), "little")
-        self._fingerprint = int(np.array(part.fingerprint_word, dtype=np.uint64).view(np.int64))
+        self._fingerprint = int(np.uint64(part.fingerprint_word).view(np.int64))
         self._no_key = empty_base(part)
-        self._empty_rows = b"".join(
-            row_format(part.ladder_slots(ladder)).pack(
-                tuple(value for measure in ladder.measures for value in part.measures[measure].empty())
-            )
+        empty = [part.measures[measure].empty() for measure in range(len(part.measures))]
+        self._empties = b"".join(
+            row_format(part.ladder_slots(ladder)).pack(tuple(v for m in ladder.measures for v in empty[m]))
             for ladder in part.ladders
-        )
+        ) + record_format(part).pack((MIN_INSTANT, MAX_INSTANT, MIN_INSTANT, *(v for each in empty for v in each)))
+        self._no_record = sum(row_words)
+        self._head = np.arange(self._fixed_words)
         empty_at = np.cumsum([0, *row_words[:-1]])[:, None]
         windows: dict[tuple[int, Window], int] = {}
         cells: dict[Any, dict[tuple[int, int], int]] = {}
@@ -201,6 +214,7 @@ class BatchReader:
         self._back = np.array([w.delay + (w.length or 0) for _, w in windows], dtype=np.int64)[:, None]
         self._window_hop = np.array([w.hop or 1 for _, w in windows], dtype=np.int64)[:, None]
         self._endless = np.array([w.length is None for _, w in windows])
+        self._has_endless = bool(self._endless.any())
         self._compile([*windows], cells, reads)
 
     def _compile(
@@ -284,16 +298,16 @@ class BatchReader:
 
     def columns(self, blobs: Sequence[bytes | None], t: Instant, *, exact_time: bool) -> ViewColumns:
         """Return the features of every key by feature; arguments and errors as of ``read``."""
+        known = np.ones(len(blobs), dtype=bool)
+        present: Sequence[bytes] = blobs  # type: ignore[assignment]
         if None in blobs:
             known = np.array([blob is not None for blob in blobs])
-            opened = self._open([self._no_key if blob is None else blob for blob in blobs])
-        else:
-            known = np.ones(len(blobs), dtype=bool)
-            opened = self._open(blobs)  # type: ignore[arg-type]
+            present = [self._no_key if blob is None else blob for blob in blobs]
         try:
             with np.errstate(divide="raise", invalid="raise", over="ignore"):
-                at, as_of = self._times(opened, t, exact_time=exact_time)
-                return ViewColumns(self._blocks(opened, at), known, as_of)
+                opened = self._open(present)
+                at, as_of, records = self._times(opened, t, exact_time=exact_time)
+                return ViewColumns(self._blocks(opened, at, records), known, as_of)
         except (FloatingPointError, _UnusualError):
             return self._one_by_one(blobs, t, exact_time=exact_time)
 
@@ -318,69 +332,84 @@ class BatchReader:
 
     def _open(self, blobs: Sequence[bytes]) -> _Blobs:
         """Return the blobs as words; CodecError, told by the reader of one, when any is not one of this view."""
-        keys = len(blobs)
-        sizes = np.fromiter(map(len, blobs), dtype=np.int64, count=keys)
-        if int(sizes.min()) < 8 * self._fixed_words or (sizes & 7).any():
+        sizes = np.fromiter(map(len, blobs), dtype=np.int64, count=len(blobs))
+        if int(sizes.min()) < 8 * self._fixed_words or int(np.bitwise_or.reduce(sizes)) & 7:
             self._refuse(blobs, (sizes < 8 * self._fixed_words) | (sizes % 8 != 0))
-        words = np.frombuffer(b"".join([*blobs, self._empty_rows]), dtype="<i8")
+        words = np.frombuffer(b"".join([*blobs, self._empties]), dtype="<i8")
         sizes >>= 3
         ends = np.cumsum(sizes)
         begin = ends - sizes
-        head = words[begin]
-        wrong = (head & 0xFFFFFFFF) != self._expected
-        wrong |= words[begin + 1] != self._fingerprint
-        rows = words.view("<u4")[2 * (begin + _HEADER_WORDS) + self._ladder_number].astype(np.int64)
-        after = np.cumsum(rows * self._row_space, axis=0)
-        after += begin + self._fixed_words
-        hops = np.vstack((begin + self._fixed_words, after[:-1]))
-        tail = after[-1]
-        tails, rest = np.divmod(ends - tail, self._record_words)
-        wrong |= (tail - begin) << 3 != (head >> 32) & 0xFFFFFFFF
-        wrong |= (tails < 0) | (rest != 0)
-        if wrong.any():
-            self._refuse(blobs, wrong)
-        record_key = np.repeat(np.arange(keys), tails)
-        place = np.arange(len(record_key)) - (np.cumsum(tails) - tails)[record_key]
-        record = tail[record_key] + place * self._record_words
-        return _Blobs(words, hops, rows, int(ends[-1]), words[begin + 2], record, record_key)
+        head = words.take(begin[:, None] + self._head)
+        rows = head[:, _HEADER_WORDS:].view("<u4").T[: len(self._row_words)].astype(np.int64)
+        space = rows * self._row_space
+        hops = np.cumsum(space, axis=0)
+        base = hops[-1] + self._fixed_words
+        wrong = head[:, 0] != (base << 35) + self._expected  # the base length stands there in bytes, 32 bits up
+        wrong |= head[:, 1] != self._fingerprint
+        sizes -= base
+        tails = sizes // self._record_words
+        wrong |= tails * self._record_words != sizes
+        if wrong.any() or int(tails.min()) < 0:
+            self._refuse(blobs, wrong | (tails < 0))
+        hops += begin + self._fixed_words
+        hops -= space
+        after = int(ends[-1])
+        step = np.arange(int(tails.max()))[:, None]
+        if len(step) > _MOST_STEPS:
+            raise _UnusualError
+        records = np.where(step < tails, ends - (step + 1) * self._record_words, after + self._no_record)
+        return _Blobs(words, hops, rows, after, head[:, 2], records)
 
     def _refuse(self, blobs: Sequence[bytes], wrong: np.ndarray) -> None:
         for row in np.flatnonzero(wrong).tolist():
             parse_frame(blobs[row], self._part)
         raise AssertionError("the two readers disagree on what a blob is")
 
-    def _times(self, found: _Blobs, t: Instant, *, exact_time: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return the time to read at, of all keys or one for every key, and per key the newest event time before it."""
-        oldest, newest = found.words[found.record + 1], found.words[found.record + 2]
+    def _times(self, found: _Blobs, t: Instant, *, exact_time: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the time to read at, of all keys or one for every key, the newest event time before it, and the records.
+
+        The records are those that count then, newest tile first, as in ``_Blobs``.
+        """
         at = np.array([t], dtype=np.int64)
+        tile, oldest, newest = found.words.take(found.records + _STAMPS)
+        if self._has_endless and ((tile == MIN_INSTANT) & (found.records < found.after)).any():
+            raise _UnusualError  # it would pass for the empty record
         while True:
-            as_of = found.newest.copy()
-            counts = oldest < (at if len(at) == 1 else at[found.record_key])
-            if counts.all():
-                np.maximum.at(as_of, found.record_key, newest)
-            else:
-                np.maximum.at(as_of, found.record_key[counts], newest[counts])
+            counts = oldest < at
+            as_of = found.newest
+            if len(counts):
+                as_of = np.maximum(as_of, np.where(counts, newest, MIN_INSTANT).max(axis=0))
             late = as_of >= at
             if not late.any():
-                return at, as_of
+                break
             if exact_time:
                 raise self._reader.past(t, int(as_of[np.argmax(late)]))
             if int(as_of.max()) == MAX_INSTANT:
                 raise _UnusualError
             at = np.where(late, as_of + 1, at)
+        if not len(counts):
+            return at, as_of, found.records
+        tile = np.where(counts, tile, MIN_INSTANT)
+        records = np.where(counts, found.records, found.after + self._no_record)
+        if (tile[1:] > tile[:-1]).any():
+            records = np.take_along_axis(records, np.argsort(~tile, axis=0, kind="stable"), axis=0)
+        while len(records) and int(records[-1].min()) == found.after + self._no_record:
+            records = records[:-1]  # no key has as many that count
+        return at, as_of, records
 
-    def _blocks(self, found: _Blobs, at: np.ndarray) -> list[Block]:
-        """Return all features of all keys."""
+    def _blocks(self, found: _Blobs, at: np.ndarray, records: np.ndarray) -> list[Block]:
+        """Return all features of all keys; ``records`` are those that count."""
         keys = len(found.newest)
         low = at - self._back
         low -= low % self._window_hop  # of every window its start; shape (windows, keys or 1)
         row = self._rows(found, low // self._ladder_hop)
-        low[self._endless] = MIN_INSTANT
+        if self._has_endless:
+            low[self._endless] = MIN_INSTANT + 1  # all but the empty record
         place = row.take(self._cell_window, axis=0)
         place += self._cell_word
         rows = found.words.take(place)
         _check(rows, self._least_rows)
-        tails = self._tails(found, at, low)
+        tails = self._tails(found, records, low)
         if tails is not None:
             self._merge(rows, tails)
         doubles = rows.view(np.float64)
@@ -430,49 +459,35 @@ class BatchReader:
     def _rows(self, found: _Blobs, wanted: np.ndarray) -> np.ndarray:
         """Return the first word of the row of every window and key; that of an empty row where there is none.
 
-        The row is the first whose hop id is not less than ``wanted``: a binary search of all at once, which looks where
-        ``bisect_left`` does.
+        The row is the first whose hop id is not less than ``wanted``.
         """
         hops, rows = found.hops[self._ladder_of], found.rows[self._ladder_of]
-        low, left = hops.copy(), rows.copy()
-        left[self._endless] = 0
-        for _ in range(int(left.max()).bit_length()):
-            half = left >> 1
-            middle = low + half
-            less = found.words.take(middle) < wanted
-            less &= left > 0
-            low = np.where(less, middle + 1, low)
-            left = np.where(less, left - half - 1, half)
-        place = low - hops
-        return np.where(place < rows, hops + rows + place * self._window_row, found.empty + self._window_empty)
+        most = int(rows.max())
+        if most <= _FEW_ROWS:
+            number = np.arange(most)[:, None]
+            less = found.words.take(hops[:, None, :] + number, mode="clip") < wanted[:, None, :]
+            less &= number < rows[:, None, :]
+            if (less[:, 1:] > less[:, :-1]).any():
+                raise _UnusualError  # they do not ascend
+            place = np.add.reduce(less, axis=1, dtype=np.int64)
+        else:
+            place = _bisect(found.words, hops, rows, wanted)
+        if self._has_endless:
+            place[self._endless] = 0
+        return np.where(place < rows, hops + rows + place * self._window_row, found.after + self._window_empty)
 
-    def _tails(self, found: _Blobs, at: np.ndarray, low: np.ndarray) -> _Tails | None:
-        """Return the tail records that count at ``at``, merged from the newest on; None without any."""
-        record, key = found.record, found.record_key
-        if not len(record):
+    def _tails(self, found: _Blobs, records: np.ndarray, low: np.ndarray) -> _Tails | None:
+        """Return the tail records merged from the newest on; None without any."""
+        if not len(records):
             return None
-        tile, oldest = found.words.take(record), found.words.take(record + 1)
-        counts = oldest < (at if len(at) == 1 else at[key])
-        if not counts.all():
-            record, key, tile = record[counts], key[counts], tile[counts]
-            if not len(record):
-                return None
-        if ((tile[1:] < tile[:-1]) & (key[1:] == key[:-1])).any():
-            order = np.lexsort((tile, key))
-            record, tile = record[order], tile[order]
-        size = np.bincount(key, minlength=len(found.newest))
         keys = None
-        if not size.all():
-            keys = np.flatnonzero(size)
-            size = size[keys]
+        has_some = records[0] < found.after
+        if not has_some.all():
+            keys = np.flatnonzero(has_some)
+            records = records[:, keys]
             low = low if low.shape[1] == 1 else low[:, keys]
-        step = np.arange(int(size.max()))[:, None]
-        if len(step) > _MOST_STEPS:
-            raise _UnusualError
-        # A key with fewer records than steps reads those of the keys before it: no window covers them.
-        place = np.maximum(np.cumsum(size) - 1 - step, 0)
-        covered = (tile[place] >= low[:, None, :]) & (step < size)
-        running = found.words.take(record[place][:, None, :] + self._record_word)
+        covered = found.words.take(records) >= low[:, None, :]
+        running = found.words.take(records[:, None, :] + self._record_word)
         _check(running, self._least_tails)
         if len(running) > 1:
             self._run(running)
@@ -490,6 +505,22 @@ class BatchReader:
             merged = group.aggregate.running_columns(tuple(column.reshape(steps, -1) for column in where))
             for column, values in zip(where, merged, strict=True):
                 column[...] = values.reshape(column.shape)
+
+
+def _bisect(words: np.ndarray, low: np.ndarray, rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return for every search how many of ``rows`` ascending words from ``low`` on are less than ``wanted``.
+
+    All at once, and where ``bisect_left`` looks, so that words that do not ascend give the same.
+    """
+    begin, left = low, rows
+    for _ in range(int(left.max()).bit_length()):
+        half = left >> 1
+        middle = low + half
+        less = words.take(middle, mode="clip") < wanted
+        less &= left > 0
+        low = np.where(less, middle + 1, low)
+        left = np.where(less, left - half - 1, half)
+    return low - begin
 
 
 def _check(gathered: np.ndarray, least: np.ndarray) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from functools import cached_property
+from zlib import crc32
 from typing import TYPE_CHECKING, Any
 
 from featurestore.datatypes import DataType
@@ -184,14 +185,15 @@ class ServiceLookup:
 
     def _of_text(self, entities: Sequence[Mapping[str, Any]], name: str) -> list[bytes] | None:
         """Return ``store_keys`` where all views have the same text as key, as most do; None if an entity has no such key."""
-        encoded = []
-        for entity in entities:
-            value = entity.get(name)
-            if type(value) is not str or not value.isascii():
-                return None
-            encoded.append(_TEXT(b"s", len(value)) + value.encode())
+        values = [entity.get(name) for entity in entities]
+        if {*map(type, values)} != {str} or not "".join(values).isascii():
+            return None
+        encoded = [_TEXT(b"s", len(value)) + value.encode() for value in values]
         heads = self._heads
-        keys = [head + key for key in encoded for head in heads[bucket_of(key)]]
+        if self._width == 1:
+            keys = [heads[crc32(key) % BUCKETS][0] + key for key in encoded]
+        else:
+            keys = [head + key for key in encoded for head in heads[crc32(key) % BUCKETS]]
         return keys + self._complete_keys
 
     def vectors(

@@ -412,20 +412,15 @@ class BatchReader:
         tails = self._tails(found, records, low)
         if tails is not None:
             self._merge(rows, tails)
-        doubles = rows.view(np.float64)
         blocks = []
-        for group in self._groups:
-            slots = group.aggregate.slots
-            partial = [(rows if slot == "i8" else doubles)[cells] for slot, cells in zip(slots, group.cells, strict=True)]
+        for group, partial in zip(self._groups, self._partials(rows), strict=True):
             for read in group.reads:
-                chosen = partial if read.cells is None else [column[read.cells] for column in partial]
-                shape = chosen[0].shape
+                chosen = partial
+                if read.cells is not None:
+                    chosen = tuple(column.reshape(-1, keys)[read.cells].reshape(-1) for column in partial)
+                shape = (len(read.features), keys)
                 times = np.tile(np.broadcast_to(at, keys), shape[0]) if read.window is not None else at
-                result, valid = read.aggregate.value_columns(
-                    tuple(column.reshape(-1) for column in chosen),
-                    times,
-                    read.window,  # type: ignore[arg-type]
-                )
+                result, valid = read.aggregate.value_columns(chosen, times, read.window)  # type: ignore[arg-type]
                 if read.aggregate.result_type == DataType.BOOL:
                     result = result != 0
                 blocks.append(Block(read.features, result.reshape(shape), valid.reshape(shape)))
@@ -434,27 +429,32 @@ class BatchReader:
     def _merge(self, rows: np.ndarray, tails: _Tails) -> None:
         """Merge the running tails into the rows, where a window covers any."""
         steps, width, keys = tails.running.shape
-        whole = tails.running.reshape(-1)
         step = np.maximum(tails.count - 1, 0).take(self._cell_window, axis=0)
-        place = (step * width + self._cell_tail) * keys + np.arange(keys)
-        more = whole.take(place)
+        step *= width
+        step += self._cell_tail
+        step *= keys
+        step += np.arange(keys)
+        more = tails.running.reshape(-1).take(step)
         mine = rows if tails.keys is None else rows.take(tails.keys, axis=1)
         covered = (tails.count > 0).take(self._cell_window, axis=0)
-        for group in self._groups:
-            slots = group.aggregate.slots
-            sides = [
-                tuple(
-                    (side if slot == "i8" else side.view(np.float64))[cells].reshape(-1)
-                    for slot, cells in zip(slots, group.cells, strict=True)
-                )
-                for side in (mine, more)
-            ]
-            merged = group.aggregate.merge_columns(sides[0], sides[1])
+        for group, a, b in zip(self._groups, self._partials(mine), self._partials(more), strict=True):
             where = covered[group.cells[0]].reshape(-1)
-            for column, values in zip(sides[0], merged, strict=True):
-                np.copyto(column, values, where=where)
+            for column, merged in zip(a, group.aggregate.merge_columns(a, b), strict=True):
+                np.copyto(column, merged, where=where)
         if tails.keys is not None:
             rows[:, tails.keys] = mine
+
+    def _partials(self, rows: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+        """Return per group the columns in a gather of rows: views, of shape (cells * keys,)."""
+        doubles, keys = rows.view(np.float64).reshape(-1), rows.shape[1]
+        words = rows.reshape(-1)
+        return [
+            tuple(
+                (words if slot == "i8" else doubles)[cells.start * keys : cells.stop * keys]
+                for slot, cells in zip(group.aggregate.slots, group.cells, strict=True)
+            )
+            for group in self._groups
+        ]
 
     def _rows(self, found: _Blobs, wanted: np.ndarray) -> np.ndarray:
         """Return the first word of the row of every window and key; that of an empty row where there is none.
@@ -482,7 +482,7 @@ class BatchReader:
             return None
         keys = None
         has_some = records[0] < found.after
-        if not has_some.all():
+        if 2 * np.count_nonzero(has_some) < len(has_some):  # else leaving them out costs more than it saves
             keys = np.flatnonzero(has_some)
             records = records[:, keys]
             low = low if low.shape[1] == 1 else low[:, keys]

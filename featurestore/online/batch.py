@@ -97,9 +97,11 @@ _LIMIT, _MOST_STEPS = 1 << 56, 60
 """So many integers in [-_LIMIT, _LIMIT) add up within int64."""
 
 
+_STEPS = np.arange(_MOST_STEPS)[:, None]
 _STAMPS = np.arange(3)[:, None, None]
 _FEW_ROWS = 64
 """Up to so many rows, looking at all of them is quicker than searching."""
+_ROWS = np.arange(_FEW_ROWS)[:, None]
 
 
 class _UnusualError(Exception):
@@ -193,6 +195,7 @@ class BatchReader:
         ) + record_format(part).pack((MIN_INSTANT, MAX_INSTANT, MIN_INSTANT, *(v for each in empty for v in each)))
         self._no_record = sum(row_words)
         self._head = np.arange(self._fixed_words)
+        self._step_words = (_STEPS + 1) * self._record_words
         empty_at = np.cumsum([0, *row_words[:-1]])[:, None]
         windows: dict[tuple[int, Window], int] = {}
         cells: dict[Any, dict[tuple[int, int], int]] = {}
@@ -255,6 +258,8 @@ class BatchReader:
         self._cell_window, word, in_tail = np.array(rows, dtype=np.int64).T
         self._cell_word, self._cell_tail = word[:, None], in_tail[:, None]
         self._record_word = np.array(tails, dtype=np.int64)[:, None]
+        grouped = [(alike, slot) for alike, mine in cells.items() for slot in sorted(row_slices[alike])]
+        self._order = [grouped.index(one) for one in order]
         self._least_rows = np.array(least["rows"], dtype=np.int64)[:, None]
         self._least_tails = np.array(least["tails"], dtype=np.int64)[:, None]
         self._groups = [
@@ -333,31 +338,31 @@ class BatchReader:
     def _open(self, blobs: Sequence[bytes]) -> _Blobs:
         """Return the blobs as words; CodecError, told by the reader of one, when any is not one of this view."""
         sizes = np.fromiter(map(len, blobs), dtype=np.int64, count=len(blobs))
-        if int(sizes.min()) < 8 * self._fixed_words or int(np.bitwise_or.reduce(sizes)) & 7:
+        if np.minimum.reduce(sizes) < 8 * self._fixed_words or np.bitwise_or.reduce(sizes) & 7:
             self._refuse(blobs, (sizes < 8 * self._fixed_words) | (sizes % 8 != 0))
         words = np.frombuffer(b"".join([*blobs, self._empties]), dtype="<i8")
         sizes >>= 3
-        ends = np.cumsum(sizes)
+        ends = np.add.accumulate(sizes)
         begin = ends - sizes
         head = words.take(begin[:, None] + self._head)
         rows = head[:, _HEADER_WORDS:].view("<u4").T[: len(self._row_words)].astype(np.int64)
         space = rows * self._row_space
-        hops = np.cumsum(space, axis=0)
+        hops = np.add.accumulate(space)
         base = hops[-1] + self._fixed_words
         wrong = head[:, 0] != (base << 35) + self._expected  # the base length stands there in bytes, 32 bits up
         wrong |= head[:, 1] != self._fingerprint
         sizes -= base
         tails = sizes // self._record_words
         wrong |= tails * self._record_words != sizes
-        if wrong.any() or int(tails.min()) < 0:
+        if np.count_nonzero(wrong) or np.minimum.reduce(tails) < 0:
             self._refuse(blobs, wrong | (tails < 0))
         hops += begin + self._fixed_words
         hops -= space
         after = int(ends[-1])
-        step = np.arange(int(tails.max()))[:, None]
-        if len(step) > _MOST_STEPS:
+        steps = int(np.maximum.reduce(tails))
+        if steps > _MOST_STEPS:
             raise _UnusualError
-        records = np.where(step < tails, ends - (step + 1) * self._record_words, after + self._no_record)
+        records = np.where(_STEPS[:steps] < tails, ends - self._step_words[:steps], after + self._no_record)
         return _Blobs(words, hops, rows, after, head[:, 2], records)
 
     def _refuse(self, blobs: Sequence[bytes], wrong: np.ndarray) -> None:
@@ -378,9 +383,9 @@ class BatchReader:
             counts = oldest < at
             as_of = found.newest
             if len(counts):
-                as_of = np.maximum(as_of, np.where(counts, newest, MIN_INSTANT).max(axis=0))
+                as_of = np.maximum(as_of, np.maximum.reduce(np.where(counts, newest, MIN_INSTANT)))
             late = as_of >= at
-            if not late.any():
+            if not np.count_nonzero(late):
                 break
             if exact_time:
                 raise self._reader.past(t, int(as_of[np.argmax(late)]))
@@ -389,11 +394,13 @@ class BatchReader:
             at = np.where(late, as_of + 1, at)
         if not len(counts):
             return at, as_of, found.records
-        tile = np.where(counts, tile, MIN_INSTANT)
-        records = np.where(counts, found.records, found.after + self._no_record)
-        if (tile[1:] > tile[:-1]).any():
+        records = found.records
+        if np.count_nonzero(counts) < counts.size:
+            tile = np.where(counts, tile, MIN_INSTANT)
+            records = np.where(counts, records, found.after + self._no_record)
+        if np.count_nonzero(tile[1:] > tile[:-1]):
             records = np.take_along_axis(records, np.argsort(~tile, axis=0, kind="stable"), axis=0)
-        while len(records) and int(records[-1].min()) == found.after + self._no_record:
+        while len(records) and np.minimum.reduce(records[-1]) > found.after:
             records = records[:-1]  # no key has as many that count
         return at, as_of, records
 
@@ -411,7 +418,7 @@ class BatchReader:
         _check(rows, self._least_rows)
         tails = self._tails(found, records, low)
         if tails is not None:
-            self._merge(rows, tails)
+            rows = self._merge(rows, tails)
         blocks = []
         for group, partial in zip(self._groups, self._partials(rows), strict=True):
             for read in group.reads:
@@ -426,8 +433,8 @@ class BatchReader:
                 blocks.append(Block(read.features, result.reshape(shape), valid.reshape(shape)))
         return blocks
 
-    def _merge(self, rows: np.ndarray, tails: _Tails) -> None:
-        """Merge the running tails into the rows, where a window covers any."""
+    def _merge(self, rows: np.ndarray, tails: _Tails) -> np.ndarray:
+        """Return the rows with the running tails merged in, where a window covers any."""
         steps, width, keys = tails.running.shape
         step = np.maximum(tails.count - 1, 0).take(self._cell_window, axis=0)
         step *= width
@@ -436,13 +443,20 @@ class BatchReader:
         step += np.arange(keys)
         more = tails.running.reshape(-1).take(step)
         mine = rows if tails.keys is None else rows.take(tails.keys, axis=1)
+        pairs = zip(self._groups, self._partials(mine), self._partials(more), strict=True)
+        merged = [column for group, a, b in pairs for column in group.aggregate.merge_columns(a, b)]
         covered = (tails.count > 0).take(self._cell_window, axis=0)
-        for group, a, b in zip(self._groups, self._partials(mine), self._partials(more), strict=True):
-            where = covered[group.cells[0]].reshape(-1)
-            for column, merged in zip(a, group.aggregate.merge_columns(a, b), strict=True):
-                np.copyto(column, merged, where=where)
-        if tails.keys is not None:
-            rows[:, tails.keys] = mine
+        mine = np.where(covered, self._gathered(merged, (-1, keys)), mine)
+        if tails.keys is None:
+            return mine
+        rows[:, tails.keys] = mine
+        return rows
+
+    def _gathered(self, columns: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        """Return the slots of all groups, in order, as one array of words with what is gathered along the axis before the last."""
+        parts = [column.view(np.int64).reshape(*shape[:-2], -1) for column in columns]
+        whole = np.concatenate([parts[place] for place in self._order], axis=-1)
+        return whole.reshape(shape)
 
     def _partials(self, rows: np.ndarray) -> list[tuple[np.ndarray, ...]]:
         """Return per group the columns in a gather of rows: views, of shape (cells * keys,)."""
@@ -462,12 +476,12 @@ class BatchReader:
         The row is the first whose hop id is not less than ``wanted``.
         """
         hops, rows = found.hops[self._ladder_of], found.rows[self._ladder_of]
-        most = int(rows.max())
+        most = int(np.maximum.reduce(rows, axis=None))
         if most <= _FEW_ROWS:
-            number = np.arange(most)[:, None]
+            number = _ROWS[:most]
             less = found.words.take(hops[:, None, :] + number, mode="clip") < wanted[:, None, :]
             less &= number < rows[:, None, :]
-            if (less[:, 1:] > less[:, :-1]).any():
+            if np.count_nonzero(less[:, 1:] > less[:, :-1]):
                 raise _UnusualError  # they do not ascend
             place = np.add.reduce(less, axis=1, dtype=np.int64)
         else:
@@ -490,21 +504,22 @@ class BatchReader:
         running = found.words.take(records[:, None, :] + self._record_word)
         _check(running, self._least_tails)
         if len(running) > 1:
-            self._run(running)
+            running = self._run(running)
         return _Tails(keys, running, np.add.reduce(covered, axis=1, dtype=np.int64))
 
-    def _run(self, running: np.ndarray) -> None:
-        """Replace every step by its merge with all before it."""
-        steps = len(running)
-        doubles = running.view(np.float64)
+    def _run(self, running: np.ndarray) -> np.ndarray:
+        """Return every step merged with all before it."""
+        steps, _, keys = running.shape
+        words, doubles = running.reshape(steps, -1), running.view(np.float64).reshape(steps, -1)
+        merged: list[np.ndarray] = []
         for group in self._groups:
-            where = [
-                (running if slot == "i8" else doubles)[:, measures]
-                for slot, measures in zip(group.aggregate.slots, group.measures, strict=True)
-            ]
-            merged = group.aggregate.running_columns(tuple(column.reshape(steps, -1) for column in where))
-            for column, values in zip(where, merged, strict=True):
-                column[...] = values.reshape(column.shape)
+            merged += group.aggregate.running_columns(
+                tuple(
+                    (words if slot == "i8" else doubles)[:, measures.start * keys : measures.stop * keys]
+                    for slot, measures in zip(group.aggregate.slots, group.measures, strict=True)
+                )
+            )
+        return self._gathered(merged, (steps, -1, keys))
 
 
 def _bisect(words: np.ndarray, low: np.ndarray, rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -526,5 +541,5 @@ def _bisect(words: np.ndarray, low: np.ndarray, rows: np.ndarray, wanted: np.nda
 def _check(gathered: np.ndarray, least: np.ndarray) -> None:
     """Raise unless every integer that is added up, the first ones gathered, is in [least, least + ``_LIMIT``)."""
     added = gathered[..., : len(least), :] - least
-    if int(added.view(np.uint64).max(initial=0)) >= 2 * _LIMIT:
+    if len(least) and np.maximum.reduce(added.view(np.uint64), axis=None) >= 2 * _LIMIT:
         raise _UnusualError

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["LookupPlan", "ServiceLookup"]
 
 _TEXT = struct.Struct("<cI").pack
+_SHORT = [_TEXT(b"s", length) for length in range(64)]
 _ONE_PER_BUCKET = [
     next(key for key in (number.to_bytes(2) for number in range(1 << 16)) if bucket_of(key) == bucket)
     for bucket in range(BUCKETS)
@@ -188,7 +189,10 @@ class ServiceLookup:
         values = [entity.get(name) for entity in entities]
         if {*map(type, values)} != {str} or not "".join(values).isascii():
             return None
-        encoded = [_TEXT(b"s", len(value)) + value.encode() for value in values]
+        if max(map(len, values)) < len(_SHORT):
+            encoded = [_SHORT[len(value)] + value.encode() for value in values]
+        else:
+            encoded = [_TEXT(b"s", len(value)) + value.encode() for value in values]
         heads = self._heads
         if self._width == 1:
             keys = [heads[crc32(key) % BUCKETS][0] + key for key in encoded]

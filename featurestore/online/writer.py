@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from featurestore.online.store import OnlineStore
     from featurestore.timeline import Instant
 
-TAIL_CAP = 8
+TAIL_CAP = 4
 """Records in a tail before it is folded."""
 _KNOWN_BASES = 200_000
 

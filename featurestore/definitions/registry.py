@@ -280,7 +280,11 @@ def _policy_change(left: Any, right: Any) -> str | None:
     """Return what changes in what lookups do with a view's old features; None if nothing does."""
     if not isinstance(right, FeatureView):
         return None
-    old = left.policy if isinstance(left, FeatureView) else LookupPolicy()
-    if old == right.policy:
+    old, new = _serving(left) if isinstance(left, FeatureView) else str(LookupPolicy()), _serving(right)
+    if old == new:
         return None
-    return f"{old} -> {right.policy}" if isinstance(left, FeatureView) else str(right.policy)
+    return f"{old} -> {new}" if isinstance(left, FeatureView) else new
+
+
+def _serving(view: FeatureView) -> str:
+    return f"{view.policy}{'' if view.ttl is None else f'; a key is forgotten {view.ttl} after its last event'}"

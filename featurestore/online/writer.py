@@ -29,6 +29,8 @@ from featurestore.online.fold import drop_unreachable, fold
 from featurestore.online.keys import BUCKETS, bucket_of
 from featurestore.online.store import Append, Blobs, Fence, Refusal, Replacement
 
+from featurestore.timeline import MILLISECOND
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -42,6 +44,11 @@ if TYPE_CHECKING:
 TAIL_CAP = 4
 """Records in a tail before it is folded."""
 _KNOWN_BASES = 200_000
+
+
+def keep_ms(view: FeatureView) -> int:
+    """Return the milliseconds that the blobs of a view are kept after a write, rounded up; 0 for ever."""
+    return 0 if view.ttl_us is None else -(-view.ttl_us // MILLISECOND)
 
 
 class FencedWriter:
@@ -159,13 +166,13 @@ class FencedWriter:
         codes, first, rows_of = np.unique(rows.key, return_index=True, return_counts=True)
         data, begins = record_format(part).encode(rows.records)
         edges = [*begins[first].tolist(), len(data)]
-        base = empty_base(part)
+        base, keep = empty_base(part), keep_ms(self.views[self.parts[index][0]])
         of_bucket: dict[int, Blobs] = {}
         for position, code in enumerate(codes.tolist()):
             bucket = int(of_key[code])
             blobs = of_bucket.get(bucket)
             if blobs is None:
-                blobs = of_bucket[bucket] = Blobs(base)
+                blobs = of_bucket[bucket] = Blobs(base, keep_ms=keep)
             name = self.store.space.blob(part.view, part.fingerprint, keys[code], part.number)
             blobs.names.append(name)
             blobs.records.append(data[edges[position] : edges[position + 1]])
@@ -212,7 +219,10 @@ class FencedWriter:
                 usual, fixed = record_size(self.parts[index][1]), len(blobs.base)
                 for name, length in zip(blobs.names, lengths, strict=False):
                     size = self._wide.pop(name, usual)
-                    if length - self._bases.get(name, fixed) > self.tail_cap * size:
+                    base = self._bases.get(name, fixed)
+                    if length < base:  # it had expired, and began anew
+                        base = self._bases[name] = fixed
+                    if length - base > self.tail_cap * size:
                         grown.setdefault(index, []).append((name, length))
         return grown
 

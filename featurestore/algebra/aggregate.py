@@ -37,6 +37,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import numpy as np
@@ -146,7 +147,7 @@ class Aggregate(ABC):
             )
         return replace(self, value_type=value_type)
 
-    @property
+    @cached_property
     def is_integer(self) -> bool:
         """Whether the input is kept in integer slots (int64, bool, timestamp)."""
         return self.value_type != DataType.FLOAT64

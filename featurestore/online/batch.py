@@ -288,8 +288,13 @@ class BatchReader:
             and all(ladder.is_suffix for ladder in layout.parts[0].ladders)
         )
 
-    def read(self, blobs: Sequence[bytes | None], t: Instant, *, exact_time: bool) -> list[ViewValues]:
-        """Return the features of every key; arguments and errors as of ``ViewReader.read``, with one blob per key."""
+    def read(
+        self, blobs: Sequence[bytes | None], t: Instant | Sequence[Instant], *, exact_time: bool
+    ) -> list[ViewValues]:
+        """Return the features of every key; arguments and errors as of ``ViewReader.read``, with one blob per key.
+
+        The time is one for all, or, where it is not exact, one per key.
+        """
         found = self.columns(blobs, t, exact_time=exact_time)
         return [
             ViewValues(values, known, None if newest == MIN_INSTANT else newest)
@@ -301,7 +306,9 @@ class BatchReader:
             )
         ]
 
-    def columns(self, blobs: Sequence[bytes | None], t: Instant, *, exact_time: bool) -> ViewColumns:
+    def columns(
+        self, blobs: Sequence[bytes | None], t: Instant | Sequence[Instant], *, exact_time: bool
+    ) -> ViewColumns:
         """Return the features of every key by feature; arguments and errors as of ``read``."""
         known = np.ones(len(blobs), dtype=bool)
         present: Sequence[bytes] = blobs  # type: ignore[assignment]
@@ -316,8 +323,13 @@ class BatchReader:
         except (FloatingPointError, _UnusualError):
             return self._one_by_one(blobs, t, exact_time=exact_time)
 
-    def _one_by_one(self, blobs: Sequence[bytes | None], t: Instant, *, exact_time: bool) -> ViewColumns:
-        found = [self._reader.read([blob], t, exact_time=exact_time) for blob in blobs]
+    def _one_by_one(
+        self, blobs: Sequence[bytes | None], t: Instant | Sequence[Instant], *, exact_time: bool
+    ) -> ViewColumns:
+        times = [t] * len(blobs) if isinstance(t, int) else t
+        found = [
+            self._reader.read([blob], at, exact_time=exact_time) for blob, at in zip(blobs, times, strict=True)
+        ]
         blocks = []
         for number, (feature, column) in enumerate(
             zip(self._layout.features, zip(*(one.values for one in found), strict=True), strict=True)
@@ -370,12 +382,14 @@ class BatchReader:
             parse_frame(blobs[row], self._part)
         raise AssertionError("the two readers disagree on what a blob is")
 
-    def _times(self, found: _Blobs, t: Instant, *, exact_time: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _times(
+        self, found: _Blobs, t: Instant | Sequence[Instant], *, exact_time: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the time to read at, of all keys or one for every key, the newest event time before it, and the records.
 
         The records are those that count then, newest tile first, as in ``_Blobs``.
         """
-        at = np.array([t], dtype=np.int64)
+        at = np.array([t] if isinstance(t, int) else t, dtype=np.int64)
         tile, oldest, newest = found.words.take(found.records + _STAMPS)
         if self._has_endless and ((tile == MIN_INSTANT) & (found.records < found.after)).any():
             raise _UnusualError  # it would pass for the empty record
@@ -388,7 +402,7 @@ class BatchReader:
             if not np.count_nonzero(late):
                 break
             if exact_time:
-                raise self._reader.past(t, int(as_of[np.argmax(late)]))
+                raise self._reader.past(int(at[0]), int(as_of[np.argmax(late)]))
             if int(as_of.max()) == MAX_INSTANT:
                 raise _UnusualError
             at = np.where(late, as_of + 1, at)

@@ -194,16 +194,16 @@ class _PartReader:
                 for feature, finalize in quick:
                     values[feature] = finalize(row)
                 continue
-            for measure, aggregate, counts, in_row, in_record, readers in measures:
-                partial: Partial = aggregate.empty() if row is None else row[in_row]
+            for measure, merge, empty, counts, in_row, in_record, readers in measures:
+                partial: Partial = empty if row is None else row[in_row]
                 if covered:
                     merged = newest.setdefault(measure, [])
                     while len(merged) < covered:
                         older = tail[-1 - len(merged)][in_record]
-                        merged.append(aggregate.merge(merged[-1], older) if merged else older)
-                    partial = aggregate.merge(partial, merged[covered - 1])
+                        merged.append(merge(merged[-1], older) if merged else older)
+                    partial = merge(partial, merged[covered - 1])
                     if counts and not (min(partial) >= MIN_INSTANT and max(partial) <= MAX_INSTANT):
-                        raise CodecError(f"view {self.part.view}: {aggregate!r} adds up to {partial}, beyond int64.")
+                        raise CodecError(f"view {self.part.view}: counts add up to {partial}, beyond int64.")
                 for feature, finalize, finish in readers:
                     values[feature] = finalize(partial) if finish is None else finish(partial, t)
 
@@ -249,18 +249,19 @@ class _PartReader:
 
 
 def _by_measure(part: Part, window: Window, members: Sequence[_Member]) -> list[tuple[Any, ...]]:
-    """Return per measure: its number, an aggregate that merges it, whether it is all counts, slots, and what reads it."""
+    """Return per measure: its number, its merge, its empty partial, whether it is all counts, slots, and what reads it."""
     found: dict[int, list[_Member]] = {}
     for member in members:
         found.setdefault(member.measure, []).append(member)
     return [
         (
             measure,
-            part.measures[measure],
+            part.measures[measure].merge,
+            part.measures[measure].empty(),
             len(part.measures[measure].added_slots) == len(part.measures[measure].slots),
             first.in_row,
             first.in_record,
-            [(m.feature, m.aggregate.finalize, _finish(m.aggregate, window)) for m in (first, *others)],
+            [(m.feature, m.aggregate.finalizer(0), _finish(m.aggregate, window)) for m in (first, *others)],
         )
         for measure, (first, *others) in found.items()
     ]

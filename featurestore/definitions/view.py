@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.algebra import Aggregate, Window, Windowed
 from featurestore.datatypes import DataType
+from featurestore.definitions.cost import refuse_too_wide
 from featurestore.definitions.derived import Derived, DerivedLayout, Ratio, ReadTime, read_time_from_dict
 from featurestore.definitions.entity import Entity, check_name
 from featurestore.definitions.expression import Expression
@@ -110,7 +111,7 @@ class FeatureView:
         if not isinstance(self.columns, Mapping):
             raise DefinitionError(f"view {self.name}: columns is {self.columns!r}.", hint="write {name: expression}.")
         object.__setattr__(self, "columns", dict(self.columns))
-        _ = self.layout
+        refuse_too_wide(self.layout)
         _ = self.policy, self.ttl_us
         object.__setattr__(self, "defaults", dict(self.defaults))
 

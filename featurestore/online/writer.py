@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featurestore.algebra import offset_of
+from featurestore.definitions.cost import TAIL_CAP
 from featurestore.engines.shape import tiles
 from featurestore.errors import FenceError, OnlineStoreLostError
 from featurestore.online.codec import base_length, empty_base, record_format, record_size, records_in_tail
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from featurestore.online.store import OnlineStore
     from featurestore.timeline import Instant
 
-TAIL_CAP = 4
-"""Records in a tail before it is folded."""
 _KNOWN_BASES = 200_000
 
 

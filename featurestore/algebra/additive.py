@@ -52,6 +52,11 @@ class Count(Aggregate):
         return True
 
     @property
+    def added_slots(self) -> tuple[int, ...]:
+        """The count."""
+        return (0,)
+
+    @property
     def result_type(self) -> DataType:
         """Always int64."""
         return DataType.INT64
@@ -90,6 +95,10 @@ class Count(Aggregate):
         """Return the sums."""
         return (a[0] + b[0],)
 
+    def running_columns(self, columns: Columns) -> Columns:
+        """Return the running sums."""
+        return (np.add.accumulate(columns[0]),)
+
     def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:
         """Return the counts; never null."""
         return partial[0], np.ones(len(partial[0]), dtype=bool)
@@ -121,6 +130,11 @@ class Sum(Aggregate):
     def adds(self) -> bool:
         """For integers; differences of floating totals would cancel digits."""
         return self.is_integer
+
+    @property
+    def added_slots(self) -> tuple[int, ...]:
+        """The count, and both halves of an integer sum."""
+        return (0, 1, 2) if self.is_integer else (0,)
 
     @property
     def result_type(self) -> DataType:
@@ -204,6 +218,21 @@ class Sum(Aggregate):
             back = total - x
             error = a[2] + b[2] + ((x - (total - back)) + (y - back))
         return a[0] + b[0], total, np.where(np.isfinite(total), error, 0.0)
+
+    def running_columns(self, columns: Columns) -> Columns:
+        """Return the running sums; of doubles, each addition's error is known once all of them are made."""
+        n = np.add.accumulate(columns[0])
+        if self.is_integer:
+            return n, np.add.accumulate(columns[1]), np.add.accumulate(columns[2])
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = np.add.accumulate(columns[1])  # one after the other along the first axis, never in pairs
+            x, y, after = total[:-1], columns[1][1:], total[1:]
+            back = after - x
+            terms = np.empty((2 * len(n) - 1, *n.shape[1:]))
+            terms[0], terms[1::2], terms[2::2] = columns[2][0], columns[2][1:], (x - (after - back)) + (y - back)
+            error = np.add.accumulate(terms)[::2]
+        error[1:][~np.isfinite(after)] = 0.0  # and what is not finite stays so
+        return n, total, error
 
     def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:
         """Return the sums; null without values."""

@@ -37,6 +37,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import numpy as np
@@ -146,7 +147,7 @@ class Aggregate(ABC):
             )
         return replace(self, value_type=value_type)
 
-    @property
+    @cached_property
     def is_integer(self) -> bool:
         """Whether the input is kept in integer slots (int64, bool, timestamp)."""
         return self.value_type != DataType.FLOAT64
@@ -177,6 +178,11 @@ class Aggregate(ABC):
     @abstractmethod
     def slots(self) -> tuple[str, ...]:
         """The slots of a partial: "i8", "f8" or "b" each."""
+
+    @property
+    def added_slots(self) -> tuple[int, ...]:
+        """Integer slots that merging adds up: beyond int64, numpy's integers wrap where Python's grow."""
+        return ()
 
     @property
     @abstractmethod
@@ -228,6 +234,17 @@ class Aggregate(ABC):
             starts: The first row of every group, ascending, the first one 0.
         """
         return None
+
+    def running_columns(self, columns: Columns) -> Columns:
+        """Return in step i the merge of the steps 0 to i, one after the other; to the bit what ``merge`` gives.
+
+        Args:
+            columns: Arrays of shape (steps, rows), at least one step.
+        """
+        made = [tuple(column[0] for column in columns)]
+        for step in range(1, len(columns[0])):
+            made.append(self.merge_columns(made[-1], tuple(column[step] for column in columns)))
+        return tuple(np.stack(slot) for slot in zip(*made, strict=True))
 
     @abstractmethod
     def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:

@@ -36,6 +36,11 @@ class _Extreme(Aggregate):
         assert self.value_type is not None  # noqa: S101 - bound by the view
         return self.value_type
 
+    @property
+    def added_slots(self) -> tuple[int, ...]:
+        """The count."""
+        return (0,)
+
     def empty(self) -> Partial:
         """Return no events."""
         return (0, no_value(self.value_type))
@@ -48,9 +53,12 @@ class _Extreme(Aggregate):
         """Whether ``x`` is the one to keep."""
         raise NotImplementedError
 
-    def extreme(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Return the one to keep of every pair."""
-        raise NotImplementedError
+    pick: ClassVar[np.ufunc]
+    """Gives the one to keep of every pair."""
+    last_integer: ClassVar[int]
+    """Comes after every other integer."""
+    last_double: ClassVar[float]
+    """Comes after every other double."""
 
     def merge(self, a: Partial, b: Partial) -> Partial:
         """Return the extreme of both."""
@@ -83,8 +91,16 @@ class _Extreme(Aggregate):
 
     def merge_columns(self, a: Columns, b: Columns) -> Columns:
         """Return the extremes."""
-        chosen = np.where(a[0] == 0, b[1], np.where(b[0] == 0, a[1], self.extreme(a[1], b[1])))
+        chosen = np.where(a[0] == 0, b[1], np.where(b[0] == 0, a[1], self.pick(a[1], b[1])))
         return a[0] + b[0], chosen
+
+    def running_columns(self, columns: Columns) -> Columns:
+        """Return the running extremes."""
+        if self.slots[1] == "b":
+            return super().running_columns(columns)
+        n, values = columns
+        last = self.last_integer if self.slots[1] == "i8" else self.last_double
+        return np.add.accumulate(n), self.pick.accumulate(np.where(n == 0, last, values))
 
     def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:
         """Return the extremes; null without values."""
@@ -104,14 +120,13 @@ class Min(_Extreme):
     """
 
     partial_kind: ClassVar[str] = "min"
+    pick: ClassVar[np.ufunc] = np.fmin
+    last_integer: ClassVar[int] = 2**63 - 1
+    last_double: ClassVar[float] = np.nan
 
     def first_wins(self, x: Any, y: Any) -> bool:
         """Whether x is the smaller; a NaN (unequal to itself) loses."""
         return bool(x <= y or y != y)  # noqa: PLR0124
-
-    def extreme(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Return the smaller of every pair, NaN last."""
-        return np.asarray(np.fmin(x, y))
 
 
 @dataclass(frozen=True, repr=False)
@@ -126,11 +141,10 @@ class Max(_Extreme):
     """
 
     partial_kind: ClassVar[str] = "max"
+    pick: ClassVar[np.ufunc] = np.maximum
+    last_integer: ClassVar[int] = -(2**63)
+    last_double: ClassVar[float] = -np.inf
 
     def first_wins(self, x: Any, y: Any) -> bool:
         """Whether x is the larger; a NaN wins."""
         return bool(x >= y or x != x)  # noqa: PLR0124
-
-    def extreme(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Return the larger of every pair, NaN first."""
-        return np.asarray(np.maximum(x, y))

@@ -89,6 +89,11 @@ class Histogram(Aggregate):
         return ("i8",) * (len(self.edges) + 1)
 
     @property
+    def added_slots(self) -> tuple[int, ...]:
+        """All of them."""
+        return tuple(range(len(self.slots)))
+
+    @property
     def result_type(self) -> DataType:
         """Always list<int64>."""
         return DataType.LIST_INT64

@@ -88,6 +88,11 @@ class _Moments(Aggregate):
         return ("i8", "f8", "f8", *("f8" for _ in range(self.powers)))
 
     @property
+    def added_slots(self) -> tuple[int, ...]:
+        """The count."""
+        return (0,)
+
+    @property
     def result_type(self) -> DataType:
         """Always float64."""
         return DataType.FLOAT64

@@ -203,6 +203,11 @@ class Rate(Aggregate):
         return self._total.slots
 
     @property
+    def added_slots(self) -> tuple[int, ...]:
+        """Those of the count or sum."""
+        return self._total.added_slots
+
+    @property
     def result_type(self) -> DataType:
         """Always float64."""
         return DataType.FLOAT64
@@ -239,6 +244,10 @@ class Rate(Aggregate):
     def merge_columns(self, a: Columns, b: Columns) -> Columns:
         """Return the totals added."""
         return self._total.merge_columns(a, b)
+
+    def running_columns(self, columns: Columns) -> Columns:
+        """Return the running totals."""
+        return self._total.running_columns(columns)
 
     def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:
         """Return the totals as doubles; null for sums without values."""

@@ -6,7 +6,7 @@ import platform
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,12 @@ from featurestore.cli.output import (
     print_table,
 )
 from featurestore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from featurestore.definitions.registry import Change
+    from featurestore.store import FeatureStore
 
 DefinitionsOption = Annotated[
     str | None, typer.Option("--definitions", "-d", help="Module or .py file; the settings' own by default.")
@@ -61,15 +67,66 @@ def init(
         note("next: featurestore up --detach; featurestore apply --yes; featurestore jobs submit --service shop_v1")
 
 
-@app.command(epilog=example("featurestore plan", "featurestore plan --definitions features.py --json"))
-def plan(definitions: DefinitionsOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+@app.command(
+    epilog=example(
+        "featurestore plan", "featurestore plan --costs", "featurestore plan --definitions features.py --json"
+    )
+)
+def plan(
+    definitions: DefinitionsOption = None,
+    costs: Annotated[
+        bool, typer.Option("--costs", help="Show the most that every view keeps per key, ladder by ladder, instead.")
+    ] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show what `apply` would change: + added, ~ changed, - removed. Touches nothing."""
     store = open_store(config, **named(definitions))
+    if costs:
+        print_costs(store, as_json=as_json)
+        return
     changes = store.plan()
     if as_json:
         print_json({"changes": [change.to_dict() for change in changes]})
     else:
         print_lines(changes or ["no changes"])
+    warn_of(changes)
+
+
+def print_costs(store: FeatureStore, *, as_json: bool) -> None:
+    """Print what every view of the project's definitions keeps per key at most."""
+    from featurestore.definitions.cost import cost_of
+    from featurestore.definitions.registry import collect
+    from featurestore.modules import load_module
+    from featurestore.timeline import format_duration
+
+    found = [cost_of(view.layout) for view in collect(load_module(store.settings)).views.values()]
+    if as_json:
+        print_json({"costs": [each.to_dict() for each in found]})
+        return
+    rows = [
+        (
+            each.view,
+            ", ".join(ladder.windows),
+            "-" if ladder.hop is None else "every event" if ladder.rows is None else format_duration(ladder.hop),
+            "no cap" if ladder.rows is None else f"{ladder.rows:,}",
+            f"{ladder.row_bytes:,}{'' if ladder.is_fixed else ' and more'}",
+        )
+        for each in found
+        for ladder in each.ladders
+    ]
+    print_table(("view", "windows", "hop", "rows at most", "bytes a row"), rows)
+    print_lines(f"{each.view}: {each}" for each in found)
+    for each in found:
+        for warning in each.warnings:
+            note(f"warning: {warning}")
+
+
+def warn_of(changes: Sequence[Change]) -> None:
+    """Say what is costly among the changes."""
+    for change in changes:
+        for warning in () if change.cost is None else change.cost.warnings:
+            note(f"warning: {warning}")
 
 
 @app.command(epilog=example("featurestore apply", "featurestore apply --yes --create-topics"))
@@ -89,6 +146,7 @@ def apply(
 
     module = load_module(store.settings)
     changes = store.plan(module)
+    warn_of(changes)
     if changes and not yes:
         for change in changes:
             note(str(change))

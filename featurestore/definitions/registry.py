@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from featurestore.definitions.cost import ViewCost, cost_of
 from featurestore.definitions.entity import Entity
 from featurestore.definitions.policy import LookupPolicy
 from featurestore.definitions.service import FeatureService
@@ -228,6 +229,7 @@ class Change:
         before: The old fingerprint; None when added.
         after: The new one; None when removed.
         policy: Of a view, what lookups will do with old features, when that is new or changes: "OLD -> NEW" or "NEW".
+        cost: Of a view whose meaning is new, the most that it keeps per key in the online store.
     """
 
     action: str
@@ -236,6 +238,7 @@ class Change:
     before: str | None
     after: str | None
     policy: str | None = None
+    cost: ViewCost | None = None
 
     @property
     def is_meaning_changed(self) -> bool:
@@ -251,6 +254,7 @@ class Change:
             "before": self.before,
             "after": self.after,
             **({} if self.policy is None else {"policy": self.policy}),
+            **({} if self.cost is None else {"cost": self.cost.to_dict()}),
         }
 
     def __str__(self) -> str:
@@ -258,6 +262,7 @@ class Change:
         prints = " -> ".join(text for text in (self.before, self.after) if text is not None)
         parts = [prints] if self.is_meaning_changed else []
         parts += [] if self.policy is None else [f"lookups: {self.policy}"]
+        parts += [] if self.cost is None else [str(self.cost)]
         return f"{sign} {self.kind} {self.name} ({'; '.join(parts) or 'notes only'})"
 
 
@@ -272,7 +277,9 @@ def diff(old: Definitions, new: Definitions) -> tuple[Change, ...]:
             texts = [None if each is None else definition_text(each) for each in (left, right)]
             if texts[0] != texts[1] or prints[0] != prints[1]:
                 action = "added" if left is None else "removed" if right is None else "changed"
-                changes.append(Change(action, kind, name, prints[0], prints[1], _policy_change(left, right)))
+                is_new = isinstance(right, FeatureView) and prints[0] != prints[1]
+                cost = cost_of(right.layout) if is_new else None
+                changes.append(Change(action, kind, name, prints[0], prints[1], _policy_change(left, right), cost))
     return tuple(changes)
 
 
@@ -280,7 +287,11 @@ def _policy_change(left: Any, right: Any) -> str | None:
     """Return what changes in what lookups do with a view's old features; None if nothing does."""
     if not isinstance(right, FeatureView):
         return None
-    old = left.policy if isinstance(left, FeatureView) else LookupPolicy()
-    if old == right.policy:
+    old, new = _serving(left) if isinstance(left, FeatureView) else str(LookupPolicy()), _serving(right)
+    if old == new:
         return None
-    return f"{old} -> {right.policy}" if isinstance(left, FeatureView) else str(right.policy)
+    return f"{old} -> {new}" if isinstance(left, FeatureView) else new
+
+
+def _serving(view: FeatureView) -> str:
+    return f"{view.policy}{'' if view.ttl is None else f'; a key is forgotten {view.ttl} after its last event'}"

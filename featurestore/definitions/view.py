@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.algebra import Aggregate, Window, Windowed
 from featurestore.datatypes import DataType
+from featurestore.definitions.cost import refuse_too_wide
 from featurestore.definitions.derived import Derived, DerivedLayout, Ratio, ReadTime, read_time_from_dict
 from featurestore.definitions.entity import Entity, check_name
 from featurestore.definitions.expression import Expression
@@ -18,10 +19,12 @@ from featurestore.definitions.expression_nodes import Column, Node
 from featurestore.definitions.layout import ViewLayout, aggregate_from_dict, aggregate_to_dict, compile_layout
 from featurestore.definitions.policy import LookupPolicy, make_policy
 from featurestore.errors import DefinitionError, DuplicateNameError, UnknownNameError, did_you_mean
+from featurestore.timeline import format_duration, parse_duration
 
 if TYPE_CHECKING:
     from featurestore.definitions.contract import ContractField
     from featurestore.definitions.source import EventSource
+    from featurestore.timeline import Duration
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class FeatureView:
         on_stale: What a lookup then does: "fail", "default" or "serve_stale"; see ``definitions.policy``. Neither this nor
             the two others change what is stored, and a training set does not apply them.
         defaults: With on_stale="default", value by windowed feature: ``{"spend_1h": 0.0}``; the others are null.
+        ttl: How long after its last event was applied a key is kept in the online store, such as "14d"; None for ever. At
+            least the longest window with its hop and delay, and the source's allowed skew: no value is lost, an expired key
+            is "missing" with the values of empty windows. Not with lifetime windows. Changes no stored value either.
 
     Raises:
         DefinitionError: Anything in it is not usable: names, types, expressions (with their position), windows.
@@ -63,6 +69,7 @@ class FeatureView:
     max_staleness: str | None = None
     on_stale: str = "fail"
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    ttl: str | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "view")
@@ -104,8 +111,8 @@ class FeatureView:
         if not isinstance(self.columns, Mapping):
             raise DefinitionError(f"view {self.name}: columns is {self.columns!r}.", hint="write {name: expression}.")
         object.__setattr__(self, "columns", dict(self.columns))
-        _ = self.layout
-        _ = self.policy
+        refuse_too_wide(self.layout)
+        _ = self.policy, self.ttl_us
         object.__setattr__(self, "defaults", dict(self.defaults))
 
     @cached_property
@@ -118,6 +125,33 @@ class FeatureView:
             on_stale=self.on_stale,
             defaults=self.defaults,
         )
+
+    @cached_property
+    def ttl_us(self) -> Duration | None:
+        """The ``ttl`` in microseconds; None for ever."""
+        if self.ttl is None:
+            return None
+        given = parse_duration(self.ttl)
+        needed, longest = 0, ""
+        for feature in self.layout.features:
+            window = feature.window
+            if window.length is None:
+                raise DefinitionError(
+                    f"view {self.name}: ttl={self.ttl!r} would forget what {self.name}.{feature.name} counts, "
+                    "whose window has no beginning.",
+                    hint="put features over a lifetime in a view of their own, without ttl.",
+                )
+            reach = window.length + (window.hop or 0) + window.delay
+            if reach > needed:
+                needed, longest = reach, feature.name
+        needed += self.source.allowed_skew_us
+        if given < needed:
+            raise DefinitionError(
+                f"view {self.name}: ttl={self.ttl!r} is shorter than {format_duration(needed)}, which {self.name}.{longest} "
+                f"reaches back: its window, hop and delay, and the allowed skew of source {self.source.name}.",
+                hint=f"use ttl={format_duration(needed)!r} or longer.",
+            )
+        return given
 
     @property
     def windowed(self) -> dict[str, Windowed]:
@@ -312,6 +346,7 @@ class FeatureView:
             **({} if self.max_staleness is None else {"max_staleness": self.max_staleness}),
             **({} if self.on_stale == "fail" else {"on_stale": self.on_stale}),
             **({"defaults": dict(self.defaults)} if self.defaults else {}),
+            **({} if self.ttl is None else {"ttl": self.ttl}),
         }
 
     @staticmethod
@@ -339,4 +374,5 @@ class FeatureView:
             max_staleness=data.get("max_staleness"),
             on_stale=data.get("on_stale", "fail"),
             defaults=data.get("defaults", {}),
+            ttl=data.get("ttl"),
         )

@@ -37,7 +37,7 @@ from featurestore.online.keys import BUCKETS, bucket_of
 from featurestore.online.lookup import LookupPlan
 from featurestore.online.memory import MemoryOnlineStore
 from featurestore.online.store import Append, Fence, Refusal, Replacement
-from featurestore.online.writer import FencedWriter
+from featurestore.online.writer import FencedWriter, keep_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -221,12 +221,12 @@ def _write_blobs(
     store: OnlineStore, views: Sequence[FeatureView], buckets: set[int], built: MemoryOnlineStore, result: Rebuilt
 ) -> None:
     """Replace the blobs of some buckets, and remove those of keys that no event has."""
-    names = list(built.values)
-    for first in range(0, len(names), _CHUNK):
-        chunk = names[first : first + _CHUNK]
-        replace_blobs(store, chunk, [built.values[name] for name in chunk])
-    result.blobs += len(names)
     for view in views:
+        names = [name for name in built.values if store.space.is_blob(name, view.name, view.layout.fingerprint)]
+        for first in range(0, len(names), _CHUNK):
+            chunk = names[first : first + _CHUNK]
+            replace_blobs(store, chunk, [built.values[name] for name in chunk], keep_ms(view))
+        result.blobs += len(names)
         found = store.blobs(view.name, view.layout.fingerprint)
         stale = {name for name in found if name not in built.values and store.space.bucket_in(name) in buckets}
         store.remove(sorted(stale))
@@ -253,16 +253,19 @@ def _move_fences(
         )
 
 
-def replace_blobs(store: OnlineStore, names: Sequence[bytes], blobs: Sequence[bytes]) -> None:
-    """Replace values, each whole and compared with what was there.
+def replace_blobs(store: OnlineStore, names: Sequence[bytes], blobs: Sequence[bytes], keep: int) -> None:
+    """Replace values, each whole and compared with what was there; they are kept for ``keep`` milliseconds, 0 for ever.
 
     Raises:
         OnlineError: One was changed in between.
     """
     current = store.read(names)
-    replacements = [Replacement(name, old or b"", new) for name, old, new in zip(names, current, blobs, strict=True)]
-    made = store.replace([each for each in replacements if each.old != each.new])
-    if made != sum(each.old != each.new for each in replacements):
+    replacements = [
+        Replacement(name, old or b"", new, keep)
+        for name, old, new in zip(names, current, blobs, strict=True)
+        if keep or old != new
+    ]
+    if store.replace(replacements) != len(replacements):
         raise OnlineError(
             "blobs were changed during the rebuild.", hint="stop what writes to this store, and run it again."
         )

@@ -14,7 +14,7 @@ from featurestore.online.codec import empty_base
 from featurestore.online.keys import bucket_of
 from featurestore.online.memory import MemoryOnlineStore
 from featurestore.online.store import Replacement
-from featurestore.online.writer import FencedWriter
+from featurestore.online.writer import FencedWriter, keep_ms
 from featurestore.timeline import MAX_INSTANT
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def rebuild_key(
         bases = [empty_base(part) for part in view.layout.parts]
         if all(
             (old is None and name not in made)
-            or _replaced(store, name, base if old is None else old, made.get(name, base))
+            or _replaced(store, view, name, base if old is None else old, made.get(name, base))
             for name, old, base in zip(names, held, bases, strict=True)
         ):
             changed = any(made.get(name) != old for name, old in zip(names, held, strict=True))
@@ -125,12 +125,12 @@ def _made(
     return store.values, len(kept)
 
 
-def _replaced(store: OnlineStore, name: bytes, held: bytes, made: bytes) -> bool:
+def _replaced(store: OnlineStore, view: FeatureView, name: bytes, held: bytes, made: bytes) -> bool:
     """Put a blob in place of the one that was read, and keep what was appended since; False when that one was folded."""
     for _ in range(TRIES):
         current = store.read([name])[0] or b""
         if current and not current.startswith(held):
             return False
-        if store.replace([Replacement(name, current, made + current[len(held) :])]):
+        if store.replace([Replacement(name, current, made + current[len(held) :], keep_ms(view))]):
             return True
     return False

@@ -10,7 +10,7 @@ from featurestore.errors import OnlineStoreTimeoutError, OnlineStoreUnavailableE
 from featurestore.online.cache import CACHE_ENTRIES
 from featurestore.online.client import cache_of, check_entities
 from featurestore.online.lookup import ServiceLookup
-from featurestore.online.planned import PlannedRead, planned
+from featurestore.online.planned import PlannedRead, planned, vectors_of
 from featurestore.online.redis_async_cluster import AsyncReads
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.timeline import Clock, SystemClock, parse_duration
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from featurestore.online.table import FeatureTable
     from featurestore.online.vector import FeatureVector
     from featurestore.timeline import Instant
+
+_MORE_TURNS = 2
+"""Turns of the event loop by which a decoding is put off while others are in flight; a turn with work to do never waits."""
 
 
 class AsyncFeatureClient:
@@ -80,6 +83,8 @@ class AsyncFeatureClient:
         self._plans, self._owns_plans = plans, owns_plans
         self._reads = AsyncReads(plans.url, plans.space, timeout_s=plans.timeout_s)
         self._clock, self._services, self._cache = clock, services, cache
+        self._in_flight = 0
+        self._answered: list[tuple[PlannedRead, Sequence[bytes | None], asyncio.Future[FeatureVector]]] = []
 
     async def get(
         self,
@@ -93,11 +98,47 @@ class AsyncFeatureClient:
         """Return the features of one entity; arguments and errors as of ``FeatureClient.get``."""
         lookup = self._services.get(service) or await self.service(service)
         read = planned(lookup, [keys], now, request, features, self._clock, single=True)
+        self._in_flight += 1
         try:
             replies = await self._replies(read)
+            if self._in_flight > 1:
+                return await self._decoded(read, replies)
         except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
             return read.unread(error)[0]
+        finally:
+            self._in_flight -= 1
         return read.vector(replies)
+
+    def _decoded(self, read: PlannedRead, replies: Sequence[bytes | None]) -> asyncio.Future[FeatureVector]:
+        """Return the vector to come: what is answered within a few turns of the event loop is decoded together."""
+        loop = asyncio.get_running_loop()
+        if self._answered and self._answered[0][2].get_loop() is not loop:
+            self._answered = []  # of a loop that ended before it came to them
+        if not self._answered:
+            loop.call_soon(self._decode)
+        future: asyncio.Future[FeatureVector] = loop.create_future()
+        self._answered.append((read, replies, future))
+        return future
+
+    def _decode(self, turns: int = _MORE_TURNS) -> None:
+        if (
+            turns and len(self._answered) < self._in_flight
+        ):  # what has arrived meanwhile is read in a turn without waiting
+            asyncio.get_running_loop().call_soon(self._decode, turns - 1)
+            return
+        answered, self._answered = self._answered, []
+        vectors: Sequence[FeatureVector | Exception]
+        try:
+            vectors = vectors_of([(read, replies) for read, replies, _ in answered])
+        except Exception as error:  # noqa: BLE001 - whoever waits has to hear of it
+            vectors = [error] * len(answered)
+        for (_, _, future), vector in zip(answered, vectors, strict=True):
+            if future.done():
+                continue  # nobody waits for it any more
+            if isinstance(vector, Exception):
+                future.set_exception(vector)
+            else:
+                future.set_result(vector)
 
     async def get_many(
         self,

@@ -5,8 +5,14 @@ every key and window by one binary search over all keys. What is merged and fina
 column functions in one call, whatever its column, condition or window: a *cell* is a (window, measure), a group the cells
 of one kind of partial. So the number of numpy calls is that of the kinds of aggregates, not of features.
 
+    rows       one gather of all slots of all cells, shape (slots, keys)
+    tails      one gather of all slots of all measures, shape (steps, slots, keys): step 0 is every key's newest record;
+               then the running merge along the steps, once per measure and not per window
+    together   a window covers the newest records up to some step: its row is merged with that step, if there is one
+
 That holds for views of one part whose rows have one size and whose windows all end at t; ``BatchReader.serves`` tells, and
-others are read key by key.
+others are read key by key. So are blobs whose numbers leave the range in which numpy's arithmetic is Python's: a sum that
+would leave int64, a division by what cannot be a count. Nothing that was written here does; bytes that were spoiled do.
 """
 
 from __future__ import annotations
@@ -18,10 +24,20 @@ import numpy as np
 
 from featurestore.algebra import Aggregate
 from featurestore.algebra.rows import row_format
+from featurestore.algebra.tiles import RECORD_SLOTS
 from featurestore.datatypes import DataType
-from featurestore.online.codec import HEADER, MAGIC, VERSION, counts_size, empty_base, parse_frame, record_size
+from featurestore.online.codec import (
+    HEADER,
+    MAGIC,
+    VERSION,
+    counts_size,
+    empty_base,
+    parse_frame,
+    record_format,
+    record_size,
+)
 from featurestore.online.reader import ViewValues
-from featurestore.timeline import MIN_INSTANT
+from featurestore.timeline import MAX_INSTANT, MIN_INSTANT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +48,7 @@ if TYPE_CHECKING:
     from featurestore.timeline import Instant
 
 _HEADER_WORDS = HEADER.size // 8
+_NUMPY = {DataType.BOOL: np.bool_, DataType.FLOAT64: np.float64, DataType.INT64: np.int64, DataType.TIMESTAMP: np.int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +57,7 @@ class Block:
 
     Attributes:
         features: Their places in the view.
-        data: The values, shape (keys, features); what stands at a null means nothing.
+        data: The values, shape (features, keys); what stands at a null means nothing.
         valid: Which of them are not null; same shape.
     """
 
@@ -68,13 +85,38 @@ def lists_of(blocks: Sequence[Block], features: int) -> list[list[Any]]:
     """Return one list of Python values per feature, None where null."""
     found: list[list[Any]] = [[]] * features
     for block in blocks:
-        columns = zip(block.features.tolist(), block.data.T.tolist(), block.valid.T, strict=True)
-        for feature, column, valid in columns:
-            if not valid.all():
-                for row in np.flatnonzero(~valid).tolist():
-                    column[row] = None
-            found[feature] = column
+        columns = block.data.tolist()
+        for column, row in zip(*(axis.tolist() for axis in np.nonzero(~block.valid)), strict=True):
+            columns[column][row] = None
+        for feature, values in zip(block.features.tolist(), columns, strict=True):
+            found[feature] = values
     return found
+
+
+_LIMIT, _MOST_STEPS = 1 << 56, 60
+"""So many integers in [-_LIMIT, _LIMIT) add up within int64."""
+
+
+_STEPS = np.arange(_MOST_STEPS)[:, None]
+_STAMPS = np.arange(3)[:, None, None]
+_FEW_ROWS = 64
+"""Up to so many rows, looking at all of them is quicker than searching."""
+_ROWS = np.arange(_FEW_ROWS)[:, None]
+
+
+class _UnusualError(Exception):
+    """What numpy and Python may compute differently; the keys are then read one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Features that are finalized alike: the aggregate, their window where the value depends on it, their cells."""
+
+    aggregate: Aggregate
+    window: Window | None
+    cells: np.ndarray | None
+    """Numbers within the group; None for all of them in order."""
+    features: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,44 +125,52 @@ class _Group:
 
     Attributes:
         aggregate: Merges and has the empty partial of all of them.
-        window: Of every cell, its window's number.
-        in_row: First word in a row of its ladder.
-        in_record: First word in a tail record.
-        reads: What is finalized alike: its aggregate, its window where the value depends on it, cells, features.
+        cells: Per slot of a partial, where its cells lie in the gather of rows.
+        measures: Per slot, where its measures lie in the gather of tails.
+        reads: What becomes of them.
     """
 
     aggregate: Aggregate
-    window: np.ndarray
-    in_row: np.ndarray
-    in_record: np.ndarray
-    reads: list[tuple[Aggregate, Window | None, np.ndarray, np.ndarray]]
+    cells: tuple[slice, ...]
+    measures: tuple[slice, ...]
+    reads: list[_Read]
 
 
 @dataclass(frozen=True, slots=True)
 class _Blobs:
-    """Blobs of n keys as words, and after them an empty row of every ladder.
+    """Blobs of n keys as words; after them an empty row of every ladder and an empty tail record.
 
     Attributes:
         words: All blobs, one after the other.
         hops: First word of the hop ids, shape (ladders, keys).
         rows: Number of rows, same shape.
-        empty: First word of the empty rows.
+        after: The word after the last blob, where the empty rows begin.
         newest: Newest event time in the base, per key.
-        ends: The word after the last, per key.
-        tails: Number of tail records, per key.
-        record: First word of every tail record, of all keys in order.
-        record_key: The key it belongs to.
+        records: First word of the tail records, shape (steps, keys): the last one of every key, the one before, ...; of
+            a key that has none left, the empty record.
     """
 
     words: np.ndarray
     hops: np.ndarray
     rows: np.ndarray
-    empty: int
+    after: int
     newest: np.ndarray
-    ends: np.ndarray
-    tails: np.ndarray
-    record: np.ndarray
-    record_key: np.ndarray
+    records: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Tails:
+    """The tail records that count, of k keys that have some.
+
+    Attributes:
+        keys: Which keys; None for all.
+        running: Slots, shape (steps, slots, k): step 0 is the newest record, every other one is merged with those before.
+        count: How many of the newest a window covers, shape (windows, k).
+    """
+
+    keys: np.ndarray | None
+    running: np.ndarray
+    count: np.ndarray
 
 
 class BatchReader:
@@ -133,62 +183,101 @@ class BatchReader:
         self._record_words = record_size(part) // 8
         row_words = [size // 8 for size in part.row_sizes]
         self._row_words = np.array(row_words, dtype=np.int64)[:, None]
+        self._row_space = self._row_words + 1  # with the hop id
         self._fixed_words = (HEADER.size + counts_size(len(part.ladders))) // 8
         self._expected = int.from_bytes(MAGIC + bytes((VERSION, part.number)), "little")
-        self._fingerprint = int(np.array(part.fingerprint_word, dtype=np.uint64).view(np.int64))
+        self._fingerprint = int(np.uint64(part.fingerprint_word).view(np.int64))
         self._no_key = empty_base(part)
-        self._empty_rows = b"".join(
-            row_format(part.ladder_slots(ladder)).pack(
-                tuple(value for measure in ladder.measures for value in part.measures[measure].empty())
-            )
+        empty = [part.measures[measure].empty() for measure in range(len(part.measures))]
+        self._empties = b"".join(
+            row_format(part.ladder_slots(ladder)).pack(tuple(v for m in ladder.measures for v in empty[m]))
             for ladder in part.ladders
-        )
-        self._empty_at = np.cumsum([0, *row_words[:-1]])[:, None]
+        ) + record_format(part).pack((MIN_INSTANT, MAX_INSTANT, MIN_INSTANT, *(v for each in empty for v in each)))
+        self._no_record = sum(row_words)
+        self._head = np.arange(self._fixed_words)
+        self._step_words = (_STEPS + 1) * self._record_words
+        empty_at = np.cumsum([0, *row_words[:-1]])[:, None]
         windows: dict[tuple[int, Window], int] = {}
-        groups: dict[Any, dict[tuple[int, int], int]] = {}
+        cells: dict[Any, dict[tuple[int, int], int]] = {}
         reads: dict[Any, dict[Any, list[tuple[int, int]]]] = {}
         for read in part.reads:
             feature = self._layout.features[read.feature]
             number = windows.setdefault((read.ladder, feature.window), len(windows))
             kind, _, _, value_type, kept = part.measures[read.measure].partial_identity
-            cells = groups.setdefault((kind, value_type, kept), {})
-            cell = cells.setdefault((number, read.measure), len(cells))
+            mine = cells.setdefault((kind, value_type, kept), {})
+            cell = mine.setdefault((number, read.measure), len(mine))
             one = feature.aggregate
             depends = type(one).value_columns is not Aggregate.value_columns
             alike = (type(one), tuple(one.parameters.items()), feature.window if depends else None)
             reads.setdefault((kind, value_type, kept), {}).setdefault(alike, []).append((cell, read.feature))
-        self._ladder_of = np.array([ladder for ladder, _ in windows], dtype=np.int64)
+        ladder_of = self._ladder_of = np.array([ladder for ladder, _ in windows], dtype=np.int64)
         self._ladder_hop = np.array([part.ladders[ladder].hop or 1 for ladder, _ in windows], dtype=np.int64)[:, None]
+        self._window_row = self._row_words[ladder_of]
+        self._window_empty = empty_at[ladder_of]
         self._back = np.array([w.delay + (w.length or 0) for _, w in windows], dtype=np.int64)[:, None]
         self._window_hop = np.array([w.hop or 1 for _, w in windows], dtype=np.int64)[:, None]
         self._endless = np.array([w.length is None for _, w in windows])
-        by_number = list(windows)
-        self._groups = [self._group(cells, reads[key], by_number) for key, cells in groups.items()]
+        self._has_endless = bool(self._endless.any())
+        self._compile([*windows], cells, reads)
 
-    def _group(
+    def _compile(
         self,
-        cells: dict[tuple[int, int], int],
-        reads: dict[Any, list[tuple[int, int]]],
         windows: list[tuple[int, Window]],
-    ) -> _Group:
+        cells: dict[Any, dict[tuple[int, int], int]],
+        reads: dict[Any, dict[Any, list[tuple[int, int]]]],
+    ) -> None:
+        """Lay out both gathers: what merging adds up comes first, then group by group, slot by slot."""
         part = self._part
-        in_row = []
-        for number, measure in cells:
-            held = part.ladders[windows[number][0]].measures
-            in_row.append(sum(len(part.measures[each].slots) for each in held[: held.index(measure)]))
-        found = []
-        for pairs in reads.values():
-            first = self._layout.features[pairs[0][1]]
-            cell, feature = np.array(pairs, dtype=np.int64).T
-            depends = type(first.aggregate).value_columns is not Aggregate.value_columns
-            found.append((first.aggregate, first.window if depends else None, cell, feature))
-        return _Group(
-            part.measures[next(iter(cells))[1]],
-            np.array([number for number, _ in cells], dtype=np.int64),
-            np.array(in_row, dtype=np.int64),
-            np.array([3 + part.slot_offsets[measure] for _, measure in cells], dtype=np.int64),
-            found,
-        )
+        order = [
+            (alike, slot)
+            for added in (True, False)
+            for alike, mine in cells.items()
+            for aggregate in [part.measures[next(iter(mine))[1]]]
+            for slot in range(len(aggregate.slots))
+            if (slot in aggregate.added_slots) is added
+        ]
+        rows: list[tuple[int, int, int]] = []  # of every word gathered from rows: window, word in the row, word in the tails
+        tails: list[int] = []  # of every word gathered from tails: word in the record
+        least: dict[str, list[int]] = {"rows": [], "tails": []}
+        row_slices: dict[Any, dict[int, slice]] = {alike: {} for alike in cells}
+        tail_slices: dict[Any, dict[int, slice]] = {alike: {} for alike in cells}
+        for alike, slot in order:
+            mine = cells[alike]
+            measures = list(dict.fromkeys(measure for _, measure in mine))
+            row_slices[alike][slot] = slice(len(rows), len(rows) + len(mine))
+            tail_slices[alike][slot] = slice(len(tails), len(tails) + len(measures))
+            for number, measure in mine:
+                held = part.ladders[windows[number][0]].measures
+                begin = sum(len(part.measures[each].slots) for each in held[: held.index(measure)])
+                rows.append((number, begin + slot, len(tails) + measures.index(measure)))
+            tails += [len(RECORD_SLOTS) + part.slot_offsets[measure] + slot for measure in measures]
+            if slot in part.measures[measures[0]].added_slots:
+                lowest = 0 if slot == 0 else -_LIMIT  # the first is a count
+                least["rows"] += [lowest] * len(mine)
+                least["tails"] += [lowest] * len(measures)
+        self._cell_window, word, in_tail = np.array(rows, dtype=np.int64).T
+        self._cell_word, self._cell_tail = word[:, None], in_tail[:, None]
+        self._record_word = np.array(tails, dtype=np.int64)[:, None]
+        grouped = [(alike, slot) for alike, mine in cells.items() for slot in sorted(row_slices[alike])]
+        self._order = [grouped.index(one) for one in order]
+        self._least_rows = np.array(least["rows"], dtype=np.int64)[:, None]
+        self._least_tails = np.array(least["tails"], dtype=np.int64)[:, None]
+        self._groups = [
+            _Group(
+                part.measures[next(iter(mine))[1]],
+                tuple(where for _, where in sorted(row_slices[alike].items())),
+                tuple(where for _, where in sorted(tail_slices[alike].items())),
+                [self._read_of(pairs, len(mine)) for pairs in reads[alike].values()],
+            )
+            for alike, mine in cells.items()
+        ]
+
+    def _read_of(self, pairs: list[tuple[int, int]], width: int) -> _Read:
+        first = self._layout.features[pairs[0][1]]
+        cells, features = np.array(pairs, dtype=np.int64).T
+        depends = type(first.aggregate).value_columns is not Aggregate.value_columns
+        is_all = np.array_equal(cells, np.arange(width))
+        return _Read(first.aggregate, first.window if depends else None, None if is_all else cells, features)
 
     @staticmethod
     def serves(layout: ViewLayout) -> bool:
@@ -199,8 +288,13 @@ class BatchReader:
             and all(ladder.is_suffix for ladder in layout.parts[0].ladders)
         )
 
-    def read(self, blobs: Sequence[bytes | None], t: Instant, *, exact_time: bool) -> list[ViewValues]:
-        """Return the features of every key; arguments and errors as of ``ViewReader.read``, with one blob per key."""
+    def read(
+        self, blobs: Sequence[bytes | None], t: Instant | Sequence[Instant], *, exact_time: bool
+    ) -> list[ViewValues]:
+        """Return the features of every key; arguments and errors as of ``ViewReader.read``, with one blob per key.
+
+        The time is one for all, or, where it is not exact, one per key.
+        """
         found = self.columns(blobs, t, exact_time=exact_time)
         return [
             ViewValues(values, known, None if newest == MIN_INSTANT else newest)
@@ -212,143 +306,254 @@ class BatchReader:
             )
         ]
 
-    def columns(self, blobs: Sequence[bytes | None], t: Instant, *, exact_time: bool) -> ViewColumns:
+    def columns(
+        self, blobs: Sequence[bytes | None], t: Instant | Sequence[Instant], *, exact_time: bool
+    ) -> ViewColumns:
         """Return the features of every key by feature; arguments and errors as of ``read``."""
+        known = np.ones(len(blobs), dtype=bool)
+        present: Sequence[bytes] = blobs  # type: ignore[assignment]
         if None in blobs:
             known = np.array([blob is not None for blob in blobs])
-            opened = self._open([self._no_key if blob is None else blob for blob in blobs])
-        else:
-            known = np.ones(len(blobs), dtype=bool)
-            opened = self._open(blobs)  # type: ignore[arg-type]
-        at, as_of = self._times(opened, t, exact_time=exact_time)
-        return ViewColumns(self._blocks(opened, at), known, as_of)
+            present = [self._no_key if blob is None else blob for blob in blobs]
+        try:
+            with np.errstate(divide="raise", invalid="raise", over="ignore"):
+                opened = self._open(present)
+                at, as_of, records = self._times(opened, t, exact_time=exact_time)
+                return ViewColumns(self._blocks(opened, at, records), known, as_of)
+        except (FloatingPointError, _UnusualError):
+            return self._one_by_one(blobs, t, exact_time=exact_time)
+
+    def _one_by_one(
+        self, blobs: Sequence[bytes | None], t: Instant | Sequence[Instant], *, exact_time: bool
+    ) -> ViewColumns:
+        times = [t] * len(blobs) if isinstance(t, int) else t
+        found = [
+            self._reader.read([blob], at, exact_time=exact_time) for blob, at in zip(blobs, times, strict=True)
+        ]
+        blocks = []
+        for number, (feature, column) in enumerate(
+            zip(self._layout.features, zip(*(one.values for one in found), strict=True), strict=True)
+        ):
+            valid = np.array([[value is not None for value in column]])
+            kind = feature.aggregate.result_type
+            data = np.zeros(valid.shape, dtype=_NUMPY.get(kind, object))
+            for row, value in enumerate(column):
+                if value is not None:
+                    data[0, row] = value
+            blocks.append(Block(np.array([number]), data, valid))
+        return ViewColumns(
+            blocks,
+            np.array([one.known for one in found]),
+            np.array([MIN_INSTANT if one.as_of is None else one.as_of for one in found], dtype=np.int64),
+        )
 
     def _open(self, blobs: Sequence[bytes]) -> _Blobs:
         """Return the blobs as words; CodecError, told by the reader of one, when any is not one of this view."""
-        keys = len(blobs)
-        sizes = np.fromiter(map(len, blobs), dtype=np.int64, count=keys)
-        if int(sizes.min()) < 8 * self._fixed_words or (sizes & 7).any():
+        sizes = np.fromiter(map(len, blobs), dtype=np.int64, count=len(blobs))
+        if np.minimum.reduce(sizes) < 8 * self._fixed_words or np.bitwise_or.reduce(sizes) & 7:
             self._refuse(blobs, (sizes < 8 * self._fixed_words) | (sizes % 8 != 0))
-        words = np.frombuffer(b"".join([*blobs, self._empty_rows]), dtype="<i8")
+        words = np.frombuffer(b"".join([*blobs, self._empties]), dtype="<i8")
         sizes >>= 3
-        ends = np.cumsum(sizes)
+        ends = np.add.accumulate(sizes)
         begin = ends - sizes
-        head = words[begin]
-        wrong = (head & 0xFFFFFFFF) != self._expected
-        wrong |= words[begin + 1] != self._fingerprint
-        number = np.arange(len(self._row_words))[:, None]
-        rows = words.view("<u4")[2 * (begin + _HEADER_WORDS) + number].astype(np.int64)
-        after = np.cumsum(rows * (1 + self._row_words), axis=0)
-        after += begin + self._fixed_words
-        hops = np.vstack((begin + self._fixed_words, after[:-1]))
-        tail = after[-1]
-        tails, rest = np.divmod(ends - tail, self._record_words)
-        wrong |= (tail - begin) << 3 != (head >> 32) & 0xFFFFFFFF
-        wrong |= (tails < 0) | (rest != 0)
-        if wrong.any():
-            self._refuse(blobs, wrong)
-        record_key = np.repeat(np.arange(keys), tails)
-        place = np.arange(len(record_key)) - np.repeat(np.cumsum(tails) - tails, tails)
-        record = tail[record_key] + place * self._record_words
-        return _Blobs(words, hops, rows, int(ends[-1]), words[begin + 2], ends, tails, record, record_key)
+        head = words.take(begin[:, None] + self._head)
+        rows = head[:, _HEADER_WORDS:].view("<u4").T[: len(self._row_words)].astype(np.int64)
+        space = rows * self._row_space
+        hops = np.add.accumulate(space)
+        base = hops[-1] + self._fixed_words
+        wrong = head[:, 0] != (base << 35) + self._expected  # the base length stands there in bytes, 32 bits up
+        wrong |= head[:, 1] != self._fingerprint
+        sizes -= base
+        tails = sizes // self._record_words
+        wrong |= tails * self._record_words != sizes
+        if np.count_nonzero(wrong) or np.minimum.reduce(tails) < 0:
+            self._refuse(blobs, wrong | (tails < 0))
+        hops += begin + self._fixed_words
+        hops -= space
+        after = int(ends[-1])
+        steps = int(np.maximum.reduce(tails))
+        if steps > _MOST_STEPS:
+            raise _UnusualError
+        records = np.where(_STEPS[:steps] < tails, ends - self._step_words[:steps], after + self._no_record)
+        return _Blobs(words, hops, rows, after, head[:, 2], records)
 
     def _refuse(self, blobs: Sequence[bytes], wrong: np.ndarray) -> None:
         for row in np.flatnonzero(wrong).tolist():
             parse_frame(blobs[row], self._part)
         raise AssertionError("the two readers disagree on what a blob is")
 
-    def _times(self, found: _Blobs, t: Instant, *, exact_time: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return the time to read at, of all keys or one for every key, and per key the newest event time before it."""
-        oldest, newest = found.words[found.record + 1], found.words[found.record + 2]
-        at = np.array([t], dtype=np.int64)
-        while True:
-            as_of = found.newest.copy()
-            counts = oldest < (at if len(at) == 1 else at[found.record_key])
-            np.maximum.at(as_of, found.record_key[counts], newest[counts])
-            late = as_of >= at
-            if not late.any():
-                return at, as_of
-            if exact_time:
-                raise self._reader.past(t, int(as_of[np.argmax(late)]))
-            at = np.where(late, as_of + 1, at)
+    def _times(
+        self, found: _Blobs, t: Instant | Sequence[Instant], *, exact_time: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the time to read at, of all keys or one for every key, the newest event time before it, and the records.
 
-    def _blocks(self, found: _Blobs, at: np.ndarray) -> list[Block]:
-        """Return all features of all keys."""
-        words, keys = found.words, len(found.newest)
+        The records are those that count then, newest tile first, as in ``_Blobs``.
+        """
+        at = np.array([t] if isinstance(t, int) else t, dtype=np.int64)
+        tile, oldest, newest = found.words.take(found.records + _STAMPS)
+        if self._has_endless and ((tile == MIN_INSTANT) & (found.records < found.after)).any():
+            raise _UnusualError  # it would pass for the empty record
+        while True:
+            counts = oldest < at
+            as_of = found.newest
+            if len(counts):
+                as_of = np.maximum(as_of, np.maximum.reduce(np.where(counts, newest, MIN_INSTANT)))
+            late = as_of >= at
+            if not np.count_nonzero(late):
+                break
+            if exact_time:
+                raise self._reader.past(int(at[0]), int(as_of[np.argmax(late)]))
+            if int(as_of.max()) == MAX_INSTANT:
+                raise _UnusualError
+            at = np.where(late, as_of + 1, at)
+        if not len(counts):
+            return at, as_of, found.records
+        records = found.records
+        if np.count_nonzero(counts) < counts.size:
+            tile = np.where(counts, tile, MIN_INSTANT)
+            records = np.where(counts, records, found.after + self._no_record)
+        if np.count_nonzero(tile[1:] > tile[:-1]):
+            records = np.take_along_axis(records, np.argsort(~tile, axis=0, kind="stable"), axis=0)
+        while len(records) and np.minimum.reduce(records[-1]) > found.after:
+            records = records[:-1]  # no key has as many that count
+        return at, as_of, records
+
+    def _blocks(self, found: _Blobs, at: np.ndarray, records: np.ndarray) -> list[Block]:
+        """Return all features of all keys; ``records`` are those that count."""
+        keys = len(found.newest)
         low = at - self._back
         low -= low % self._window_hop  # of every window its start; shape (windows, keys or 1)
         row = self._rows(found, low // self._ladder_hop)
-        low[self._endless] = MIN_INSTANT
-        # With the longest tails first, the keys that have an n-th record are the first ones: slices, not copies.
-        order = np.argsort(-found.tails, kind="stable")
-        back = np.empty_like(order)
-        back[order] = np.arange(keys)
-        row = row[:, order].T
-        steps = self._steps(found, at, low, order)
-        doubles = words.view(np.float64)
+        if self._has_endless:
+            low[self._endless] = MIN_INSTANT + 1  # all but the empty record
+        place = row.take(self._cell_window, axis=0)
+        place += self._cell_word
+        rows = found.words.take(place)
+        _check(rows, self._least_rows)
+        tails = self._tails(found, records, low)
+        if tails is not None:
+            rows = self._merge(rows, tails)
         blocks = []
-        for group in self._groups:
-            aggregate, width = group.aggregate, len(group.window)
-            sources = [words if slot == "i8" else doubles for slot in aggregate.slots]
-            first = row.take(group.window, axis=1)
-            first += group.in_row
-            partial = tuple(source.take(first + slot).ravel() for slot, source in enumerate(sources))
-            for record, covered in steps:
-                counts = covered.take(group.window, axis=1).ravel()
-                if not counts.any():
-                    continue
-                place = (record + group.in_record).ravel()
-                more = tuple(source.take(place + slot) for slot, source in enumerate(sources))
-                mine = tuple(column[: len(counts)] for column in partial)
-                for column, merged in zip(mine, aggregate.merge_columns(mine, more), strict=True):
-                    np.copyto(column, merged, where=counts)
-            for one, window, cell, feature in group.reads:
-                place = (back * width)[:, None] + cell
-                chosen = tuple(column.take(place.ravel()) for column in partial)
-                times = np.repeat(np.broadcast_to(at, keys), len(cell)) if window is not None else at
-                result, valid = one.value_columns(chosen, times, window)  # type: ignore[arg-type]
-                if one.result_type == DataType.BOOL:
+        for group, partial in zip(self._groups, self._partials(rows), strict=True):
+            for read in group.reads:
+                chosen = partial
+                if read.cells is not None:
+                    chosen = tuple(column.reshape(-1, keys)[read.cells].reshape(-1) for column in partial)
+                shape = (len(read.features), keys)
+                times = np.tile(np.broadcast_to(at, keys), shape[0]) if read.window is not None else at
+                result, valid = read.aggregate.value_columns(chosen, times, read.window)  # type: ignore[arg-type]
+                if read.aggregate.result_type == DataType.BOOL:
                     result = result != 0
-                blocks.append(Block(feature, result.reshape(place.shape), valid.reshape(place.shape)))
+                blocks.append(Block(read.features, result.reshape(shape), valid.reshape(shape)))
         return blocks
+
+    def _merge(self, rows: np.ndarray, tails: _Tails) -> np.ndarray:
+        """Return the rows with the running tails merged in, where a window covers any."""
+        steps, width, keys = tails.running.shape
+        step = np.maximum(tails.count - 1, 0).take(self._cell_window, axis=0)
+        step *= width
+        step += self._cell_tail
+        step *= keys
+        step += np.arange(keys)
+        more = tails.running.reshape(-1).take(step)
+        mine = rows if tails.keys is None else rows.take(tails.keys, axis=1)
+        pairs = zip(self._groups, self._partials(mine), self._partials(more), strict=True)
+        merged = [column for group, a, b in pairs for column in group.aggregate.merge_columns(a, b)]
+        covered = (tails.count > 0).take(self._cell_window, axis=0)
+        mine = np.where(covered, self._gathered(merged, (-1, keys)), mine)
+        if tails.keys is None:
+            return mine
+        rows[:, tails.keys] = mine
+        return rows
+
+    def _gathered(self, columns: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        """Return the slots of all groups, in order, as one array of words with what is gathered along the axis before the last."""
+        parts = [column.view(np.int64).reshape(*shape[:-2], -1) for column in columns]
+        whole = np.concatenate([parts[place] for place in self._order], axis=-1)
+        return whole.reshape(shape)
+
+    def _partials(self, rows: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+        """Return per group the columns in a gather of rows: views, of shape (cells * keys,)."""
+        doubles, keys = rows.view(np.float64).reshape(-1), rows.shape[1]
+        words = rows.reshape(-1)
+        return [
+            tuple(
+                (words if slot == "i8" else doubles)[cells.start * keys : cells.stop * keys]
+                for slot, cells in zip(group.aggregate.slots, group.cells, strict=True)
+            )
+            for group in self._groups
+        ]
 
     def _rows(self, found: _Blobs, wanted: np.ndarray) -> np.ndarray:
         """Return the first word of the row of every window and key; that of an empty row where there is none.
 
-        The row is the first whose hop id is not less than ``wanted``: a binary search of all at once.
+        The row is the first whose hop id is not less than ``wanted``.
         """
         hops, rows = found.hops[self._ladder_of], found.rows[self._ladder_of]
-        low = hops.copy()
-        left = np.where(self._endless[:, None] | (found.words[low] >= wanted), 0, rows)
-        while left.any():
-            half = left >> 1
-            middle = low + half
-            less = (found.words[middle] < wanted) & (left > 0)
-            low = np.where(less, middle + 1, low)
-            left = np.where(less, left - half - 1, half)
-        place = low - hops
-        width = self._row_words[self._ladder_of]
-        return np.where(place < rows, hops + rows + place * width, found.empty + self._empty_at[self._ladder_of])
+        most = int(np.maximum.reduce(rows, axis=None))
+        if most <= _FEW_ROWS:
+            number = _ROWS[:most]
+            less = found.words.take(hops[:, None, :] + number, mode="clip") < wanted[:, None, :]
+            less &= number < rows[:, None, :]
+            if np.count_nonzero(less[:, 1:] > less[:, :-1]):
+                raise _UnusualError  # they do not ascend
+            place = np.add.reduce(less, axis=1, dtype=np.int64)
+        else:
+            place = _bisect(found.words, hops, rows, wanted)
+        if self._has_endless:
+            place[self._endless] = 0
+        return np.where(place < rows, hops + rows + place * self._window_row, found.after + self._window_empty)
 
-    def _steps(
-        self, found: _Blobs, at: np.ndarray, low: np.ndarray, order: np.ndarray
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the tail in steps: the n-th record of every key that has one, and the windows it counts in.
+    def _tails(self, found: _Blobs, records: np.ndarray, low: np.ndarray) -> _Tails | None:
+        """Return the tail records merged from the newest on; None without any."""
+        if not len(records):
+            return None
+        keys = None
+        has_some = records[0] < found.after
+        if 2 * np.count_nonzero(has_some) < len(has_some):  # else leaving them out costs more than it saves
+            keys = np.flatnonzero(has_some)
+            records = records[:, keys]
+            low = low if low.shape[1] == 1 else low[:, keys]
+        covered = found.words.take(records) >= low[:, None, :]
+        running = found.words.take(records[:, None, :] + self._record_word)
+        _check(running, self._least_tails)
+        if len(running) > 1:
+            running = self._run(running)
+        return _Tails(keys, running, np.add.reduce(covered, axis=1, dtype=np.int64))
 
-        Shapes: (keys, 1) and (keys, windows), of the first keys in ``order``.
-        """
-        if not len(found.record):
-            return []
-        tails = found.tails[order]
-        first = (found.ends - found.tails * self._record_words)[order]
-        if low.shape[1] > 1:
-            low, at = low[:, order], at[order]
-        steps = []
-        for place in range(int(tails[0])):
-            keys = int(np.searchsorted(-tails, -place))
-            record = first[:keys] + place * self._record_words
-            start, oldest = found.words.take(record), found.words.take(record + 1)
-            covered = (start >= low[:, :keys]) & (oldest < at[:keys])
-            if covered.any():
-                steps.append((record[:, None], covered.T))
-        return steps
+    def _run(self, running: np.ndarray) -> np.ndarray:
+        """Return every step merged with all before it."""
+        steps, _, keys = running.shape
+        words, doubles = running.reshape(steps, -1), running.view(np.float64).reshape(steps, -1)
+        merged: list[np.ndarray] = []
+        for group in self._groups:
+            merged += group.aggregate.running_columns(
+                tuple(
+                    (words if slot == "i8" else doubles)[:, measures.start * keys : measures.stop * keys]
+                    for slot, measures in zip(group.aggregate.slots, group.measures, strict=True)
+                )
+            )
+        return self._gathered(merged, (steps, -1, keys))
+
+
+def _bisect(words: np.ndarray, low: np.ndarray, rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return for every search how many of ``rows`` ascending words from ``low`` on are less than ``wanted``.
+
+    All at once, and where ``bisect_left`` looks, so that words that do not ascend give the same.
+    """
+    begin, left = low, rows
+    for _ in range(int(left.max()).bit_length()):
+        half = left >> 1
+        middle = low + half
+        less = words.take(middle, mode="clip") < wanted
+        less &= left > 0
+        low = np.where(less, middle + 1, low)
+        left = np.where(less, left - half - 1, half)
+    return low - begin
+
+
+def _check(gathered: np.ndarray, least: np.ndarray) -> None:
+    """Raise unless every integer that is added up, the first ones gathered, is in [least, least + ``_LIMIT``)."""
+    added = gathered[..., : len(least), :] - least
+    if len(least) and np.maximum.reduce(added.view(np.uint64), axis=None) >= 2 * _LIMIT:
+        raise _UnusualError

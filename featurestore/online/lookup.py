@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from functools import cached_property
+from zlib import crc32
 from typing import TYPE_CHECKING, Any
 
 from featurestore.datatypes import DataType
@@ -42,12 +43,13 @@ if TYPE_CHECKING:
 __all__ = ["LookupPlan", "ServiceLookup"]
 
 _TEXT = struct.Struct("<cI").pack
+_SHORT = [_TEXT(b"s", length) for length in range(64)]
 _ONE_PER_BUCKET = [
     next(key for key in (number.to_bytes(2) for number in range(1 << 16)) if bucket_of(key) == bucket)
     for bucket in range(BUCKETS)
 ]
 _MOST_CHOSEN = 256
-MANY = 16
+MANY = 4
 """Entities from which on reading them at once is quicker than one by one."""
 
 
@@ -184,14 +186,18 @@ class ServiceLookup:
 
     def _of_text(self, entities: Sequence[Mapping[str, Any]], name: str) -> list[bytes] | None:
         """Return ``store_keys`` where all views have the same text as key, as most do; None if an entity has no such key."""
-        encoded = []
-        for entity in entities:
-            value = entity.get(name)
-            if type(value) is not str or not value.isascii():
-                return None
-            encoded.append(_TEXT(b"s", len(value)) + value.encode())
+        values = [entity.get(name) for entity in entities]
+        if {*map(type, values)} != {str} or not "".join(values).isascii():
+            return None
+        if max(map(len, values)) < len(_SHORT):
+            encoded = [_SHORT[len(value)] + value.encode() for value in values]
+        else:
+            encoded = [_TEXT(b"s", len(value)) + value.encode() for value in values]
         heads = self._heads
-        keys = [head + key for key in encoded for head in heads[bucket_of(key)]]
+        if self._width == 1:
+            keys = [heads[crc32(key) % BUCKETS][0] + key for key in encoded]
+        else:
+            keys = [head + key for key in encoded for head in heads[crc32(key) % BUCKETS]]
         return keys + self._complete_keys
 
     def vectors(
@@ -216,44 +222,71 @@ class ServiceLookup:
         """
         complete = self._complete(replies[count * self._width :])
         conditions = self._conditions(replies[count * self._width :], t)
-        rows: list[list[Any]] = []
-        said: list[tuple[dict[str, bool], dict[str, Instant | None]]] = []
-        for reads in zip(*self._read_views(replies, count, t, exact_time=exact_time), strict=True):
-            values: list[Any] = []
-            known: dict[str, bool] = {}
-            as_of: dict[str, Instant | None] = {}
-            for view, read in zip(self.plan.views, reads, strict=True):
-                if conditions and conditions.get(view.view) == DEGRADED:
-                    values += self._defaults[view.view]
-                else:
-                    # An empty store is not an empty window: without any sign of progress, an unknown key has no values.
-                    values += read.values if read.known or complete is not None else [None] * len(read.values)
-                known[view.view], as_of[view.view] = read.known, read.as_of
-            rows.append(values)
-            said.append((known, as_of))
-        return self._made(rows, said, complete, t, conditions, inputs)
+        reads = zip(*self._read_views(replies, count, t, exact_time=exact_time), strict=True)
+        return self._made([self._said(each, complete, conditions) for each in reads], complete, t, conditions, inputs)
+
+    @cached_property
+    def shares(self) -> bool:
+        """Whether entities that were read apart can be read at once by ``vectors_apart``."""
+        return None not in self._batches
+
+    def vectors_apart(
+        self, replies: Sequence[Sequence[bytes | None]], t: Sequence[Instant], inputs: Sequence[Sequence[Mapping[str, Any]]]
+    ) -> list[FeatureVector | StaleFeatureError]:
+        """Return the vectors of entities, each with replies, time (not exact) and inputs of its own; or its policy's error."""
+        views = []
+        for at, batch in enumerate(self._batches):  # each of one part
+            assert batch is not None  # noqa: S101 - or ``shares`` is false
+            views.append(batch.read([each[at] for each in replies], t, exact_time=False))
+        found: list[FeatureVector | StaleFeatureError] = []
+        for reads, each, at, given in zip(zip(*views, strict=True), replies, t, inputs, strict=True):
+            stamps = each[self._width :]
+            complete = self._complete(stamps)
+            try:
+                conditions = self._conditions(stamps, at)
+            except StaleFeatureError as error:
+                found.append(error)
+                continue
+            found += self._made([self._said(reads, complete, conditions)], complete, at, conditions, given)
+        return found
+
+    def _said(
+        self, reads: Sequence[ViewValues], complete: Instant | None, conditions: Mapping[str, str]
+    ) -> tuple[list[Any], dict[str, bool], dict[str, Instant | None]]:
+        """Return what the views say of one entity: values, and by view whether it is known and the newest event."""
+        values: list[Any] = []
+        known: dict[str, bool] = {}
+        as_of: dict[str, Instant | None] = {}
+        for view, read in zip(self.plan.views, reads, strict=True):
+            if conditions and conditions.get(view.view) == DEGRADED:
+                values += self._defaults[view.view]
+            else:
+                # An empty store is not an empty window: without any sign of progress, an unknown key has no values.
+                values += read.values if read.known or complete is not None else [None] * len(read.values)
+            known[view.view], as_of[view.view] = read.known, read.as_of
+        return values, known, as_of
 
     def _made(
         self,
-        rows: list[list[Any]],
-        said: list[tuple[dict[str, bool], dict[str, Instant | None]]],
+        said: Sequence[tuple[list[Any], dict[str, bool], dict[str, Instant | None]]],
         complete: Instant | None,
         t: Instant,
         conditions: Mapping[str, str],
         inputs: Sequence[Mapping[str, Any]],
     ) -> list[FeatureVector]:
         """Return the vectors of what the views say."""
+        rows = [values for values, _, _ in said]
         if self._derived or self.plan.request:
             known = [
                 {view: is_known or conditions.get(view) == DEGRADED for view, is_known in one.items()}
-                for one, _ in said
+                for _, one, _ in said
             ]
             rows = self._with_derived(rows, known, inputs, served=complete is not None)
         elif self._pick is not None:
             rows = [[row[place] for place in self._pick] for row in rows]
         return [
             FeatureVector(self.names, tuple(values), known, as_of, complete, t, self._reads, conditions, self._spans)
-            for values, (known, as_of) in zip(rows, said, strict=True)
+            for values, (_, known, as_of) in zip(rows, said, strict=True)
         ]
 
     def unread(
@@ -269,8 +302,9 @@ class ServiceLookup:
             raise error
         values = [value for view in self.plan.views for value in self._defaults[view.view]]
         names = [view.view for view in self.plan.views]
-        said = [(dict.fromkeys(names, False), dict.fromkeys(names)) for _ in range(count)]
-        return self._made([list(values) for _ in said], said, None, t, dict.fromkeys(names, DEGRADED), inputs)  # type: ignore[arg-type]
+        nothing: dict[str, Instant | None] = dict.fromkeys(names)
+        said = [(list(values), dict.fromkeys(names, False), dict(nothing)) for _ in range(count)]
+        return self._made(said, None, t, dict.fromkeys(names, DEGRADED), inputs)
 
     @cached_property
     def _defaults(self) -> dict[str, list[Any]]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class MemoryOnlineStore:
     """Plans, values, fences and progress of one project, in dicts under one lock. Thread-safe; forgets with the process.
 
+    Blobs do not expire here, whatever the ``ttl`` of their view: that never changes a value, and needs a clock.
+
     Args:
         project: Namespace of all keys.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from featurestore.errors import FeatureStoreError
+from featurestore.online.lookup import MANY
 from featurestore.online.table import FeatureTable
 from featurestore.timeline import to_instant
 
@@ -72,3 +74,31 @@ def planned(
         lookup = lookup.chosen(features)
     names = lookup.store_keys(keys)
     return PlannedRead(lookup, names, len(keys), t, now is not None, lookup.inputs(keys, request, single=single))
+
+
+def vectors_of(reads: Sequence[tuple[PlannedRead, Sequence[bytes | None]]]) -> list[FeatureVector | FeatureStoreError]:
+    """Return what was read of several single entities, or why not, each on its own; decoded at once where that is quicker."""
+    found: dict[int, FeatureVector | FeatureStoreError] = {}
+    by_lookup: dict[ServiceLookup, list[int]] = {}
+    for place, (read, _) in enumerate(reads):
+        if read.lookup.shares and not read.is_exact:
+            by_lookup.setdefault(read.lookup, []).append(place)
+    for lookup, places in by_lookup.items():
+        chosen = [reads[place] for place in places]
+        if len(chosen) < MANY:
+            continue
+        try:
+            vectors = lookup.vectors_apart(
+                [replies for _, replies in chosen], [read.at for read, _ in chosen], [read.inputs for read, _ in chosen]
+            )
+        except FeatureStoreError:
+            continue  # of one of them: each is read alone and says it
+        found |= zip(places, vectors, strict=True)
+    return [found[place] if place in found else _alone(*reads[place]) for place in range(len(reads))]
+
+
+def _alone(read: PlannedRead, replies: Sequence[bytes | None]) -> FeatureVector | FeatureStoreError:
+    try:
+        return read.vector(replies)
+    except FeatureStoreError as error:
+        return error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from featurestore.algebra import Aggregate
 from featurestore.algebra.columns import partial_at, reduce_groups
 from featurestore.errors import CodecError, PastLookupError
 from featurestore.online.codec import ladder_format, parse_frame, record_format, wide_row
-from featurestore.timeline import MIN_INSTANT, format_instant
+from featurestore.timeline import MAX_INSTANT, MIN_INSTANT, format_instant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from featurestore.online.codec import Frame
     from featurestore.timeline import Instant
 
+_START = itemgetter(0)
 _MANY = 1024
 """Plain rows from which on one vectorised merge is quicker than a loop."""
 
@@ -90,6 +92,7 @@ class ViewReader:
             tails = []
             for _, frame, records in opened:
                 tail = [record for record in records if record[1] < t]
+                tail.sort(key=_START)
                 tails.append(tail)
                 as_of = max(as_of, frame.newest, *[record[2] for record in tail])
             if as_of < t:
@@ -98,8 +101,13 @@ class ViewReader:
                 raise self.past(t, as_of)
             t = as_of + 1
         values: list[Any] = [None] * len(self.layout.features)
-        for part, (blob, frame, _), tail in zip(self.parts, opened, tails, strict=True):
-            part.read(values, blob, frame, tail, t)
+        try:
+            for part, (blob, frame, _), tail in zip(self.parts, opened, tails, strict=True):
+                part.read(values, blob, frame, tail, t)
+        except (ArithmeticError, ValueError) as error:
+            if isinstance(error, CodecError):
+                raise
+            raise CodecError(f"view {self.layout.view}: a blob's numbers are no partials: {error}.") from error
         return ViewValues(tuple(values), known=True, as_of=None if as_of == MIN_INSTANT else as_of)
 
     def past(self, t: Instant, newest: Instant) -> PastLookupError:
@@ -113,10 +121,11 @@ class ViewReader:
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A feature, and where its partial lies in a row of its ladder and in a record."""
+    """A feature, and where its partial lies in a row of its ladder and in a record; the measure tells partials apart."""
 
     feature: int
     aggregate: Aggregate
+    measure: int
     in_row: slice
     in_record: slice
 
@@ -135,7 +144,8 @@ class _PartReader:
             begin = sum(len(part.measures[measure].slots) for measure in before)
             width = len(part.measures[read.measure].slots)
             full = 3 + part.slot_offsets[read.measure]
-            member = _Member(read.feature, feature.aggregate, slice(begin, begin + width), slice(full, full + width))
+            in_row, in_record = slice(begin, begin + width), slice(full, full + width)
+            member = _Member(read.feature, feature.aggregate, read.measure, in_row, in_record)
             groups.setdefault((read.ladder, feature.window), []).append(member)
         self._windows = [
             (
@@ -144,6 +154,7 @@ class _PartReader:
                 part.ladders[ladder].is_suffix,
                 window,
                 [(m.feature, m.aggregate, _finish(m.aggregate, window), m.in_row, m.in_record) for m in members],
+                _by_measure(part, window, members),
                 # Most reads find a row and no tail: each value is then one call on the row.
                 [(m.feature, m.aggregate.finalizer(m.in_row.start)) for m in members]
                 if all(_finish(m.aggregate, window) is None for m in members)
@@ -161,7 +172,9 @@ class _PartReader:
         """Fill in the values of the part's features."""
         view = memoryview(blob)
         is_fixed = self.part.is_fixed
-        for ladder, hop, is_suffix, window, members, quick in self._windows:
+        starts = [record[0] for record in tail]
+        newest: dict[int, list[Partial]] = {}  # per measure, the merge of the newest record, of the two newest, ...
+        for ladder, hop, is_suffix, window, members, measures, quick in self._windows:
             low = window.start(t)
             offset, rows = frame.ladders[ladder]
             if not is_suffix:
@@ -176,16 +189,23 @@ class _PartReader:
                         row = words.unpack_from(blob, offset + 8 * rows + index * words.size)
                     else:
                         row = wide_row(self._forms[ladder], blob, offset, rows, index)
-            covered = tail if low is None else [record for record in tail if record[0] >= low]
+            covered = len(tail) if low is None else len(tail) - bisect_left(starts, low)
             if row is not None and not covered and quick is not None:
                 for feature, finalize in quick:
                     values[feature] = finalize(row)
                 continue
-            for feature, aggregate, finish, in_row, in_record in members:
-                partial: Partial = aggregate.empty() if row is None else row[in_row]
-                for record in covered:
-                    partial = aggregate.merge(partial, record[in_record])
-                values[feature] = aggregate.finalize(partial) if finish is None else finish(partial, t)
+            for measure, merge, empty, counts, in_row, in_record, readers in measures:
+                partial: Partial = empty if row is None else row[in_row]
+                if covered:
+                    merged = newest.setdefault(measure, [])
+                    while len(merged) < covered:
+                        older = tail[-1 - len(merged)][in_record]
+                        merged.append(merge(merged[-1], older) if merged else older)
+                    partial = merge(partial, merged[covered - 1])
+                    if counts and not (min(partial) >= MIN_INSTANT and max(partial) <= MAX_INSTANT):
+                        raise CodecError(f"view {self.part.view}: counts add up to {partial}, beyond int64.")
+                for feature, finalize, finish in readers:
+                    values[feature] = finalize(partial) if finish is None else finish(partial, t)
 
     def _read_plain(
         self,
@@ -226,6 +246,25 @@ class _PartReader:
             for record in covered:
                 partial = aggregate.merge(partial, record[in_record])
             values[feature] = aggregate.finalize(partial) if finish is None else finish(partial, t)
+
+
+def _by_measure(part: Part, window: Window, members: Sequence[_Member]) -> list[tuple[Any, ...]]:
+    """Return per measure: its number, its merge, its empty partial, whether it is all counts, slots, and what reads it."""
+    found: dict[int, list[_Member]] = {}
+    for member in members:
+        found.setdefault(member.measure, []).append(member)
+    return [
+        (
+            measure,
+            part.measures[measure].merge,
+            part.measures[measure].empty(),
+            len(part.measures[measure].added_slots) == len(part.measures[measure].slots),
+            first.in_row,
+            first.in_record,
+            [(m.feature, m.aggregate.finalizer(0), _finish(m.aggregate, window)) for m in (first, *others)],
+        )
+        for measure, (first, *others) in found.items()
+    ]
 
 
 def _finish(aggregate: Aggregate, window: Window) -> Callable[[Partial, Instant], Any] | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 # KEYS: fence hash, blobs. ARGV: number of fences F, F x (field, expected or "", until), number of groups G,
-# G x (number of blobs, empty base), then one string of records per blob. Returns the new length of every blob.
+# G x (number of blobs, empty base, milliseconds they are kept from now on, 0 for ever), then one string of records per
+# blob. Returns the new length of every blob.
 APPEND = """
 local fences, at = tonumber(ARGV[1]), 2
 for i = 1, fences do
@@ -17,16 +18,17 @@ for i = 1, fences do
   at = at + 3
 end
 local groups = tonumber(ARGV[at])
-local record, key, lengths = at + 1 + 2 * groups, 2, {}
+local record, key, lengths = at + 1 + 3 * groups, 2, {}
 for g = 1, groups do
-  local base = ARGV[at + 2 * g]
-  for i = 1, tonumber(ARGV[at + 2 * g - 1]) do
+  local base, keep = ARGV[at + 3 * g - 1], ARGV[at + 3 * g]
+  for i = 1, tonumber(ARGV[at + 3 * g - 2]) do
     local added = ARGV[record]
     local length = redis.call('APPEND', KEYS[key], added)
     if length == #added then
       redis.call('SET', KEYS[key], base .. added)
       length = #base + length
     end
+    if keep ~= '0' then redis.call('PEXPIRE', KEYS[key], keep) end
     lengths[key - 1] = length
     record, key = record + 1, key + 1
   end
@@ -34,14 +36,16 @@ end
 return lengths
 """
 
-# KEYS: blobs. ARGV per blob: expected length, expected header, new blob. Returns how many were replaced.
+# KEYS: blobs. ARGV per blob: expected length, expected header, new blob, milliseconds it is kept from now on, or 0: as long
+# as it would have been. Returns how many were replaced.
 REPLACE = """
 local done = 0
 for i = 1, #KEYS do
-  local a = 3 * i
-  if redis.call('STRLEN', KEYS[i]) == tonumber(ARGV[a - 2])
-     and redis.call('GETRANGE', KEYS[i], 0, 31) == ARGV[a - 1] then
-    redis.call('SET', KEYS[i], ARGV[a])
+  local a = 4 * i
+  if redis.call('STRLEN', KEYS[i]) == tonumber(ARGV[a - 3])
+     and redis.call('GETRANGE', KEYS[i], 0, 31) == ARGV[a - 2] then
+    if ARGV[a] == '0' then redis.call('SET', KEYS[i], ARGV[a - 1], 'KEEPTTL')
+    else redis.call('SET', KEYS[i], ARGV[a - 1], 'PX', ARGV[a]) end
     done = done + 1
   end
 end

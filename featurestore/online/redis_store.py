@@ -89,7 +89,7 @@ class RedisOnlineStore:
                 args += [fence.name, fence.expected or b"", fence.until]
             args.append(len(append.blobs))
             for blobs in append.blobs:
-                args += [len(blobs.names), blobs.base]
+                args += [len(blobs.names), blobs.base, blobs.keep_ms]
             for blobs in append.blobs:
                 keys += blobs.names
                 args += blobs.records
@@ -112,7 +112,7 @@ class RedisOnlineStore:
             by_slot.setdefault(each.name[: each.name.index(b"}")], []).append(each)
         commands: list[Command] = []
         for group in by_slot.values():
-            args = [part for each in group for part in (len(each.old), each.old[: HEADER.size], each.new)]
+            args = [part for each in group for part in (len(each.old), each.old[: HEADER.size], each.new, each.keep_ms)]
             names = [each.name for each in group]
             commands.append((names[0], (b"EVALSHA", _SHA[REPLACE], len(group), *names, *args)))
         done = 0

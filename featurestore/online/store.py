@@ -29,11 +29,13 @@ class Blobs:
         base: What a blob that does not exist yet begins with.
         names: The blobs.
         records: One string of records per blob.
+        keep_ms: How long from now on they are kept, in milliseconds; 0 for ever. Only a server forgets them then.
     """
 
     base: bytes
     names: list[bytes] = field(default_factory=list)
     records: list[bytes] = field(default_factory=list)
+    keep_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +72,15 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """A compare-and-set of one blob: made only if the blob still has the length and the header of ``old``."""
+    """A compare-and-set of one blob: made only if the blob still has the length and the header of ``old``.
+
+    It is kept ``keep_ms`` milliseconds from now on; 0: as long as the old one would have been.
+    """
 
     name: bytes
     old: bytes
     new: bytes
+    keep_ms: int = 0
 
 
 class OnlineStore(Protocol):

@@ -76,7 +76,7 @@ class FeatureTable:
             # An empty store is not an empty window: without any sign of progress, an unknown key has no values.
             hides = complete_through is None and not view.known.all()
             for block in view.blocks:
-                valid = block.valid & view.known[:, None] if hides else block.valid
+                valid = block.valid & view.known if hides else block.valid
                 blocks.append(Block(block.features + first if first else block.features, block.data, valid))
             first += sum(len(block.features) for block in view.blocks)
         if pick is not None:
@@ -86,7 +86,7 @@ class FeatureTable:
                 kept = [column for column, feature in enumerate(block.features.tolist()) if feature in place]
                 if kept:
                     features = np.array([place[block.features[column]] for column in kept])
-                    table._blocks.append(Block(features, block.data[:, kept], block.valid[:, kept]))
+                    table._blocks.append(Block(features, block.data[kept], block.valid[kept]))
         return table
 
     @property
@@ -132,10 +132,10 @@ class FeatureTable:
         if self._blocks is None:
             rows = [vector.row for vector in self._vectors]
             return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.names))
-        made = np.empty((len(self), len(self.names)), dtype=np.float64)
+        made = np.empty((len(self.names), len(self)), dtype=np.float64)
         for block in self._blocks:
-            made[:, block.features] = np.where(block.valid, block.data, np.nan)
-        return made
+            made[block.features] = np.where(block.valid, block.data, np.nan)
+        return np.ascontiguousarray(made.T)
 
     def to_arrow(self) -> pa.Table:
         """Return an Arrow table with the features' own types and real nulls; lists as Arrow lists."""
@@ -148,7 +148,7 @@ class FeatureTable:
             columns = list(zip(*(vector.row for vector in self._vectors), strict=True)) or columns
         else:
             for block in self._blocks:
-                whole = zip(block.features.tolist(), block.data.T, block.valid.T, strict=True)
+                whole = zip(block.features.tolist(), block.data, block.valid, strict=True)
                 for feature, values, valid in whole:
                     columns[feature] = (values, ~valid)
         return pa.table(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featurestore.algebra import offset_of
+from featurestore.definitions.cost import TAIL_CAP
 from featurestore.engines.shape import tiles
 from featurestore.errors import FenceError, OnlineStoreLostError
 from featurestore.online.codec import base_length, empty_base, record_format, record_size, records_in_tail
@@ -28,6 +29,7 @@ from featurestore.online.epoch import EPOCH, lost, one_epoch, read_epochs
 from featurestore.online.fold import drop_unreachable, fold
 from featurestore.online.keys import BUCKETS, bucket_of
 from featurestore.online.store import Append, Blobs, Fence, Refusal, Replacement
+from featurestore.timeline import MILLISECOND
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,9 +41,12 @@ if TYPE_CHECKING:
     from featurestore.online.store import OnlineStore
     from featurestore.timeline import Instant
 
-TAIL_CAP = 8
-"""Records in a tail before it is folded."""
 _KNOWN_BASES = 200_000
+
+
+def keep_ms(view: FeatureView) -> int:
+    """Return the milliseconds that the blobs of a view are kept after a write, rounded up; 0 for ever."""
+    return 0 if view.ttl_us is None else -(-view.ttl_us // MILLISECOND)
 
 
 class FencedWriter:
@@ -159,7 +164,7 @@ class FencedWriter:
         codes, first, rows_of = np.unique(rows.key, return_index=True, return_counts=True)
         data, begins = record_format(part).encode(rows.records)
         edges = np.append(begins[first], len(data))
-        base = empty_base(part)
+        base, keep = empty_base(part), keep_ms(self.views[self.parts[index][0]])
         names_begin = self.store.space.blob_prefixes(part.view, part.fingerprint, part.number)
         order = np.argsort(of_key[codes], kind="stable")
         counts = np.bincount(of_key[codes], minlength=BUCKETS)
@@ -169,7 +174,7 @@ class FencedWriter:
             begin = names_begin[bucket]
             names = [begin + keys[code] for code in codes[places].tolist()]
             lows, highs = edges[places].tolist(), edges[places + 1].tolist()
-            blobs = Blobs(base, names, [data[low:high] for low, high in zip(lows, highs, strict=True)])
+            blobs = Blobs(base, names, [data[low:high] for low, high in zip(lows, highs, strict=True)], keep)
             buckets[bucket].append((index, blobs))
             if not part.is_fixed:
                 sizes = (edges[places + 1] - edges[places]) // rows_of[places]
@@ -213,7 +218,10 @@ class FencedWriter:
                 usual, fixed = record_size(self.parts[index][1]), len(blobs.base)
                 for name, length in zip(blobs.names, lengths, strict=False):
                     size = self._wide.pop(name, usual)
-                    if length - self._bases.get(name, fixed) > self.tail_cap * size:
+                    base = self._bases.get(name, fixed)
+                    if length < base:  # it had expired, and began anew
+                        base = self._bases[name] = fixed
+                    if length - base > self.tail_cap * size:
                         grown.setdefault(index, []).append((name, length))
         return grown
 

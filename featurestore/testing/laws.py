@@ -279,6 +279,14 @@ class _Laws:
             self.fail("immutability", "merge_columns changed its arguments")
         pairs = [self.aggregate.merge(a, self.partials[i]) for a, i in zip(self.partials, order, strict=True)]
         self.expect_rows("columns: merge", merged, pairs, exact=True)
+        if order:
+            steps = tuple(np.stack([column, column[rows]], axis=1) for column in columns)
+            for lane, events in enumerate((self.partials, [self.partials[i] for i in order])):
+                running = [events[0]]
+                for partial in events[1:]:
+                    running.append(self.aggregate.merge(running[-1], partial))
+                got = tuple(np.ascontiguousarray(column[:, lane]) for column in self.aggregate.running_columns(steps))
+                self.expect_rows("columns: running", got, running, exact=True)
         nothing = self.aggregate.merge_columns(columns, empty_columns(self.aggregate, len(order)))
         self.expect_rows("columns: identity", nothing, self.partials)
         form = row_format(self.aggregate.slots)

@@ -2,7 +2,8 @@
 
 All contenders read one Valkey, interleaved: every round runs each of them a few times. Reported are p10, p50 and p99 of a
 call, and the CPU of client and server per call; on a machine that others use too, CPU and the ratios within a run are what
-travels. Feast holds the same values, already computed, as its own hashes; what is asked of it is to return them.
+travels. Feast holds the same values, already computed, as its own hashes; what is asked of it is to return them. Events are
+written in small batches, as a stream writes them, so that keys have the tails that a stream leaves.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import platform
 import random
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -47,7 +49,7 @@ from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.online.writer import FencedWriter
 from featurestore.stack.valkey import OnlineServer
 from featurestore.testing.streams import shape_events
-from featurestore.timeline import DAY, HOUR, MINUTE
+from featurestore.timeline import DAY, HOUR, MINUTE, VirtualClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +59,7 @@ FEAST = "feast[redis]==0.67.0"
 NOW = 1_750_000_000_000_000
 WINDOWS = ("5m", "1h", "24h", "7d")
 IN_FLIGHT = 32
+_RAW = struct.Struct("<qddd")
 CONTRACT = {
     "type": "object",
     "required": ["card_id", "event_time", "amount", "fee", "points"],
@@ -85,6 +88,8 @@ def main() -> int:
         for keys in given.kinds.split(","):
             with OnlineServer(folder / f"online-{keys}") as server:
                 found["cells"] += measure(server.url, service, folder, keys, given)
+    found["goals"] = goals(found["cells"])
+    found["machine"]["load_after"] = os.getloadavg()[0]
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(found, indent=1) + "\n")
     print(table(found["cells"]))
@@ -105,7 +110,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=CACHE / "lookup.json")
     given = parser.parse_args()
     if given.quick:
-        given.cards, given.rounds, given.batches = 60, 3, "1,10"
+        given.cards, given.rounds, given.batches = 120, 3, "1,10,100"
     return given
 
 
@@ -139,11 +144,11 @@ def times(kind: str, dice: random.Random) -> list[int]:
     return sorted(found)
 
 
-def fill(url: str, service: FeatureService, kind: str, cards: int) -> None:
-    """Write the events of all cards as the stream does."""
+def events_of(kind: str, cards: int) -> list[Event]:
+    """Return the events of all cards in order of time."""
     dice = random.Random(7)  # noqa: S311 - not for secrets
     stamped = sorted((t, card) for card in range(cards) for t in times(kind, dice))
-    events = [
+    return [
         Event(
             {
                 "card_id": f"c{card}",
@@ -159,11 +164,16 @@ def fill(url: str, service: FeatureService, kind: str, cards: int) -> None:
         )
         for offset, (t, card) in enumerate(stamped)
     ]
+
+
+def fill(url: str, service: FeatureService, kind: str, cards: int) -> None:
+    """Write the events of all cards as the stream does: a batch has an event of every other card, more or less."""
+    events, batch = events_of(kind, cards), max(1, cards // 2)
     store = RedisOnlineStore(url, "default")
     store.publish_plan(LookupPlan.of(service))
     writer = FencedWriter(store, "cards", service.views)
-    for begin in range(0, len(events), 5_000):
-        some = events[begin : begin + 5_000]
+    for begin in range(0, len(events), batch):
+        some = events[begin : begin + batch]
         writer.apply(0, begin + len(some), some[-1].arrival, [shape_events(view, some) for view in service.views])
     store.publish_complete("cards", NOW)
     store.close()
@@ -269,7 +279,7 @@ def measure(
         keys = [{"card_id": card} for card in cards]
         names = lookup.store_keys(keys)
         cells += _interleaved(url, admin, client, raw, peer, keys, names, kind=kind, size=size, rounds=given.rounds)
-    cells.append({"kind": kind, "contender": "memory", **_memory(admin, given.cards)})
+    cells.append({"kind": kind, "contender": "memory", **_memory(admin, kind, given.cards)})
     if peer is not None:
         peer.close()
     raw.close()
@@ -309,16 +319,18 @@ def _interleaved(
     took: dict[str, list[float]] = {}
     cpu: dict[str, list[float]] = {}
     served: dict[str, list[float]] = {}
+    medians: dict[str, list[list[float]]] = {}
 
     def note(name: str, seconds: list[float], client_s: float, server_s: float, calls: int) -> None:
         took.setdefault(name, []).extend(seconds)
+        medians.setdefault(name, []).append(seconds)
         cpu.setdefault(name, []).append(client_s / calls)
         served.setdefault(name, []).append(server_s / calls)
 
     for call in contenders.values():
         call()
     with asyncio.Runner() as runner:
-        fast = AsyncFeatureClient(url, timeout="30s")
+        fast = AsyncFeatureClient(url, timeout="30s", clock=VirtualClock(NOW))
         for _ in range(rounds):
             for name, call in contenders.items():
                 before, began, seconds = _server_cpu(admin), time.process_time(), []
@@ -349,7 +361,9 @@ def _interleaved(
             **{f"p{q}_us": round(1e6 * float(np.quantile(seconds, q / 100)), 1) for q in (10, 50, 99)},
             "cpu_client_us": round(1e6 * float(np.median(cpu[name])), 1),
             "cpu_server_us": round(1e6 * float(np.median(served[name])), 1),
-            "cpu_spread": [round(1e6 * float(np.quantile(cpu[name], q)), 1) for q in (0.1, 0.9)],
+            "round_client_us": [round(1e6 * each, 1) for each in cpu[name]],
+            "round_cpu_us": [round(1e6 * (a + b), 1) for a, b in zip(cpu[name], served[name], strict=True)],
+            "round_p50_us": [round(1e6 * float(np.median(each)), 1) for each in medians[name]],
             "calls": len(seconds),
         }
         for name, seconds in took.items()
@@ -361,7 +375,7 @@ async def _async_calls(client: AsyncFeatureClient, keys: list[dict[str, str]], c
 
     async def timed() -> None:
         began = time.perf_counter()
-        await (client.get_many("cards", keys, now=NOW) if len(keys) > 1 else client.get("cards", keys[0], now=NOW))
+        await (client.get_many("cards", keys) if len(keys) > 1 else client.get("cards", keys[0]))
         seconds.append(time.perf_counter() - began)
 
     for _ in range(max(1, calls // flight)):
@@ -374,18 +388,60 @@ def _server_cpu(admin: Any) -> float:
     return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
 
 
-def _memory(admin: Any, cards: int) -> dict[str, Any]:
-    """Return bytes per card: ours, and Feast's hash where it is there."""
-    ours = list(admin.scan_iter("fs:*:v:*", 1000))
+def _memory(admin: Any, kind: str, cards: int) -> dict[str, Any]:
+    """Return bytes per card: ours; those of the raw events, packed in a sorted set; and Feast's hash where it is there."""
+
+    def used(names: list[Any]) -> int:
+        return round(sum(admin.memory_usage(name, samples=0) for name in names) / cards)
+
+    found = {"bytes_per_card": used(list(admin.scan_iter("fs:*:v:*", 1000)))}
     others = [key for key in admin.scan_iter("*", 1000) if not key.startswith(b"fs:") and admin.type(key) == b"hash"]
-    found = {"bytes_per_card": round(sum(admin.memory_usage(key) for key in ours) / cards)}
     if others:
-        found["feast_bytes_per_card"] = round(sum(admin.memory_usage(key) for key in others) / cards)
+        found["feast_bytes_per_card"] = used(others)
+    raw: dict[str, dict[bytes, int]] = {}
+    for event in events_of(kind, cards):
+        row = event.row
+        packed = _RAW.pack(event.offset, row["amount"], row["fee"], row["points"])
+        raw.setdefault(f"raw:{row['card_id']}", {})[packed] = event.event_time
+    for name, members in raw.items():
+        admin.zadd(name, members)
+    found["raw_events_bytes_per_card"] = used(list(raw))
+    found["events_per_card"] = round(sum(map(len, raw.values())) / cards)
+    admin.delete(*raw)
+    return found
+
+
+def _spread(ratios: Any) -> str:
+    low, middle, high = np.quantile(np.asarray(ratios, dtype=float), (0.1, 0.5, 0.9))
+    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
+
+
+def goals(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the goals with what was reached: medians of the rounds' ratios, and their 10th and 90th percentile."""
+    found = []
+
+    def add(kind: str, goal: str, bound: str, mine: Any, other: Any) -> None:
+        """Note a ratio, round by round; ``other`` is None for a figure that is no ratio."""
+        rounds = np.asarray(mine, dtype=float) / (1.0 if other is None else np.asarray(other, dtype=float))
+        found.append({"kind": kind, "goal": goal, "bound": bound, "reached": _spread(rounds)})
+
+    by = {(cell["kind"], cell.get("batch"), cell["contender"]): cell for cell in cells}
+    for kind in dict.fromkeys(cell["kind"] for cell in cells):
+        cell = lambda size, name, kind=kind: by.get((kind, size, name))  # noqa: E731
+        for size, floor, bound in ((1, "PING, redis-py", "at most 1.5"), (100, "MGET, hiredis", "at most 2.5")):
+            if (ours := cell(size, "featurestore")) and (other := cell(size, floor)):
+                add(kind, f"CPU of {size} per call, to {floor}", bound, ours["round_cpu_us"], other["round_cpu_us"])
+        for size, bound in ((1, "at least 15"), (100, "at least 50")):
+            if (ours := cell(size, "featurestore")) and (other := cell(size, "Feast")):
+                add(kind, f"p50 of Feast to ours, {size} per call", bound, other["round_p50_us"], ours["round_p50_us"])
+        if ours := cell(1, f"featurestore, async, {IN_FLIGHT} in flight"):
+            add(kind, f"client CPU us of a lookup, {IN_FLIGHT} in flight", "at most 30", ours["round_client_us"], None)
+            add(kind, f"client and server CPU us, {IN_FLIGHT} in flight", "", ours["round_cpu_us"], None)
     return found
 
 
 def table(cells: list[dict[str, Any]]) -> str:
-    """Return the cells as text, with ratios to the PING, the MGET and Feast of the same batch."""
+    """Return the cells as text, and the goals with what was reached."""
     lines = []
     measured = [cell for cell in cells if "batch" in cell]
     for kind, size in dict.fromkeys((cell["kind"], cell["batch"]) for cell in measured):
@@ -398,19 +454,13 @@ def table(cells: list[dict[str, Any]]) -> str:
                 f"  {name:<38}{cell['p10_us']:>10,.1f}{cell['p50_us']:>10,.1f}{cell['p99_us']:>10,.1f}"
                 f"{cell['cpu_client_us']:>9,.1f}{cell['cpu_server_us']:>9,.1f}"
             )
-        ours = mine["featurestore"]
-        for name in ("PING, redis-py", "MGET, hiredis", "Feast"):
-            if name in mine:
-                both = mine[name]["cpu_client_us"] + mine[name]["cpu_server_us"]
-                lines.append(
-                    f"  to {name}: CPU x{(ours['cpu_client_us'] + ours['cpu_server_us']) / both:.2f}, "
-                    f"p50 x{ours['p50_us'] / mine[name]['p50_us']:.2f}"
-                )
     lines += [
         f"\n{cell['kind']} keys: " + ", ".join(f"{name} {value}" for name, value in cell.items() if "bytes" in name)
         for cell in cells
         if cell["contender"] == "memory"
     ]
+    lines.append(f"\n{'goal':<46}{'keys':<8}{'bound':<14}reached: median of the rounds (10th-90th percentile)")
+    lines += [f"{each['goal']:<46}{each['kind']:<8}{each['bound']:<14}{each['reached']}" for each in goals(cells)]
     return "\n".join(lines)
 
 

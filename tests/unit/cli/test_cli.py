@@ -54,6 +54,32 @@ def test_init_writes_a_project_that_plans(project, run):
     assert [change["name"] for change in json.loads(out)["changes"]][-1] == "shop_v1"
 
 
+def test_plan_tells_what_a_key_costs_at_most(project, run):
+    (line,) = [line for line in run("plan")[1].splitlines() if line.startswith("+ view")]
+    assert "; at most " in line
+    assert line.endswith("kB per key)")
+    code, out, err = run("plan", "--costs")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].split("  ")[0] == "view"
+    assert out.splitlines()[-1].startswith("customer_purchases: at most ")
+    (cost,) = json.loads(run("plan", "--costs", "--json")[1])["costs"]
+    assert cost["rows"] == sum(ladder["rows"] for ladder in cost["ladders"])
+    assert cost["bytes"] > cost["rows"] * min(ladder["row_bytes"] for ladder in cost["ladders"])
+    module = project / "features.py"
+    module.write_text(module.read_text() + COSTLY)
+    for arguments in (["plan"], ["plan", "--costs"]):
+        code, out, err = run(*arguments)
+        assert code == 0
+        assert err.startswith("warning: view costly: a key with events in every hop takes ")
+        assert "86,401 rows for 24h on a hop of 1s" in err
+
+
+COSTLY = """
+from featurestore import FeatureView as View, Count as N, Sawtooth as Window
+costly = View("costly", customer, purchases, {"n": N().over(Window("24h", hop="1s"))})
+"""
+
+
 def test_init_overwrites_nothing(project, run):
     before = (project / "features.py").read_text()
     (project / "featurestore.toml").unlink()

@@ -1,0 +1,138 @@
+"""Lookups in flight at once are decoded together: each gets what it would get alone, its own error included."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from featurestore import AsyncFeatureClient, FeatureClient
+from featurestore.definitions.service import FeatureService
+from featurestore.errors import CodecError, StaleFeatureError, UnknownNameError
+from featurestore.online.lookup import MANY, LookupPlan, ServiceLookup
+from featurestore.online.redis_store import RedisOnlineStore
+from featurestore.timeline import VirtualClock
+from tests.conformance.cases import MANY as VIEW
+from tests.conformance.cases import SOURCE
+from tests.conformance.support import SECOND, Online, one, stream_of
+from tests.raw import raw
+
+pytestmark = pytest.mark.server
+CARDS = [f"c{number}" for number in range(4 * MANY)]
+
+
+def gathered(url, clock, asks):
+    """Return the answers, or errors, of many lookups at once; each is (keys, options)."""
+
+    async def ask():
+        async with AsyncFeatureClient(url, timeout="5s", clock=clock) as client:
+            await client.service("cards")
+            return await asyncio.gather(*(client.get("cards", *each) for each in asks), return_exceptions=True)
+
+    return asyncio.run(ask())
+
+
+def shown(answers):
+    return [repr(answer.to_dict()) if not isinstance(answer, Exception) else repr(answer) for answer in answers]
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """How many entities were decoded at once, each time."""
+    sizes = []
+    original = ServiceLookup.vectors_apart
+
+    def counted(self, replies, t, inputs):
+        sizes.append(len(replies))
+        return original(self, replies, t, inputs)
+
+    monkeypatch.setattr(ServiceLookup, "vectors_apart", counted)
+    return sizes
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_hostile_streams_give_what_each_gives_alone(online_url, decoded, seed):
+    online = Online(RedisOnlineStore(online_url, "default"), tail_cap=2)
+    stream = stream_of(seed)
+    online.apply(stream.events)
+    online.store.publish_complete(SOURCE.name, 1)
+    keys = [{"card_id": key} for key in sorted({event.row["card_id"] for event in stream.events} | {"nobody"})]
+    keys *= MANY
+    for t in sorted({t for _, t in stream.probes} | {max(event.event_time for event in stream.events) + 1}):
+        clock = VirtualClock(t)
+        with FeatureClient(online_url, timeout="5s", clock=clock) as alone:
+            expected = [alone.get("cards", key) for key in keys]
+        assert shown(gathered(online_url, clock, [(key,) for key in keys])) == shown(expected)
+    assert max(decoded) > MANY
+    online.store.close()
+
+
+def test_times_of_their_own_and_chosen_features(online_url, decoded):
+    """The clock moves from lookup to lookup, and "now" moves past events ahead of it, per key."""
+    online = Online(RedisOnlineStore(online_url, "default"))
+    online.apply([one(number * SECOND, card=card, offset=number) for number, card in enumerate(CARDS)])
+
+    class Steps(VirtualClock):
+        def now(self):
+            self.advance_to(self.instant + SECOND)
+            return self.instant
+
+    asks = [({"card_id": card},) for card in CARDS]
+    answers = gathered(online_url, Steps(0), asks)
+    assert [answer.at for answer in answers] == [(number + 1) * SECOND for number in range(len(CARDS))]
+    assert [answer["many.n_1h"] for answer in answers] == [1] * len(CARDS)
+    assert max(decoded) > MANY
+
+    async def chosen():
+        async with AsyncFeatureClient(online_url, timeout="5s", clock=VirtualClock(99 * SECOND)) as client:
+            return await asyncio.gather(
+                *(client.get("cards", {"card_id": card}, features=["many.n_1h"]) for card in CARDS)
+            )
+
+    assert [dict(answer) for answer in asyncio.run(chosen())] == [{"many.n_1h": 1}] * len(CARDS)
+    online.store.close()
+
+
+def test_an_error_is_that_of_its_lookup_alone(online_url):
+    online = Online(RedisOnlineStore(online_url, "default"))
+    online.apply([one(number * SECOND, card=card, offset=number) for number, card in enumerate(CARDS)])
+    bad = next(name for name in online.blobs() if name.endswith(CARDS[2].encode()))
+    raw(online.store).set(bad, b"spoilt")
+    asks = [({"card_id": card},) for card in CARDS]
+    asks[5] = ({"cart_id": "c5"},)
+    answers = gathered(online_url, VirtualClock(99 * SECOND), asks)
+    kinds = {number: type(answer) for number, answer in enumerate(answers) if isinstance(answer, Exception)}
+    assert kinds == {2: CodecError, 5: UnknownNameError}
+    assert all(answer["many.n_1h"] == 1 for number, answer in enumerate(answers) if number not in kinds)
+    online.store.close()
+
+
+def test_a_policy_fails_whom_it_concerns_and_who_leaves_is_not_waited_for(online_url):
+    from dataclasses import replace
+
+    strict = FeatureService("cards", [replace(VIEW, max_staleness="10s")])
+    online = Online(RedisOnlineStore(online_url, "default"))
+    online.store.publish_plan(LookupPlan.of(strict))
+    online.apply([one(number * SECOND, card=card, offset=number) for number, card in enumerate(CARDS)])
+    online.store.publish_complete(SOURCE.name, 0)
+
+    class Jumps(VirtualClock):
+        jumped = False
+
+        def now(self):
+            self.jumped = not self.jumped
+            return super().now() + (SECOND if self.jumped else 100 * SECOND)
+
+    async def ask():
+        async with AsyncFeatureClient(online_url, timeout="5s", clock=Jumps(0)) as client:
+            await client.service("cards")
+            tasks = [asyncio.ensure_future(client.get("cards", {"card_id": card})) for card in CARDS]
+            await asyncio.sleep(0)
+            tasks[0].cancel()
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+    answers = asyncio.run(ask())
+    assert isinstance(answers[0], asyncio.CancelledError)
+    assert all(isinstance(answer, StaleFeatureError) for answer in answers[1::2])
+    assert all(answer.status["many.n_1h"] == "present" for answer in answers[2::2])
+    online.store.close()

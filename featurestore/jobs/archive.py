@@ -21,6 +21,7 @@ import pyarrow as pa
 from featurestore.algebra import sequence_of
 from featurestore.engines.packed import rows_to_arrow
 from featurestore.engines.shape import shape, tiles
+from featurestore.failpoints import reach
 from featurestore.jobs.breaker import QuarantineBreaker
 from featurestore.jobs.hot import kafka_stream
 from featurestore.jobs.worker import decoder_of
@@ -137,6 +138,7 @@ class ArchiveBatch:
         """Write the batch; a batch that has been written before changes nothing."""
         # The query's own id, which lives in its checkpoint, scopes the batch ids: another checkpoint never collides.
         query_id = rows.sparkSession.sparkContext.getLocalProperty("sql.streaming.queryId")
+        reach("archive.begin")
         rows = rows.persist()
         cached = [rows]
         try:
@@ -166,6 +168,7 @@ class ArchiveBatch:
             with ThreadPoolExecutor(2) as pool:
                 for done in [pool.submit(write) for write in writes]:
                     done.result()
+            reach("archive.tables")
         finally:
             for frame in cached:
                 frame.unpersist()
@@ -201,6 +204,7 @@ class ArchiveBatch:
             if partition_by is not None:
                 writer = writer.partitionBy(partition_by)
             writer.save(f"{self.root}/{table}")
+            reach("archive.table")
 
         return write
 

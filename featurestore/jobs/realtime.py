@@ -31,6 +31,7 @@ from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRange
 
 from featurestore.errors import FeatureStoreError, FenceError, OffsetsGoneError, OnlineError
 from featurestore.events.broker import OffsetReader, client_options, mapped_errors
+from featurestore.failpoints import reach
 from featurestore.jobs.hot import HotWorker
 from featurestore.jobs.online_epoch import join_epoch, starting_offsets
 from featurestore.jobs.worker import by_topic
@@ -148,6 +149,8 @@ class RealtimeConsumer:
             self.error = f"Kafka: {type(error).__name__}: {error}"
             return {}
         self.error = None
+        if polled:
+            reach("consumer.polled")
         return polled
 
     def _apply(self, place: TopicPartition, records: Sequence[ConsumerRecord], stop: threading.Event) -> None:
@@ -180,7 +183,7 @@ class RealtimeConsumer:
     def _commit(self) -> None:
         """Say where the group has got to. It may fail: after a change of partitions, the next poll finds its place."""
         with contextlib.suppress(KafkaError):
-            self._consumer.commit_async()
+            self._consumer.commit_async(callback=lambda *_: reach("consumer.committed"))
 
     def _gone(self, error: OffsetOutOfRangeError) -> OffsetsGoneError:
         wanted: dict[TopicPartition, int] = error.args[0]

@@ -14,6 +14,7 @@ import numpy as np
 from featurestore.algebra import sequence_of
 from featurestore.engines.shape import shape
 from featurestore.events.decode import Decoder
+from featurestore.failpoints import reach
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,6 +67,7 @@ class SourceWorker:
         """Apply consecutive records of one partition, at least one; return how many met which fate (``COUNTS``)."""
         began = perf_counter_ns()
         decoded = self.decoder.decode(values, arrival)
+        reach("worker.decoded")
         if self.breaker is not None:
             self.breaker.check(partition, offsets, decoded.rejected)
         arrived = arrival[decoded.rows]

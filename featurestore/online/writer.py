@@ -23,6 +23,7 @@ import numpy as np
 from featurestore.algebra import offset_of
 from featurestore.engines.shape import tiles
 from featurestore.errors import FenceError, OnlineStoreLostError
+from featurestore.failpoints import is_armed, reach
 from featurestore.online.codec import base_length, empty_base, record_format, record_size, records_in_tail
 from featurestore.online.epoch import EPOCH, lost, one_epoch, read_epochs
 from featurestore.online.fold import drop_unreachable, fold
@@ -98,6 +99,7 @@ class FencedWriter:
             for view in self.views
         ]
         fences = self.store.fences(fields if self.epoch is None else [*fields, EPOCH])
+        reach("writer.fences")
         reached = None if self.epoch is None else self._check_life(partition, fences)
         self._wide.clear()
         buckets: list[list[tuple[int, Blobs]]] = [[] for _ in range(BUCKETS)]
@@ -119,13 +121,16 @@ class FencedWriter:
                     counts["records"] += len(rows)
                     self._distribute(number, part, events.keys, of_key, rows, buckets)
         touched = self._send(fields, fences, until, buckets)
+        reach("writer.appended")
         if reached is not None:
             for bucket, to in enumerate(buckets):
                 for index, _ in to:
                     reached[bucket, self.parts[index][0]] = until
             self._reached[partition] = reached
         counts["folded"] = self.fold(touched, clock=arrival)
+        reach("writer.folded")
         self.store.record_progress(self.source, partition, until, arrival)
+        reach("writer.progress")
         return counts
 
     def _check_life(self, partition: int, fences: Sequence[Sequence[bytes | None]]) -> np.ndarray:
@@ -198,7 +203,7 @@ class FencedWriter:
             if touched
         ]
         grown: dict[int, list[tuple[bytes, int]]] = {}
-        for append, reply in zip(appends, self.store.append(appends), strict=True):
+        for append, reply in zip(appends, self._append(appends), strict=True):
             if isinstance(reply, Refusal):
                 if reply.fence == EPOCH and self.epoch is not None:
                     raise lost(read_epochs(self.store), self.epoch)
@@ -215,6 +220,16 @@ class FencedWriter:
                     if length - self._bases.get(name, fixed) > self.tail_cap * size:
                         grown.setdefault(index, []).append((name, length))
         return grown
+
+    def _append(self, appends: Sequence[Append]) -> list[list[int] | Refusal]:
+        """Return the store's replies; a test that lets the writer die between two buckets has them sent one by one."""
+        if not is_armed("writer.bucket"):
+            return self.store.append(appends)
+        replies: list[list[int] | Refusal] = []
+        for append in appends:
+            replies += self.store.append([append])
+            reach("writer.bucket")
+        return replies
 
     def fold(self, grown: dict[int, list[tuple[bytes, int]]], *, clock: Instant) -> int:
         """Fold the tails of the given blobs, per index into ``parts``; return how many were folded."""

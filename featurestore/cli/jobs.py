@@ -44,6 +44,10 @@ def submit(
     freshness: Annotated[str | None, typer.Option(help="micro-batch (default) or realtime.")] = None,
     consumers: Annotated[int | None, typer.Option(min=1, help="How many real-time consumers; 1 by default.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port on the driver's loopback for Prometheus.")] = None,
+    accept_loss: Annotated[
+        bool,
+        typer.Option("--accept-loss", help="Go on without records that Kafka no longer has, and write down which."),
+    ] = False,
     wait: Annotated[str | None, typer.Option(help='Wait so long for it to run, for example "2m".')] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the spark-submit call and do nothing.")] = False,
     config: ConfigOption = None,
@@ -71,6 +75,7 @@ def submit(
             freshness=freshness,
             consumers=consumers,
             metrics_port=metrics_port,
+            accept_loss=accept_loss,
         )
         job_name, folder = spark.job_folder(job, store.settings, definition.name, name)
         argv = spark.build_argv(job, store.settings, service=service, name=job_name, folder=folder, options=options)
@@ -81,7 +86,7 @@ def submit(
         return
     submitted = store.submit(
         job, service=service, master=master, name=name, deploy_mode=deploy_mode, conf=settings, queries=queries,
-        freshness=freshness, consumers=consumers, metrics_port=metrics_port,
+        freshness=freshness, consumers=consumers, metrics_port=metrics_port, accept_loss=accept_loss,
     )  # fmt: skip
     status = submitted.wait_until("running", wait) if wait else submitted.status()
     if as_json:

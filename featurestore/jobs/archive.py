@@ -161,10 +161,11 @@ class ArchiveBatch:
                 rejected = bad if rejected is None else rejected.unionByName(bad)
                 made = events.mapInArrow(TileWorker(views), TILES_SCHEMA)
                 tiled = made if tiled is None else tiled.unionByName(made)
-            if rejected is not None and tiled is not None:
-                if not rejected.isEmpty():
-                    writes.append(self._append(rejected, "quarantine", query_id, batch_id))
-                writes.append(self._append(tiled, "tiles", query_id, batch_id, partition_by="view"))
+            if rejected is not None and not rejected.isEmpty():
+                writes.append(self._append(rejected, "quarantine", query_id, batch_id))
+            if tiled is None:  # of marks of transactions alone; the tiles know of every batch, see ``jobs.checkpoint``
+                tiled = rows.sparkSession.createDataFrame([], TILES_SCHEMA)
+            writes.append(self._append(tiled, "tiles", query_id, batch_id, partition_by="view"))
             with ThreadPoolExecutor(2) as pool:
                 for done in [pool.submit(write) for write in writes]:
                     done.result()
@@ -217,6 +218,7 @@ def start_archive(
     checkpoint: str,
     every: str = "10 seconds",
     batch_rows: int = 200_000,
+    lenient: bool = False,
 ) -> StreamingQuery:
     """Start the archive query and return it.
 
@@ -227,8 +229,10 @@ def start_archive(
         checkpoint: Directory of Spark's progress log.
         every: Trigger interval.
         batch_rows: The most records of one micro-batch.
+        lenient: Whether to go on where Kafka no longer has what comes next (``jobs.resume``).
     """
-    rows = kafka_stream(session, kafka, list(batch.sources), {"maxOffsetsPerTrigger": str(batch_rows)})
+    options = {"maxOffsetsPerTrigger": str(batch_rows), "failOnDataLoss": "false" if lenient else "true"}
+    rows = kafka_stream(session, kafka, list(batch.sources), options)
     return (
         rows.writeStream.queryName("archive")
         .option("checkpointLocation", checkpoint)

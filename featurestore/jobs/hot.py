@@ -133,6 +133,7 @@ def start_hot(
     checkpoint: str,
     batch_rows: int = 60_000,
     starting: Mapping[str, Mapping[int, int]] | None = None,
+    lenient: bool = False,
 ) -> StreamingQuery:
     """Start the hot query and return it.
 
@@ -143,12 +144,15 @@ def start_hot(
         checkpoint: Directory of Spark's progress log.
         batch_rows: The most records of one micro-batch, over all partitions.
         starting: Topic to partition to the offset at which a new checkpoint begins; the earliest when None.
+        lenient: Whether to go on where Kafka no longer has what comes next (``jobs.resume``).
     """
     from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
     # Spark seeks at the start of every task, behind which a consumer's long poll of 500 ms may still be running.
     # Short polls took a micro-batch of three tasks from 244 to 76 ms; between batches nothing polls at all.
     quick = {"maxOffsetsPerTrigger": str(batch_rows), "kafka.fetch.max.wait.ms": "10"}
+    if lenient:
+        quick["failOnDataLoss"] = "false"
     if starting is not None:
         quick["startingOffsets"] = json.dumps(starting)
     rows = kafka_stream(session, kafka, list(worker.sources), quick)

@@ -56,6 +56,8 @@ class SubmitOptions:
             apply an event within tens of milliseconds; "micro-batch" when None.
         consumers: How many of those; at most the topics' partitions have work.
         metrics_port: Port on the driver's loopback for Prometheus; None opens none.
+        accept_loss: Whether to go on without records that Kafka no longer has; which those are is written down in the Delta
+            table ``losses``. Meant for one start: a job started so goes on whatever else goes missing.
         use_packages: Whether Spark fetches its connectors itself; None decides by the master.
         extra: Further arguments of spark-submit, verbatim.
     """
@@ -68,6 +70,7 @@ class SubmitOptions:
     freshness: str | None = None
     consumers: int | None = None
     metrics_port: int | None = None
+    accept_loss: bool = False
     use_packages: bool | None = None
     extra: Sequence[str] = ()
 
@@ -154,6 +157,8 @@ def build_argv(
         argv += ["--consumers", str(options.consumers)]
     if options.metrics_port is not None:
         argv += ["--metrics-port", str(options.metrics_port)]
+    if options.accept_loss:
+        argv += ["--accept-loss"]
     return argv
 
 

@@ -136,4 +136,3 @@ class Watcher:
         self._stop.set()
         self._thread.join(10)
         self._client.close()
-

@@ -76,6 +76,6 @@ def test_every_failpoint_is_reached_somewhere_in_the_code_and_no_other_is_named(
 
 def test_a_failpoint_that_does_not_exist_is_refused():
     for text in ("writer.bukket", "writer.bucket:x", ""):
-        with pytest.raises(ValueError, match="no such failpoint; there are worker.decoded"):
+        with pytest.raises(ValueError, match=r"no such failpoint; there are worker\.decoded"):
             failpoints.arm(text)
     assert not any(map(failpoints.is_armed, failpoints.NAMES))

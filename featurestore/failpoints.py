@@ -15,6 +15,7 @@ NAMES: dict[str, str] = {
     "writer.fences": "the fences are read",
     "writer.bucket": "one bucket has its append; while this is armed they are sent one by one",
     "writer.appended": "every bucket has its append, no tail is folded",
+    "writer.ids": "the ids of its events are kept, the progress of ids is as before",
     "writer.folded": "tails are folded, the progress is as before",
     "writer.progress": "the progress is recorded",
     "archive.begin": "a batch is about to be written; the one before is in Spark's checkpoint",

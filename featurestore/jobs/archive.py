@@ -1,6 +1,7 @@
 """The archive query: Kafka -> decode -> Delta, in longer batches. Event log, quarantine and tiles.
 
-    events/SOURCE   the contract's columns, and _partition, _offset, _arrival, _event_time (microseconds)
+    events/SOURCE   the contract's columns, and _partition, _offset, _arrival, _event_time (microseconds); where events have ids,
+                    _repeats is true for repetitions
     quarantine      what violates its contract: raw bytes, reason, detail and Kafka coordinates; nothing is dropped
     tiles           partials per (part of a view, key, tile) and batch, as rows (``algebra.rows``); merge them to get a
                     tile. Event-grained parts have none: the event log is theirs
@@ -25,6 +26,7 @@ from featurestore.failpoints import reach
 from featurestore.jobs.breaker import QuarantineBreaker
 from featurestore.jobs.hot import kafka_stream
 from featurestore.jobs.worker import decoder_of
+from featurestore.offline.ids import REPEATS, LogIds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -87,6 +89,27 @@ class DecodeWorker:
 
 
 @dataclass(frozen=True)
+class MarkRepeats:
+    """Adds ``_repeats`` to event log rows.
+
+    Attributes:
+        offsets: Partition to the offsets of repetitions.
+    """
+
+    offsets: Mapping[int, np.ndarray]
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield every batch with the column."""
+        for batch in batches:
+            partition, offset = batch.column("_partition").to_numpy(), batch.column("_offset").to_numpy()
+            repeats = np.zeros(batch.num_rows, bool)
+            for number, offsets in self.offsets.items():
+                repeats |= (partition == number) & np.isin(offset, offsets)
+            marks = pa.array(repeats, mask=~repeats)
+            yield pa.RecordBatch.from_arrays([*batch.columns, marks], [*batch.schema.names, REPEATS])
+
+
+@dataclass(frozen=True)
 class TileWorker:
     """Merges event log rows of one source into tiles of all its views."""
 
@@ -128,11 +151,13 @@ class ArchiveBatch:
         root: Directory or URI of the offline store.
         sources: Topic to source and the views on it.
         breakers: Source to what stops the query when too many of its records are no events.
+        ids: Source to the ids of its newest events, where events have ids.
     """
 
     root: str
     sources: Mapping[str, tuple[EventSource, tuple[FeatureView, ...]]]
     breakers: dict[str, QuarantineBreaker] = field(default_factory=dict)
+    ids: dict[str, LogIds] = field(default_factory=dict)
 
     def __call__(self, rows: DataFrame, batch_id: int) -> None:
         """Write the batch; a batch that has been written before changes nothing."""
@@ -153,7 +178,12 @@ class ArchiveBatch:
                 cached.append(decoded)
                 self._check(source, decoded)
                 events = decoded.where("_reason is null").drop("_reason", "_detail", "_raw")
+                if source.event_id is not None:
+                    marks = MarkRepeats(self._repeats(source, events))
+                    events = events.mapInArrow(marks, f"{events_schema(source)}, {REPEATS} boolean")
                 writes.append(self._append(events, f"events/{source.name}", query_id, batch_id))
+                if source.event_id is not None:
+                    events = events.where(f"{REPEATS} is null")
                 bad = decoded.where("_reason is not null").selectExpr(
                     f"'{source.name}' source", "_topic", "_partition", "_offset", "_arrival", "_reason reason",
                     "_detail detail", "_raw raw",
@@ -169,10 +199,24 @@ class ArchiveBatch:
             with ThreadPoolExecutor(2) as pool:
                 for done in [pool.submit(write) for write in writes]:
                     done.result()
+            for each in self.ids.values():
+                each.keep()
             reach("archive.tables")
         finally:
             for frame in cached:
                 frame.unpersist()
+
+    def _repeats(self, source: EventSource, events: DataFrame) -> dict[int, np.ndarray]:
+        """Return, per partition, the offsets of the batch's repetitions: of earlier events, or of others in the batch."""
+        rows = events.selectExpr(
+            "_partition", "_offset", "_arrival", f"cast(`{source.event_id}` as string) id"
+        ).toArrow()
+        known = self.ids.get(source.name)
+        if known is None:
+            known = self.ids[source.name] = LogIds(source)
+            firsts = rows.group_by("_partition").aggregate([("_offset", "min")]).to_pylist()
+            known.load(self.root, {each["_partition"]: each["_offset_min"] for each in firsts})
+        return known.judge(rows)
 
     def _check(self, source: EventSource, decoded: DataFrame) -> None:
         """Raise before anything of the batch is written when too many of its records are no events."""

@@ -17,9 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.jobs.breaker import QuarantineBreaker
-from featurestore.jobs.worker import COUNTS, SourceWorker, decoder_of
+from featurestore.jobs.worker import COUNTS, SourceWorker, decoder_of, writer_of
 from featurestore.online.redis_store import RedisOnlineStore
-from featurestore.online.writer import FencedWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -93,7 +92,7 @@ class HotWorker:
         identity = (self.url, self.project, f"{source.name}/{self.epoch}/{prints}")
         worker = _WORKERS.get(identity)
         if worker is None:
-            writer = FencedWriter(RedisOnlineStore(self.url, self.project), source.name, views, epoch=self.epoch)
+            writer = writer_of(RedisOnlineStore(self.url, self.project), source, views, epoch=self.epoch)
             worker = _WORKERS[identity] = SourceWorker(source, decoder_of(source), writer, QuarantineBreaker(source))
         return worker
 

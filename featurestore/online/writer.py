@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from featurestore.definitions.parts import Part
     from featurestore.definitions.view import FeatureView
     from featurestore.engines.shape import Shaped
+    from featurestore.online.ids import JudgedIds, SeenIds
     from featurestore.online.store import OnlineStore
     from featurestore.timeline import Instant
 
@@ -54,6 +55,7 @@ class FencedWriter:
         views: The feature views on that source.
         tail_cap: Records in a key's tail before it is folded into the base.
         epoch: The epoch that the store must have (``online.epoch``); None writes to whatever is there.
+        ids: Per view, the ids it has seen; empty where events have none.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class FencedWriter:
         *,
         tail_cap: int = TAIL_CAP,
         epoch: int | None = None,
+        ids: Sequence[SeenIds] = (),
     ) -> None:
         self.store = store
+        self.ids = tuple(ids)
         self.source = source
         self.views = tuple(views)
         self.parts = tuple((index, part) for index, view in enumerate(self.views) for part in view.layout.parts)
@@ -77,7 +81,15 @@ class FencedWriter:
         self._wide: dict[bytes, int] = {}  # size of the records being appended, where they differ in size
         store.prepare()
 
-    def apply(self, partition: int, until: int, arrival: Instant, shaped: Sequence[Shaped]) -> dict[str, int]:
+    def apply(
+        self,
+        partition: int,
+        until: int,
+        arrival: Instant,
+        shaped: Sequence[Shaped],
+        *,
+        judged: Sequence[JudgedIds] = (),
+    ) -> dict[str, int]:
         """Apply the events of one partition up to, not including, offset ``until``; what the fences cover is skipped.
 
         Args:
@@ -85,6 +97,7 @@ class FencedWriter:
             until: The offset after the newest consumed record, whether it entered a view or not.
             arrival: Newest arrival instant among the consumed records.
             shaped: Per view, its shaped events.
+            judged: Per view, which of the events are repetitions, where they have ids; these are then kept.
 
         Returns:
             Counts: "applied" and "fenced" events (per view and event), "records" appended, "folded" blobs.
@@ -110,10 +123,15 @@ class FencedWriter:
             fence = np.array([int(row[index] or 0) for row in fences], dtype=np.int64)
             has_elements = self.views[index].explode is not None
             offset = offset_of(events.sequence, elements=has_elements)
-            fresh = offset >= fence[of_key[events.key]]
-            applied = len(np.unique(offset[fresh])) if has_elements else int(np.count_nonzero(fresh))
+            fresh, repeats = offset >= fence[of_key[events.key]], np.zeros(len(offset), bool)
+            if judged:
+                repeats = np.isin(offset, judged[index].repeated)
+                fresh &= ~repeats & ~np.isin(offset, judged[index].done)
+            applied, repeated, among = (
+                len(np.unique(each)) if has_elements else len(each) for each in (offset[fresh], offset[repeats], offset)
+            )
             counts["applied"] += applied
-            counts["fenced"] += (len(np.unique(offset)) if has_elements else len(offset)) - applied
+            counts["fenced"] += among - applied - repeated
             kept = events.take(np.flatnonzero(fresh))
             for number, (owner, part) in enumerate(self.parts):
                 if owner == index:
@@ -122,6 +140,8 @@ class FencedWriter:
                     self._distribute(number, part, events.keys, of_key, rows, buckets)
         touched = self._send(fields, fences, until, buckets)
         reach("writer.appended")
+        for ids, each in zip(self.ids, judged, strict=bool(judged)):
+            ids.keep(until, each)
         if reached is not None:
             for bucket, to in enumerate(buckets):
                 for index, _ in to:

@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--freshness", default="micro-batch", choices=FRESHNESS, help="how the hot query runs")
     parser.add_argument("--consumers", type=int, default=1, help="real-time consumers beside this driver")
     parser.add_argument("--metrics-port", type=int, help="port on loopback for Prometheus; none by default")
+    parser.add_argument("--accept-loss", action="store_true", help="go on without records that Kafka no longer has")
     arguments = parser.parse_args(argv)
 
     settings = Settings.from_json(arguments.config_json)
@@ -46,11 +47,12 @@ def main(argv: list[str]) -> int:
         status_file=job_dir / "status.json",
         queries=arguments.queries.split(","),
         archive_every=arguments.archive_every,
-        realtime=consumer_command(arguments.config_json, arguments.service)
+        realtime=consumer_command(arguments.config_json, arguments.service, accept_loss=arguments.accept_loss)
         if arguments.freshness == "realtime"
         else (),
         consumers=arguments.consumers,
         metrics_port=arguments.metrics_port,
+        accept_loss=arguments.accept_loss,
     )
     session = build_session(f"materialize-{arguments.service}", master=None, conf=settings.spark.conf)
     try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
 from featurestore.checks.case import Case, Crash, Drain, Probe, Send, Step
+from featurestore.datatypes import DataType
 from featurestore.engines.rows import rows_of
 from featurestore.testing.streams import hostile_stream, with_key
 from featurestore.timeline import DAY, HOUR, floor_to
@@ -21,6 +23,11 @@ _MALFORMED = (b"", b"{", b"null", b"[]", b'{"a": NaN}', b"\xff\xfe", b'"text"')
 
 def generate(view: FeatureView, seed: int) -> Case:
     """Return the case of a seed; the same seed always gives the same case."""
+    case = _generate(view, seed)
+    return case if view.source.event_id is None else _with_repetitions(case, random.Random(seed))  # noqa: S311
+
+
+def _generate(view: FeatureView, seed: int) -> Case:
     dice = random.Random(seed)  # noqa: S311 - not for secrets
     on_edges = dice.random() < 0.5
     stream = hostile_stream(
@@ -62,6 +69,45 @@ def generate(view: FeatureView, seed: int) -> Case:
             moments = [at, at - dice.randrange(10**9), dice.choice(stream.events).arrival]
             steps.append(Probe(keys, at, dice.choice(moments)))
     return Case(view, tuple(steps), dice.choice((0, 1, 4, 8)))
+
+
+def _with_repetitions(case: Case, dice: random.Random) -> Case:
+    """Return the case with ids of which most are new, and with copies of events around the end of the horizon."""
+    source = case.view.source
+    field = next(one for one in source.contract.fields if one.name == source.event_id)
+    is_text, is_free = field.type == DataType.STRING, not field.bounds
+    horizon = source.id_horizon_us
+    steps: list[Step] = []
+    waiting: list[tuple[int, int, Send]] = []  # copies to come, by arrival
+
+    def arrive(until: int | None) -> None:
+        while waiting and (until is None or waiting[0][0] <= until):
+            steps.append(heappop(waiting)[2])
+
+    for number, step in enumerate(case.steps):
+        if not isinstance(step, Send) or isinstance(step.event, bytes):
+            steps.append(step)
+            continue
+        arrive(step.arrival)
+        row = dict(step.event)
+        if is_free and dice.random() < 0.9:
+            row[field.name] = f"id {number}" if is_text else number
+        elif field.nullable and dice.random() < 0.3:
+            row[field.name] = None
+        made = Send(row, step.arrival, step.partition)
+        steps.append(made)
+        while dice.random() < 0.3:
+            gap = dice.choice((0, 1, horizon // 2, horizon - 1, horizon, horizon + 1, 2 * horizon))
+            changed = (
+                row
+                if dice.random() < 0.7
+                else {**row, source.event_time: row[source.event_time] - dice.randrange(HOUR)}
+            )
+            partition = step.partition if dice.random() < 0.9 else step.partition + 1
+            made = Send(changed, made.arrival + gap, partition)
+            heappush(waiting, (made.arrival, len(steps) + len(waiting), made))
+    arrive(None)
+    return case.with_steps(tuple(steps))
 
 
 def _on_edges(view: FeatureView, events: Sequence[Event], dice: random.Random) -> Case:

@@ -62,6 +62,10 @@ def submit(
     starting: Annotated[
         str | None, typer.Option(help="score: earliest (default) or latest, where a new job begins.")
     ] = None,
+    accept_loss: Annotated[
+        bool,
+        typer.Option("--accept-loss", help="Go on without records that Kafka no longer has, and write down which."),
+    ] = False,
     wait: Annotated[str | None, typer.Option(help='Wait so long for it to run, for example "2m".')] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the spark-submit call and do nothing.")] = False,
     config: ConfigOption = None,
@@ -97,6 +101,7 @@ def submit(
             consumers=consumers,
             metrics_port=metrics_port,
             **of_score,
+            accept_loss=accept_loss,
         )
         job_name, folder = spark.job_folder(job, store.settings, definition.name, name)
         argv = spark.build_argv(job, store.settings, service=service, name=job_name, folder=folder, options=options)
@@ -107,7 +112,7 @@ def submit(
         return
     submitted = store.submit(
         job, service=service, master=master, name=name, deploy_mode=deploy_mode, conf=settings, queries=queries,
-        freshness=freshness, consumers=consumers, metrics_port=metrics_port, **of_score,
+        freshness=freshness, consumers=consumers, metrics_port=metrics_port, accept_loss=accept_loss, **of_score,
     )  # fmt: skip
     status = submitted.wait_until("running", wait) if wait else submitted.status()
     if as_json:

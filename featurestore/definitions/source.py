@@ -34,7 +34,10 @@ class EventSource:
         schema: Path of a JSON Schema or Avro (.avsc) file, which brings the versions before it in its folder along; or a loaded
             contract.
         event_time: The field that says when the event happened; a date-time, or an integer of microseconds UTC.
-        event_id: The field that tells events apart, when there is one.
+        event_id: The field that tells events apart, when there is one, a text or an integer: an event that its producer sends
+            twice counts once. Null tells nothing apart. Copies are recognised within one partition.
+        id_horizon: How long after its last copy an event is still recognised, in arrival times. Every id within it costs the
+            online store about 100 bytes per view, and the driver as much.
         allowed_skew: How far event time may be ahead of arrival; an event from further in the future is quarantined.
         late_after: An event that arrives later than this after it happened is counted as late. It is merged all the same.
         wire: "plain": records are JSON documents, or Avro data of this version; "confluent": each stands behind the byte 0 and
@@ -55,6 +58,7 @@ class EventSource:
     schema: str | Path | Contract
     event_time: str
     event_id: str | None = None
+    id_horizon: str = "10m"
     allowed_skew: str = "5m"
     late_after: str = "1m"
     wire: str | None = None
@@ -81,6 +85,12 @@ class EventSource:
                 f"source {self.name}: event_time {self.event_time!r} is {self.contract.columns[self.event_time]}; "
                 'it must be a string with "format": "date-time", or an integer of microseconds UTC.'
             )
+        if self.event_id is not None and self.contract.columns[self.event_id] not in (DataType.STRING, DataType.INT64):
+            raise DefinitionError(
+                f"source {self.name}: event_id {self.event_id!r} is {self.contract.columns[self.event_id]}; "
+                "it must be a string or an integer."
+            )
+        parse_duration(self.id_horizon)
         parse_duration(self.allowed_skew)
         parse_duration(self.late_after)
         if self.wire is None:
@@ -115,6 +125,16 @@ class EventSource:
         """The delay in microseconds from which an event counts as late."""
         return parse_duration(self.late_after)
 
+    @property
+    def id_horizon_us(self) -> Duration:
+        """How long an id is remembered, in microseconds."""
+        return parse_duration(self.id_horizon)
+
+    @property
+    def id_meaning(self) -> dict[str, Any]:
+        """What decides which events are repetitions; nothing where events have no ids."""
+        return {} if self.event_id is None else {"event_id": self.event_id, "id_horizon": self.id_horizon_us}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the source as data, contract included."""
         return {
@@ -132,7 +152,13 @@ class EventSource:
     def _usual(self) -> dict[str, Any]:
         """Return the settings that data leaves out where they are as usual."""
         wire = "plain" if self.contract.avro is None else "confluent"
-        return {"wire": wire, "max_bytes": 1 << 20, "quarantine_limit": 0.5, "quarantine_after": 1_000}
+        return {
+            "id_horizon": "10m",
+            "wire": wire,
+            "max_bytes": 1 << 20,
+            "quarantine_limit": 0.5,
+            "quarantine_after": 1_000,
+        }
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> EventSource:

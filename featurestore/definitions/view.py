@@ -307,6 +307,7 @@ class FeatureView:
             "keys": [[name, str(kind)] for name, kind in self.entity.keys.items()],
             "topic": self.source.topic,
             "event_time": self.source.event_time,
+            **self.source.id_meaning,
             "where": canonical(self.where),
             **({} if self.explode is None else {"explode": self.explode, "keys_of": list(self.key_columns)}),
             "features": [

@@ -16,10 +16,34 @@ from featurestore.engines.scalar import evaluate_row
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from featurestore.definitions.source import EventSource
     from featurestore.definitions.view import FeatureView
     from featurestore.timeline import Instant
 
-__all__ = ["Event", "values_at"]
+__all__ = ["Event", "values_at", "without_repetitions"]
+
+
+def without_repetitions(source: EventSource, events: Sequence[Event]) -> list[Event]:
+    """Return the events of a source that enter values: of events of one id, those that come soon after another do not.
+
+    An event's time is here the newest arrival in its partition up to it, of events with ids.
+    """
+
+    def time(one: Event) -> Instant:
+        return max(each.arrival for each in with_id if each.partition == one.partition and each.offset <= one.offset)
+
+    def is_repetition(one: Event) -> bool:
+        before = [
+            each for each in with_id
+            if each.partition == one.partition and each.offset < one.offset and id_of(each) == id_of(one)
+        ]  # fmt: skip
+        return bool(before) and time(one) - time(max(before, key=lambda each: each.offset)) <= source.id_horizon_us
+
+    def id_of(one: Event) -> Any:
+        return None if source.event_id is None else one.row[source.event_id]
+
+    with_id = [event for event in events if id_of(event) is not None]
+    return [event for event in events if id_of(event) is None or not is_repetition(event)]
 
 
 def values_at(

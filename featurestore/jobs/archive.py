@@ -1,6 +1,7 @@
 """The archive query: Kafka -> decode -> Delta, in longer batches. Event log, quarantine and tiles.
 
-    events/SOURCE   the contract's columns, and _partition, _offset, _arrival, _event_time (microseconds)
+    events/SOURCE   the contract's columns, and _partition, _offset, _arrival, _event_time (microseconds); where events have ids,
+                    _repeats is true for repetitions
     quarantine      what violates its contract: raw bytes, reason, detail and Kafka coordinates; nothing is dropped
     tiles           partials per (part of a view, key, tile) and batch, as rows (``algebra.rows``); merge them to get a
                     tile. Event-grained parts have none: the event log is theirs
@@ -21,9 +22,11 @@ import pyarrow as pa
 from featurestore.algebra import sequence_of
 from featurestore.engines.packed import rows_to_arrow
 from featurestore.engines.shape import shape, tiles
+from featurestore.failpoints import reach
 from featurestore.jobs.breaker import QuarantineBreaker
 from featurestore.jobs.hot import kafka_stream
 from featurestore.jobs.worker import decoder_of
+from featurestore.offline.ids import REPEATS, LogIds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -86,6 +89,27 @@ class DecodeWorker:
 
 
 @dataclass(frozen=True)
+class MarkRepeats:
+    """Adds ``_repeats`` to event log rows.
+
+    Attributes:
+        offsets: Partition to the offsets of repetitions.
+    """
+
+    offsets: Mapping[int, np.ndarray]
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield every batch with the column."""
+        for batch in batches:
+            partition, offset = batch.column("_partition").to_numpy(), batch.column("_offset").to_numpy()
+            repeats = np.zeros(batch.num_rows, bool)
+            for number, offsets in self.offsets.items():
+                repeats |= (partition == number) & np.isin(offset, offsets)
+            marks = pa.array(repeats, mask=~repeats)
+            yield pa.RecordBatch.from_arrays([*batch.columns, marks], [*batch.schema.names, REPEATS])
+
+
+@dataclass(frozen=True)
 class TileWorker:
     """Merges event log rows of one source into tiles of all its views."""
 
@@ -127,16 +151,19 @@ class ArchiveBatch:
         root: Directory or URI of the offline store.
         sources: Topic to source and the views on it.
         breakers: Source to what stops the query when too many of its records are no events.
+        ids: Source to the ids of its newest events, where events have ids.
     """
 
     root: str
     sources: Mapping[str, tuple[EventSource, tuple[FeatureView, ...]]]
     breakers: dict[str, QuarantineBreaker] = field(default_factory=dict)
+    ids: dict[str, LogIds] = field(default_factory=dict)
 
     def __call__(self, rows: DataFrame, batch_id: int) -> None:
         """Write the batch; a batch that has been written before changes nothing."""
         # The query's own id, which lives in its checkpoint, scopes the batch ids: another checkpoint never collides.
         query_id = rows.sparkSession.sparkContext.getLocalProperty("sql.streaming.queryId")
+        reach("archive.begin")
         rows = rows.persist()
         cached = [rows]
         try:
@@ -151,7 +178,12 @@ class ArchiveBatch:
                 cached.append(decoded)
                 self._check(source, decoded)
                 events = decoded.where("_reason is null").drop("_reason", "_detail", "_raw")
+                if source.event_id is not None:
+                    marks = MarkRepeats(self._repeats(source, events))
+                    events = events.mapInArrow(marks, f"{events_schema(source)}, {REPEATS} boolean")
                 writes.append(self._append(events, f"events/{source.name}", query_id, batch_id))
+                if source.event_id is not None:
+                    events = events.where(f"{REPEATS} is null")
                 bad = decoded.where("_reason is not null").selectExpr(
                     f"'{source.name}' source", "_topic", "_partition", "_offset", "_arrival", "_reason reason",
                     "_detail detail", "_raw raw",
@@ -159,16 +191,32 @@ class ArchiveBatch:
                 rejected = bad if rejected is None else rejected.unionByName(bad)
                 made = events.mapInArrow(TileWorker(views), TILES_SCHEMA)
                 tiled = made if tiled is None else tiled.unionByName(made)
-            if rejected is not None and tiled is not None:
-                if not rejected.isEmpty():
-                    writes.append(self._append(rejected, "quarantine", query_id, batch_id))
-                writes.append(self._append(tiled, "tiles", query_id, batch_id, partition_by="view"))
+            if rejected is not None and not rejected.isEmpty():
+                writes.append(self._append(rejected, "quarantine", query_id, batch_id))
+            if tiled is None:  # of marks of transactions alone; the tiles know of every batch, see ``jobs.checkpoint``
+                tiled = rows.sparkSession.createDataFrame([], TILES_SCHEMA)
+            writes.append(self._append(tiled, "tiles", query_id, batch_id, partition_by="view"))
             with ThreadPoolExecutor(2) as pool:
                 for done in [pool.submit(write) for write in writes]:
                     done.result()
+            for each in self.ids.values():
+                each.keep()
+            reach("archive.tables")
         finally:
             for frame in cached:
                 frame.unpersist()
+
+    def _repeats(self, source: EventSource, events: DataFrame) -> dict[int, np.ndarray]:
+        """Return, per partition, the offsets of the batch's repetitions: of earlier events, or of others in the batch."""
+        rows = events.selectExpr(
+            "_partition", "_offset", "_arrival", f"cast(`{source.event_id}` as string) id"
+        ).toArrow()
+        known = self.ids.get(source.name)
+        if known is None:
+            known = self.ids[source.name] = LogIds(source)
+            firsts = rows.group_by("_partition").aggregate([("_offset", "min")]).to_pylist()
+            known.load(self.root, {each["_partition"]: each["_offset_min"] for each in firsts})
+        return known.judge(rows)
 
     def _check(self, source: EventSource, decoded: DataFrame) -> None:
         """Raise before anything of the batch is written when too many of its records are no events."""
@@ -201,6 +249,7 @@ class ArchiveBatch:
             if partition_by is not None:
                 writer = writer.partitionBy(partition_by)
             writer.save(f"{self.root}/{table}")
+            reach("archive.table")
 
         return write
 
@@ -213,6 +262,7 @@ def start_archive(
     checkpoint: str,
     every: str = "10 seconds",
     batch_rows: int = 200_000,
+    lenient: bool = False,
 ) -> StreamingQuery:
     """Start the archive query and return it.
 
@@ -223,8 +273,10 @@ def start_archive(
         checkpoint: Directory of Spark's progress log.
         every: Trigger interval.
         batch_rows: The most records of one micro-batch.
+        lenient: Whether to go on where Kafka no longer has what comes next (``jobs.resume``).
     """
-    rows = kafka_stream(session, kafka, list(batch.sources), {"maxOffsetsPerTrigger": str(batch_rows)})
+    options = {"maxOffsetsPerTrigger": str(batch_rows), "failOnDataLoss": "false" if lenient else "true"}
+    rows = kafka_stream(session, kafka, list(batch.sources), options)
     return (
         rows.writeStream.queryName("archive")
         .option("checkpointLocation", checkpoint)

@@ -37,14 +37,16 @@ class _Consumer:
     lag: int | None = None
     error: str | None = None
     ready: bool = False
+    reached: dict[str, dict[int, int]] = field(default_factory=dict)
     listeners: list[threading.Thread] = field(default_factory=list)
     last_words: deque[str] = field(default_factory=lambda: deque(maxlen=20))
 
 
-def consumer_command(config: Path, service: str) -> list[str]:
+def consumer_command(config: Path, service: str, *, accept_loss: bool = False) -> list[str]:
     """Return the command of one consumer of a job (``jobs.realtime``)."""
     return [
         sys.executable, "-m", "featurestore.jobs.realtime", "--config-json", str(config.resolve()), "--service", service,
+        *(["--accept-loss"] if accept_loss else []),
     ]  # fmt: skip
 
 
@@ -90,6 +92,10 @@ class Consumers:
             with self._lock:
                 consumer.counts.update(told["counts"])
                 consumer.lag, consumer.error, consumer.ready = told["lag"], told["error"], True
+                consumer.reached = {
+                    topic: {int(partition): offset for partition, offset in offsets.items()}
+                    for topic, offsets in told["reached"].items()
+                }
 
     @property
     def ready(self) -> bool:
@@ -104,6 +110,18 @@ class Consumers:
             for each in self._running:
                 total.update(each.counts)
             return dict(total)
+
+    @property
+    def reached(self) -> dict[str, dict[int, int]]:
+        """Topic to partition to the offset that comes next, as far as the present consumers have said."""
+        found: dict[str, dict[int, int]] = {}
+        with self._lock:
+            for each in self._running:
+                for topic, offsets in each.reached.items():
+                    mine = found.setdefault(topic, {})
+                    for partition, offset in offsets.items():
+                        mine[partition] = max(offset, mine.get(partition, 0))
+        return found
 
     def status(self) -> dict[str, object]:
         """Return pids, records still to come (None while not known) and what keeps consumers from going on."""

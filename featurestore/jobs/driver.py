@@ -23,18 +23,20 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import (
     BrokerUnavailableError,
-    CheckpointMismatchError,
     FeatureStoreError,
+    OffsetsGoneError,
     OnlineError,
     OnlineStoreLostError,
 )
 from featurestore.events.broker import OffsetReader, ensure_topics, stamps_on_append
 from featurestore.jobs.archive import ArchiveBatch, start_archive
+from featurestore.jobs.checkpoint import ASYNCHRONOUS, SYNCHRONOUS
 from featurestore.jobs.consumers import Consumers
 from featurestore.jobs.hot import HotWorker, start_hot, warm_up
 from featurestore.jobs.metrics import serve_metrics
 from featurestore.jobs.online_epoch import HotStart, begin_hot
 from featurestore.jobs.report import Reporter
+from featurestore.jobs.resume import Resume
 from featurestore.jobs.worker import by_topic, complete_through
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.timeline import SystemClock
@@ -72,6 +74,7 @@ class MaterializeSpec:
             micro-batches; empty for micro-batches.
         consumers: How many of them.
         metrics_port: Loopback port of the Prometheus endpoint; None opens none.
+        accept_loss: Whether to go on where Kafka no longer has records that were to come next, and write down which.
     """
 
     project: str
@@ -87,6 +90,7 @@ class MaterializeSpec:
     realtime: Sequence[str] = ()
     consumers: int = 1
     metrics_port: int | None = None
+    accept_loss: bool = False
 
     def by_topic(self) -> dict[str, tuple[EventSource, tuple[FeatureView, ...]]]:
         """Return topic to source and its views."""
@@ -100,6 +104,8 @@ class CompletionPublisher(threading.Thread):
         super().__init__(name="completion", daemon=True)
         self._begun = begun
         self._lost: OnlineStoreLostError | None = None
+        self.reached: dict[str, dict[int, int]] = {}
+        """As of ``Reporter.reached``, handed over by the driver."""
         self.sources: dict[str, dict[str, Any]] = {}
         """Per source, "lag" and "complete_through" (``Reporter.sources``)."""
         self._spec = spec
@@ -142,7 +148,11 @@ class CompletionPublisher(threading.Thread):
         ends = reader.end_offsets()
         for topic, source in self._topics.items():
             read_at = began if stamped[topic] else None
-            progress = store.progress(source)
+            reached = self.reached.get(topic, {})
+            progress = {
+                partition: (max(offset, reached.get(partition, 0)), arrival)
+                for partition, (offset, arrival) in store.progress(source).items()
+            }
             complete = complete_through(progress, ends[topic], read_at=read_at)
             lag = sum(max(0, end - progress.get(partition, (0, 0))[0]) for partition, end in ends[topic].items())
             self.sources[source] = {"lag": lag, "complete_through": complete}
@@ -174,11 +184,16 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
         topics = spec.by_topic()
         ensure_topics(spec.kafka, dict.fromkeys(topics, spec.partitions))
         worker = HotWorker(spec.online_url, spec.project, topics)
+        resume = _resume_of(spec)
+        archived = Path(spec.checkpoints, "archive")
+        may_skip = resume.archive(archived) if "archive" in spec.queries else False
         reporter.state = "warming"
         reporter.write()
         if "hot" in spec.queries:
             store = RedisOnlineStore(spec.online_url, spec.project)
             begun = begin_hot(store, spec.offline, spec.kafka, topics, spec.checkpoints)
+            hot = Path(begun.checkpoint)
+            lenient = not spec.realtime and resume.hot(hot, store)
             store.close()
             worker = replace(worker, epoch=begun.epoch)
             if spec.realtime:
@@ -186,25 +201,28 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
             else:
                 warm_up(session, worker)
                 session.sparkContext.setLocalProperty("spark.scheduler.pool", "hot")
-                running.append(
-                    start_hot(session, worker, spec.kafka, checkpoint=begun.checkpoint, starting=begun.starting)
-                )
+                query = start_hot(
+                    session, worker, spec.kafka,
+                    checkpoint=begun.checkpoint, starting=begun.starting, lenient=lenient,
+                )  # fmt: skip
+                running.append(query)
+                resume.remember(hot, query, ASYNCHRONOUS)
             publisher = CompletionPublisher(spec, stop, begun)
             publisher.start()
         if "archive" in spec.queries:
             session.sparkContext.setLocalProperty("spark.scheduler.pool", "archive")
-            _refuse_lost_checkpoint(session, spec)
-            batch = ArchiveBatch(spec.offline, topics)
-            running.append(
-                start_archive(
-                    session, batch, spec.kafka, checkpoint=f"{spec.checkpoints}/archive", every=spec.archive_every
-                )
-            )
+            query = start_archive(
+                session, ArchiveBatch(spec.offline, topics), spec.kafka,
+                checkpoint=f"{spec.checkpoints}/archive", every=spec.archive_every, lenient=may_skip,
+            )  # fmt: skip
+            running.append(query)
+            resume.remember(archived, query, SYNCHRONOUS)
         while not stop.wait(_TICK_S) and all(query.isActive for query in running):
             for query in running:
                 reporter.collect(query)
             if publisher is not None:
                 publisher.check()
+                publisher.reached = reporter.reached
                 reporter.sources = dict(publisher.sources)
             if consumers is not None:
                 consumers.check()
@@ -215,7 +233,8 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
         for query in running:
             failure = query.exception()
             if failure is not None:
-                reporter.state, reporter.error = "failed", f"query {query.name}: {_first_line(failure)}"
+                path = archived if query.name == "archive" else hot
+                reporter.state, reporter.error = "failed", _in_words(query, failure, resume, path, spec)
     except FeatureStoreError as error:
         reporter.state, reporter.error = "failed", str(error)
     except Exception as error:  # noqa: BLE001 - the job's outer boundary: whatever ended it goes into its status
@@ -236,23 +255,25 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
     return 1 if reporter.state == "failed" else 0
 
 
-def _refuse_lost_checkpoint(session: SparkSession, spec: MaterializeSpec) -> None:
-    """Raise when tables exist but the checkpoint that fed them does not: going on would double or skip events.
+def _resume_of(spec: MaterializeSpec) -> Resume:
+    topics = {topic: source.name for topic, (source, _) in spec.by_topic().items()}
+    return Resume(spec.project, spec.offline, spec.kafka, topics, spec.accept_loss)
 
-    The commits themselves are looked for: Delta's own answer is cached and can be older than a commit just made.
-    """
-    if Path(spec.checkpoints, "archive", "offsets").exists():
-        return
-    jvm: Any = session._jvm  # noqa: SLF001 - pyspark has no other way to a file system
-    hadoop = session._jsc.hadoopConfiguration()  # noqa: SLF001
-    for source in {view.source.name for view in spec.views}:
-        table = f"{spec.offline}/events/{source}"
-        commits = jvm.org.apache.hadoop.fs.Path(f"{table}/_delta_log/*.json")
-        if commits.getFileSystem(hadoop).globStatus(commits):
-            raise CheckpointMismatchError(
-                f"checkpoint {spec.checkpoints}/archive is gone, but {table} holds events it has written.",
-                hint="restore the checkpoint, or move the offline tables away to read the topics again from the start.",
-            )
+
+def _in_words(query: StreamingQuery, failure: BaseException, resume: Resume, path: Path, spec: MaterializeSpec) -> str:
+    """Return why a query failed: where its records are gone, which."""
+    words = f"query {query.name}: {_first_line(failure)}"
+    store = RedisOnlineStore(spec.online_url, spec.project)
+    try:
+        asked = replace(resume, accept_loss=False)
+        asked.archive(path) if query.name == "archive" else asked.hot(path, store)
+    except OffsetsGoneError as error:
+        return str(error)
+    except FeatureStoreError:
+        return words
+    finally:
+        store.close()
+    return words
 
 
 def _stop(query: StreamingQuery) -> None:

@@ -18,9 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.jobs.breaker import QuarantineBreaker
-from featurestore.jobs.worker import COUNTS, SourceWorker, decoder_of
+from featurestore.jobs.worker import COUNTS, SourceWorker, decoder_of, writer_of
 from featurestore.online.redis_store import RedisOnlineStore
-from featurestore.online.writer import FencedWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -98,7 +97,7 @@ class HotWorker:
         identity = (self.run, source.name)
         worker = _WORKERS.get(identity)
         if worker is None:
-            writer = FencedWriter(RedisOnlineStore(self.url, self.project), source.name, views, epoch=self.epoch)
+            writer = writer_of(RedisOnlineStore(self.url, self.project), source, views, epoch=self.epoch)
             worker = _WORKERS[identity] = SourceWorker(source, decoder_of(source), writer, QuarantineBreaker(source))
         return worker
 
@@ -138,6 +137,7 @@ def start_hot(
     checkpoint: str,
     batch_rows: int = 60_000,
     starting: Mapping[str, Mapping[int, int]] | None = None,
+    lenient: bool = False,
 ) -> StreamingQuery:
     """Start the hot query and return it.
 
@@ -148,12 +148,15 @@ def start_hot(
         checkpoint: Directory of Spark's progress log.
         batch_rows: The most records of one micro-batch, over all partitions.
         starting: Topic to partition to the offset at which a new checkpoint begins; the earliest when None.
+        lenient: Whether to go on where Kafka no longer has what comes next (``jobs.resume``).
     """
     from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
     # Spark seeks at the start of every task, behind which a consumer's long poll of 500 ms may still be running.
     # Short polls took a micro-batch of three tasks from 244 to 76 ms; between batches nothing polls at all.
     quick = {"maxOffsetsPerTrigger": str(batch_rows), "kafka.fetch.max.wait.ms": "10"}
+    if lenient:
+        quick["failOnDataLoss"] = "false"
     if starting is not None:
         quick["startingOffsets"] = json.dumps(starting)
     rows = kafka_stream(session, kafka, list(worker.sources), quick)

@@ -29,8 +29,10 @@ import numpy as np
 from kafka import KafkaConsumer
 from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
-from featurestore.errors import FeatureStoreError, FenceError, OffsetsGoneError, OnlineError
+from featurestore.errors import FeatureStoreError, FenceError, OnlineError
 from featurestore.events.broker import OffsetReader, client_options, mapped_errors
+from featurestore.failpoints import reach
+from featurestore.jobs.checkpoint import losses, refuse_losses
 from featurestore.jobs.hot import HotWorker
 from featurestore.jobs.online_epoch import join_epoch, starting_offsets
 from featurestore.jobs.worker import by_topic
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from kafka.consumer.fetcher import ConsumerRecord
 
     from featurestore.definitions.view import FeatureView
+    from featurestore.offline.losses import Losses
 
 POLL_MS = 250
 COMMIT_EVERY_S = 1.0
@@ -68,6 +71,7 @@ class RealtimeConsumer:
         instance: A name that stays over restarts: whoever joins under it takes over at once what its predecessor had, even
             where that was killed. None joins as somebody new, who waits until the broker misses the predecessor.
         starting: Topic to partition to the offset at which a group that has none begins; elsewhere it is the first there is.
+        losses: Where to write down what Kafka no longer has of the records that come next, and go on without it; None refuses.
 
     Raises:
         BrokerUnavailableError: The broker cannot be reached.
@@ -83,6 +87,7 @@ class RealtimeConsumer:
         batch_rows: int = 10_000,
         instance: str | None = None,
         starting: Mapping[str, Mapping[int, int]] | None = None,
+        losses: Losses | None = None,
     ) -> None:
         self.counts: Counter[str] = Counter()
         """How many records met which fate since the start (``worker.COUNTS``)."""
@@ -90,9 +95,12 @@ class RealtimeConsumer:
         """How many records are still to come, as of the last report; None while that is not known."""
         self.error: str | None = None
         """What keeps the consumer from going on right now, in one line; None when nothing does."""
+        self.reached: dict[str, dict[int, int]] = {}
+        """Topic to partition to where the group has got to: markers of transactions, which nobody applies, are passed too."""
         self._worker = worker
         self._kafka = kafka
         self._starting = starting or {}
+        self._losses = losses
         worker.prepare()
         with mapped_errors(kafka, "connecting a consumer"):
             self._consumer = KafkaConsumer(
@@ -130,6 +138,7 @@ class RealtimeConsumer:
                     committed = time.monotonic()
                     self._commit()
                     self.lag = self._behind()
+                    self.reached = self._positions()
 
     def _poll(self) -> dict[TopicPartition, list[ConsumerRecord]]:
         try:
@@ -143,11 +152,14 @@ class RealtimeConsumer:
                     self._consumer.seek(place, offset)
             return {}
         except OffsetOutOfRangeError as error:
-            raise self._gone(error) from error
+            self._gone(error)
+            return {}
         except KafkaError as error:
             self.error = f"Kafka: {type(error).__name__}: {error}"
             return {}
         self.error = None
+        if polled:
+            reach("consumer.polled")
         return polled
 
     def _apply(self, place: TopicPartition, records: Sequence[ConsumerRecord], stop: threading.Event) -> None:
@@ -180,21 +192,24 @@ class RealtimeConsumer:
     def _commit(self) -> None:
         """Say where the group has got to. It may fail: after a change of partitions, the next poll finds its place."""
         with contextlib.suppress(KafkaError):
-            self._consumer.commit_async()
+            self._consumer.commit_async(callback=lambda *_: reach("consumer.committed"))
 
-    def _gone(self, error: OffsetOutOfRangeError) -> OffsetsGoneError:
+    def _gone(self, error: OffsetOutOfRangeError) -> None:
+        """Raise with what is gone; or write it down and go on behind it.
+
+        Raises:
+            OffsetsGoneError: It is not accepted, or the topic was made anew.
+        """
         wanted: dict[TopicPartition, int] = error.args[0]
-        first = self._consumer.beginning_offsets(list(wanted))
-        last = self._consumer.end_offsets(list(wanted))
-        words = [
-            f"{place.topic}-{place.partition}: offset {offset:,} was next, Kafka has {first[place]:,} to {last[place]:,} "
-            f"({max(0, first[place] - offset):,} records lost)"
-            for place, offset in sorted(wanted.items())
-        ]
-        return OffsetsGoneError(
-            f"records that were to come next are gone from Kafka: {'; '.join(words)}.",
-            hint="rebuild the online store from Delta, or go on without them: delete the consumer group's offsets.",
-        )
+        needed, firsts = _by_topic(wanted), _by_topic(self._consumer.beginning_offsets(list(wanted)))
+        ends = _by_topic(self._consumer.end_offsets(list(wanted)))
+        found = losses(needed, firsts, ends)
+        if self._losses is None:
+            refuse_losses("hot", found, ends)
+        else:
+            self._losses.record("hot", [(one.topic, one.partition, one.begin, one.end) for one in found])
+        for place in wanted:
+            self._consumer.seek(place, firsts[place.topic][place.partition])
 
     def _behind(self) -> int | None:
         behind = 0
@@ -205,11 +220,25 @@ class RealtimeConsumer:
             behind += max(0, end - self._consumer.position(place))
         return behind
 
+    def _positions(self) -> dict[str, dict[int, int]]:
+        found: dict[str, dict[int, int]] = {}
+        for place in self._consumer.assignment():
+            if self._consumer.highwater(place) is not None:
+                found.setdefault(place.topic, {})[place.partition] = self._consumer.position(place)
+        return found
+
     def close(self) -> None:
         """Commit and leave the group."""
         with contextlib.suppress(KafkaError):
             self._consumer.commit()
         self._consumer.close()
+
+
+def _by_topic(offsets: Mapping[TopicPartition, int]) -> dict[str, dict[int, int]]:
+    found: dict[str, dict[int, int]] = {}
+    for place, offset in offsets.items():
+        found.setdefault(place.topic, {})[place.partition] = offset
+    return found
 
 
 def _partitions(error: NoOffsetForPartitionError) -> list[TopicPartition]:
@@ -218,7 +247,7 @@ def _partitions(error: NoOffsetForPartitionError) -> list[TopicPartition]:
 
 
 class _Reports(threading.Thread):
-    """Writes what a consumer has done as JSON lines: counts since the last line, lag, error."""
+    """Writes what a consumer has done as JSON lines: counts since the last line, lag, error, offsets."""
 
     def __init__(self, consumer: RealtimeConsumer, write: Callable[[str], Any], stop: threading.Event) -> None:
         super().__init__(name="reports", daemon=True)
@@ -234,7 +263,8 @@ class _Reports(threading.Thread):
         counts = Counter(self._consumer.counts)
         new = {name: counts[name] - self._told[name] for name in counts}
         self._told = counts
-        self._write(json.dumps({"counts": new, "lag": self._consumer.lag, "error": self._consumer.error}) + "\n")
+        told = {name: getattr(self._consumer, name) for name in ("lag", "error", "reached")}
+        self._write(json.dumps({"counts": new, **told}) + "\n")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -243,12 +273,14 @@ def main(argv: Sequence[str]) -> int:
     Returns 0 after a stop, 3 for what trying again does not mend; the reason is the last line on standard error.
     """
     from featurestore.config import Settings
+    from featurestore.offline.losses import Losses
     from featurestore.offline.registry import DeltaRegistry
 
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--config-json", type=Path, required=True, help="the resolved settings")
     parser.add_argument("--service", required=True, help="the feature service whose views to keep")
     parser.add_argument("--instance", help="a name that stays over restarts")
+    parser.add_argument("--accept-loss", action="store_true", help="go on without records that Kafka no longer has")
     arguments = parser.parse_args(argv)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -280,7 +312,10 @@ def main(argv: Sequence[str]) -> int:
             reader.close()
         store.close()
         worker = HotWorker(settings.online.url, settings.project, topics, epoch)
-        consumer = RealtimeConsumer(worker, settings.kafka, group, instance=arguments.instance, starting=starting)
+        consumer = RealtimeConsumer(
+            worker, settings.kafka, group, instance=arguments.instance, starting=starting,
+            losses=Losses(settings.offline) if arguments.accept_loss else None,
+        )  # fmt: skip
         reports = _Reports(consumer, write, stop)
         try:
             reports.start()

@@ -30,7 +30,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import OfflineError, OnlineError, OnlineStoreLostError, UnknownNameError
+from featurestore.jobs.worker import seen_ids
 from featurestore.offline.epochs import OnlineEpochs
+from featurestore.offline.ids import LogIds, PartitionIds
 from featurestore.offline.scan import LogScan
 from featurestore.online.epoch import EPOCH, lost, move_epoch, one_epoch, read_epochs
 from featurestore.online.keys import BUCKETS, bucket_of
@@ -146,6 +148,7 @@ def rebuild_online(
                     progress(done, total)
         for partition, until in ends[source].until.items():
             store.record_progress(source, partition, until, ends[source].arrival[partition])
+        _keep_ids(store, offline, views, ends[source])
     move_epoch(store, epoch)
     recorded.record(epoch, f"rebuilt {'all views' if view is None else 'view ' + view}")
     return result
@@ -231,6 +234,19 @@ def _write_blobs(
         stale = {name for name in found if name not in built.values and store.space.bucket_in(name) in buckets}
         store.remove(sorted(stale))
         result.removed += len(stale)
+
+
+def _keep_ids(store: OnlineStore, offline: str, views: Sequence[FeatureView], ends: LogEnds) -> None:
+    """Put the ids of the log's newest events into the store, so that the stream knows a repetition of one of them."""
+    source = views[0].source
+    if source.event_id is None:
+        return
+    known = LogIds(source)
+    known.load(offline, ends.until)
+    for partition, until in ends.until.items():
+        ids = known.partitions.get(partition, PartitionIds())
+        for view in views:
+            seen_ids(store, view).replace(partition, until, ids.newest, ids.through)
 
 
 def _move_fences(

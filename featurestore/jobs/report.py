@@ -29,6 +29,8 @@ class Reporter:
         totals: How many records met which fate since the start (``worker.COUNTS``).
         sources: Per source, "lag", the records not applied yet, and "complete_through", an instant or None.
         error: Why the job failed, in one line.
+        reached: Topic to partition to the offset after all that the hot query has been through. It can be beyond what is
+            applied: markers of transactions have offsets too.
     """
 
     path: Path | None
@@ -37,6 +39,7 @@ class Reporter:
     totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     error: str | None = None
+    reached: dict[str, dict[int, int]] = field(default_factory=dict)
     _consumed: dict[str, int] = field(default_factory=dict)
     _seen: dict[str, str] = field(default_factory=dict)
 
@@ -51,6 +54,8 @@ class Reporter:
             if observed is not None:
                 for name in COUNTS:
                     self.totals[name] += int(observed[name] or 0)
+            if query.name == "hot":
+                self.reached = _ends_of(progress)
             self.queries[query.name] = {
                 "batch": progress["batchId"],
                 "rows": progress["numInputRows"],
@@ -64,6 +69,7 @@ class Reporter:
         for name in COUNTS:
             self.totals[name] += counts.get(name, 0) - self._consumed.get(name, 0)
         self._consumed = counts
+        self.reached = consumers.reached
         self.queries["hot"] = {"realtime": True, **consumers.status()}
 
     def write(self) -> None:
@@ -84,6 +90,12 @@ class Reporter:
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(status))
         temporary.replace(self.path)
+
+
+def _ends_of(progress: Any) -> dict[str, dict[int, int]]:
+    """Return where a batch of Kafka's records ended."""
+    ends = json.loads(progress["sources"][0]["endOffset"] or "{}")
+    return {topic: {int(partition): end for partition, end in offsets.items()} for topic, offsets in ends.items()}
 
 
 def _iso(instant: Instant | None) -> str | None:

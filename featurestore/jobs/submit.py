@@ -62,6 +62,8 @@ class SubmitOptions:
         topic: Of a scoring job: where predictions go; "predictions_MODEL" when None.
         envelope: Of a scoring job: "none", "cloudevents-binary" or "cloudevents-structured"; none when None.
         starting: Of a scoring job: "earliest" or "latest", where a job without offsets begins; the earliest when None.
+        accept_loss: Whether to go on without records that Kafka no longer has; which those are is written down in the Delta
+            table ``losses``. Meant for one start: a job started so goes on whatever else goes missing.
         use_packages: Whether Spark fetches its connectors itself; None decides by the master.
         extra: Further arguments of spark-submit, verbatim.
     """
@@ -79,6 +81,7 @@ class SubmitOptions:
     topic: str | None = None
     envelope: str | None = None
     starting: str | None = None
+    accept_loss: bool = False
     use_packages: bool | None = None
     extra: Sequence[str] = ()
 
@@ -167,13 +170,13 @@ def _job_arguments(service: str, folder: Path, options: SubmitOptions) -> list[s
         value = getattr(options, name)
         if value is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
-    return words
+    return [*words, "--accept-loss"] if options.accept_loss else words
 
 
 def _check_options(job: str, options: SubmitOptions) -> None:
     """Refuse options of another job."""
-    foreign = ("queries",) if job == "score" else _SCORE_ONLY
-    given = [name for name in foreign if getattr(options, name) is not None]
+    foreign = ("queries", "accept_loss") if job == "score" else _SCORE_ONLY
+    given = [name for name in foreign if getattr(options, name) not in (None, False)]
     if given:
         raise SubmitError(f"a {job} job takes no {given[0]}.", hint="see featurestore jobs submit --help.")
 

@@ -14,6 +14,10 @@ import numpy as np
 from featurestore.algebra import sequence_of
 from featurestore.engines.shape import shape
 from featurestore.events.decode import Decoder
+from featurestore.events.repeats import digests_of
+from featurestore.failpoints import reach
+from featurestore.online.ids import SeenIds
+from featurestore.online.writer import TAIL_CAP, FencedWriter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,10 +29,11 @@ if TYPE_CHECKING:
     from featurestore.engines.shape import Shaped
     from featurestore.events.decode import Decoded
     from featurestore.jobs.breaker import QuarantineBreaker
-    from featurestore.online.writer import FencedWriter
+    from featurestore.online.ids import JudgedIds
+    from featurestore.online.store import OnlineStore
     from featurestore.timeline import Instant
 
-COUNTS = ("consumed", "applied", "fenced", "quarantined", "late", "records", "folded", "took_us")
+COUNTS = ("consumed", "applied", "fenced", "duplicate", "quarantined", "late", "records", "folded", "took_us")
 
 
 def decoding_of(source: EventSource) -> dict[str, Any]:
@@ -68,11 +73,14 @@ class SourceWorker:
         """Apply consecutive records of one partition, at least one; return how many met which fate (``COUNTS``)."""
         began = perf_counter_ns()
         decoded, shaped = self._shape(partition, offsets, arrival, values)
+        reach("worker.decoded")
         arrived = arrival[decoded.rows]
-        counts = self.writer.apply(partition, int(offsets[-1]) + 1, int(arrival.max()), shaped)
+        judged = self._judged(partition, offsets[decoded.rows], arrived, decoded.batch)
+        counts = self.writer.apply(partition, int(offsets[-1]) + 1, int(arrival.max()), shaped, judged=judged)
         return {
             **counts,
             "consumed": len(offsets),
+            "duplicate": max((len(each.repeated) for each in judged), default=0),
             "quarantined": len(decoded.rejected),
             "late": int(np.count_nonzero(arrived - decoded.event_time_us > self.source.late_after_us)),
             "took_us": (perf_counter_ns() - began) // 1_000,
@@ -93,6 +101,34 @@ class SourceWorker:
         sequence = sequence_of(partition, 0) | offsets[decoded.rows]
         shaped = [shape(view, decoded.batch, decoded.event_time_us, sequence, arrived) for view in self.writer.views]
         return decoded, shaped
+
+    def _judged(
+        self, partition: int, offsets: np.ndarray, arrived: np.ndarray, events: pa.RecordBatch
+    ) -> list[JudgedIds]:
+        """Return per view which events are repetitions, where the source has ids."""
+        if self.source.event_id is None or not self.writer.ids:
+            return []
+        digests = digests_of(events.column(self.source.event_id))
+        return [ids.judge(partition, offsets, arrived, digests) for ids in self.writer.ids]
+
+
+def writer_of(
+    store: OnlineStore,
+    source: EventSource,
+    views: Sequence[FeatureView],
+    *,
+    epoch: int | None = None,
+    tail_cap: int = TAIL_CAP,
+) -> FencedWriter:
+    """Return what writes the events of a source to a store, repetitions left out."""
+    ids = [seen_ids(store, view, epoch=epoch) for view in views if source.event_id is not None]
+    return FencedWriter(store, source.name, views, epoch=epoch, tail_cap=tail_cap, ids=ids)
+
+
+def seen_ids(store: OnlineStore, view: FeatureView, *, epoch: int | None = None) -> SeenIds:
+    """Return the ids that a view has seen."""
+    name = f"{view.name}@{view.layout.fingerprint}/{view.source.name}"
+    return SeenIds(store, name, view.source.id_horizon_us, epoch=epoch)
 
 
 def by_topic(views: Sequence[FeatureView]) -> dict[str, tuple[EventSource, tuple[FeatureView, ...]]]:

@@ -142,6 +142,8 @@ def events_of_key(
         kept = ds.field("_event_time") < end
         if begin is not None:
             kept &= ds.field("_event_time") >= begin
+        if "_repeats" in present:  # what is there twice counts once: see ``offline.ids``
+            kept &= ds.field("_repeats").is_null()
         for name, (_, kind), value in zip(view.key_columns, view.layout.keys, key, strict=True):
             if name in lists:
                 continue  # an element of an array: told apart once the array is exploded

@@ -21,6 +21,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from featurestore.errors import OfflineError, OfflineStoreUnavailableError
 from featurestore.events.arrow_types import ARROW_TYPES
+from featurestore.offline.ids import REPEATS, without_repeats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -91,6 +92,7 @@ class EventLog:
         begin = None if first is None or reach is None else first - reach
         if not self.is_open:
             log = session.read.format("delta").option("versionAsOf", self.version).load(self.path)
+            log = log.where(f"{REPEATS} is null") if REPEATS in log.columns else log
             log = log.select(*(f"`{name}`" for name in columns), *_PLACE)
             log = log.limit(0) if last is None else log.where(log["_event_time"] < last)
             log = log if begin is None else log.where(log["_event_time"] >= begin)
@@ -128,7 +130,8 @@ class ReadFiles:
         file = pq.ParquetFile(path, coerce_int96_timestamp_unit="us")
         present = set(file.schema_arrow.names)
         wanted = [name for name, _ in self.columns if name in present]
-        for batch in file.iter_batches(_BATCH_ROWS, columns=[*wanted, *_PLACE]):
+        marks = [REPEATS] if REPEATS in present else []
+        for batch in map(without_repeats, file.iter_batches(_BATCH_ROWS, columns=[*wanted, *_PLACE, *marks])):
             arrays = [
                 batch.column(name) if name in present else pa.nulls(batch.num_rows, kind) for name, kind in self.columns
             ]

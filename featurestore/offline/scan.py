@@ -15,6 +15,7 @@ from featurestore.algebra import sequence_of
 from featurestore.engines.shape import shape
 from featurestore.events.arrow_types import ARROW_TYPES
 from featurestore.offline.events import reading
+from featurestore.offline.ids import REPEATS, without_repeats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -88,7 +89,7 @@ class LogScan:
         """Yield every batch as each view sees it, with its newest arrival."""
         kinds = views[0].source.contract.columns
         wanted = dict.fromkeys(name for view in views for name in (*view.reads, *(one.name for one in view.exploded)))
-        for batch in self._batches((*wanted, *_PLACE)):
+        for batch in map(without_repeats, self._batches((*wanted, *_PLACE, REPEATS))):
             if not batch.num_rows:
                 continue
             columns = [

@@ -5,6 +5,7 @@
     fs:{PROJECT.BB.N}:fence                         hash: "VIEW@FINGERPRINT/SOURCE/PARTITION" -> next offset to apply;
                                                     "epoch" (see ``epoch``)
     fs:{PROJECT.BB.N}:complete:SOURCE               in a cluster: a copy of fs:{PROJECT}:complete:SOURCE
+    fs:{PROJECT.BB.N}:ids:VIEW@FINGERPRINT/SOURCE/PARTITION  hashes of the ids of events (see ``ids``)
     fs:{PROJECT}:progress:SOURCE                    hash: partition -> "next offset,newest arrival in us"
     fs:{PROJECT}:complete:SOURCE                    instant (us) up to which every partition has been applied
     fs:{PROJECT}:plan:SERVICE                       the compiled lookup plan, JSON
@@ -98,6 +99,17 @@ class KeySpace:
     def fence_field(self, view: str, fingerprint: str, source: str, partition: int) -> bytes:
         """Return the field of one view and source partition."""
         return f"{view}@{fingerprint}/{source}/{partition}".encode()
+
+    def ids(self, bucket: int, view: str, partition: int, part: int | str = "") -> bytes:
+        """Return the name of what a bucket knows of the ids that a view has seen in a partition, of one slice if one is given.
+
+        Args:
+            bucket: The bucket of the ids.
+            view: View, fingerprint and source, as in a fence.
+            partition: The source partition.
+            part: A slice of time; or "all".
+        """
+        return f"fs:{{{self.tags[bucket]}}}:ids:{view}/{partition}{f'/{part}' if part != '' else ''}".encode()
 
     def progress(self, source: str) -> bytes:
         """Return the name of a source's applied offsets."""

@@ -14,7 +14,7 @@ from featurestore.online.store import Refusal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from featurestore.online.store import Append, Replacement
+    from featurestore.online.store import Append, KeptIds, Replacement
     from featurestore.timeline import Instant
 
 
@@ -29,6 +29,7 @@ class MemoryOnlineStore:
     Attributes:
         values: Name to bytes; names and bytes are those that Redis would hold.
         bucket_fences: Per bucket, its fences: field to offset.
+        hashes: Name to hash: ids of events.
     """
 
     def __init__(self, project: str = "default") -> None:
@@ -36,6 +37,7 @@ class MemoryOnlineStore:
         self.space = KeySpace(project)
         self.values: dict[bytes, bytes] = {}
         self.bucket_fences: list[dict[bytes, bytes]] = [{} for _ in range(BUCKETS)]
+        self.hashes: dict[bytes, dict[bytes, bytes]] = {}
         self._progress: dict[str, dict[int, tuple[int, Instant]]] = {}
         self._plans: dict[str, bytes] = {}
         self._lock = threading.RLock()
@@ -74,6 +76,34 @@ class MemoryOnlineStore:
                     self.values[name] = value
                     lengths.append(len(value))
             return lengths
+
+    def read_hashes(self, asked: Sequence[tuple[bytes, Sequence[bytes] | None]]) -> list[dict[bytes, bytes]]:
+        """Return the chosen fields of hashes, all of them for None."""
+        with self._lock:
+            found = [(self.hashes.get(name, {}), fields) for name, fields in asked]
+            return [
+                dict(have) if fields is None else {field: have[field] for field in fields if field in have}
+                for have, fields in found
+            ]
+
+    def keep_ids(self, kept: Sequence[KeptIds], until: bytes, epoch: int | None) -> list[bool]:
+        """Keep ids bucket by bucket; return which were where they had been read, and of the epoch."""
+        return [self._keep(each, until, epoch) for each in kept]
+
+    def _keep(self, kept: KeptIds, until: bytes, epoch: int | None) -> bool:
+        with self._lock:
+            catalog = self.hashes.setdefault(kept.catalog, {})
+            life = self.bucket_fences[kept.bucket].get(b"epoch")
+            if catalog.get(b"until") != kept.expected or (epoch is not None and life != str(epoch).encode()):
+                return False
+            for name, number in kept.stale:
+                self.hashes.pop(name, None)
+                catalog.pop(str(number).encode(), None)
+            for (name, number), times in kept.times.items():
+                catalog[str(number).encode()] = b""
+                self.hashes.setdefault(name, {}).update({field: str(time).encode() for field, time in times.items()})
+            catalog[b"until"] = until
+            return True
 
     def replace(self, replacements: Sequence[Replacement]) -> int:
         """Make the replacements whose blob still has the length and header of ``old``; return how many were made."""
@@ -144,6 +174,7 @@ class MemoryOnlineStore:
         """Forget everything but the plans, as a restarted cache would: values, fences and progress."""
         with self._lock:
             self.values.clear()
+            self.hashes.clear()
             self._progress.clear()
             for fences in self.bucket_fences:
                 fences.clear()

@@ -52,6 +52,32 @@ end
 return done
 """
 
+# KEYS: catalog of a bucket's ids, its fence hash, slices to write, slices to remove. ARGV: expected "until" or "", new one,
+# epoch or "", numbers of slices to remove and to write, the removed slices' names in the catalog, then per slice to write its
+# name in the catalog, the number of ids and id, time, ... Returns 1; 0 where it changed nothing.
+KEEP_IDS = """
+local current = redis.call('HGET', KEYS[1], 'until') or ''
+if current ~= ARGV[1] then return 0 end
+if ARGV[3] ~= '' and redis.call('HGET', KEYS[2], 'epoch') ~= ARGV[3] then return 0 end
+redis.call('HSET', KEYS[1], 'until', ARGV[2])
+local removed, written = tonumber(ARGV[4]), tonumber(ARGV[5])
+local at = 6
+for i = 1, removed do
+  redis.call('UNLINK', KEYS[2 + i])
+  redis.call('HDEL', KEYS[1], ARGV[at])
+  at = at + 1
+end
+for i = 1, written do
+  local key, count = KEYS[2 + removed + i], tonumber(ARGV[at + 1])
+  redis.call('HSET', KEYS[1], ARGV[at], '')
+  for each = 1, count do
+    redis.call('HSET', key, ARGV[at + 2 * each], ARGV[at + 2 * each + 1])
+  end
+  at = at + 2 + 2 * count
+end
+return 1
+"""
+
 # KEYS: progress hash. ARGV: partition, next offset, newest arrival. Never goes back.
 PROGRESS = """
 local current = redis.call('HGET', KEYS[1], ARGV[1])

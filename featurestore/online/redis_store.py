@@ -14,7 +14,7 @@ from featurestore.online.lookup import LookupPlan
 from featurestore.online.redis_cluster import ClusterConnections
 from featurestore.online.redis_connection import Connections
 from featurestore.online.redis_errors import mapped_errors
-from featurestore.online.redis_scripts import APPEND, PROGRESS, REPLACE
+from featurestore.online.redis_scripts import APPEND, KEEP_IDS, PROGRESS, REPLACE
 from featurestore.online.redis_socket import dialer
 from featurestore.online.redis_url import parse_url, safe_url
 from featurestore.online.store import Refusal
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from featurestore.online.redis_url import Address
-    from featurestore.online.store import Append, Replacement
+    from featurestore.online.store import Append, KeptIds, Replacement
     from featurestore.timeline import Instant
 
 Command = tuple[bytes, tuple[Any, ...]]
 """A key that tells the node, and what is sent."""
 
 
-_SHA = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in (APPEND, REPLACE, PROGRESS)}
+_SHA = {
+    script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in (APPEND, REPLACE, PROGRESS, KEEP_IDS)
+}
 
 
 class RedisOnlineStore:
@@ -102,6 +104,53 @@ class RedisOnlineStore:
                     "the online store lost its scripts during a write.", hint="it restarted; the task is retried."
                 )
             return [_lengths_or_refusal(reply) for reply in replies]
+
+    def read_hashes(self, asked: Sequence[tuple[bytes, Sequence[bytes] | None]]) -> list[dict[bytes, bytes]]:
+        """Return the chosen fields of hashes, all of them for None, in one round trip."""
+        commands: list[Command] = [
+            (name, (b"HGETALL", name) if fields is None else (b"HMGET", name, *fields)) for name, fields in asked
+        ]
+        if not commands:
+            return []
+        with mapped_errors(self.url):
+            replies = _first_error(self._link.each(commands))
+        return [
+            dict(zip(reply[::2], reply[1::2], strict=True))
+            if fields is None
+            else {field: value for field, value in zip(fields, reply, strict=True) if value is not None}
+            for (_, fields), reply in zip(asked, replies, strict=True)
+        ]
+
+    def keep_ids(self, kept: Sequence[KeptIds], until: bytes, epoch: int | None) -> list[bool]:
+        """Keep ids, one script call per bucket, in one round trip; return which buckets were where they had been read.
+
+        Raises:
+            OnlineError: The store failed, or lost its scripts; any of the buckets may have been moved.
+        """
+        commands: list[Command] = []
+        for each in kept:
+            keys = [each.catalog, self.space.fence(each.bucket)]
+            keys += [name for name, _ in (*each.stale, *each.times)]
+            args: list[Any] = [
+                each.expected or b"",
+                until,
+                "" if epoch is None else epoch,
+                len(each.stale),
+                len(each.times),
+            ]
+            args += [number for _, number in each.stale]
+            for (_, number), times in each.times.items():
+                args += [number, len(times)]
+                args += [part for pair in times.items() for part in pair]
+            commands.append((each.catalog, (b"EVALSHA", _SHA[KEEP_IDS], len(keys), *keys, *args)))
+        with mapped_errors(self.url):
+            replies = self._link.each(commands, is_read=False)
+            if any(isinstance(reply, redis.exceptions.NoScriptError) for reply in replies):
+                self.prepare()
+                raise OnlineError(
+                    "the online store lost its scripts during a write.", hint="it restarted; the task is retried."
+                )
+            return [bool(reply) for reply in _first_error(replies)]
 
     def replace(self, replacements: Sequence[Replacement]) -> int:
         """Make the replacements whose comparison holds, one script call per bucket; return how many were made."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from featurestore.online.keys import KeySpace
     from featurestore.online.lookup import LookupPlan
@@ -83,6 +83,25 @@ class Replacement:
     keep_ms: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class KeptIds:
+    """Ids of events to keep in one bucket, all at once, if the bucket is where it was read (see ``ids``).
+
+    Attributes:
+        bucket: The bucket.
+        catalog: Its hash of slices, with "until".
+        expected: The value of "until" read before, None when there was none.
+        times: (name, number) of a slice to digests and their times.
+        stale: (name, number) of slices to remove; what ``times`` names is written after that.
+    """
+
+    bucket: int
+    catalog: bytes
+    expected: bytes | None
+    times: Mapping[tuple[bytes, int], Mapping[bytes, Instant]]
+    stale: Mapping[tuple[bytes, int], None]
+
+
 class OnlineStore(Protocol):
     """Plans, values, fences and progress of one project. Thread-safe."""
 
@@ -112,6 +131,15 @@ class OnlineStore(Protocol):
 
         Raises:
             OnlineError: The store failed; any of the appends may have been made.
+        """
+
+    def read_hashes(self, asked: Sequence[tuple[bytes, Sequence[bytes] | None]]) -> list[dict[bytes, bytes]]:
+        """Return the chosen fields of hashes, all of them for None; those that a hash does not have are left out."""
+
+    def keep_ids(self, kept: Sequence[KeptIds], until: bytes, epoch: int | None) -> list[bool]:
+        """Keep ids bucket by bucket, each atomically, and move "until"; return which were.
+
+        A bucket that is not where it was read, or of another epoch where one is given, is left alone.
         """
 
     def replace(self, replacements: Sequence[Replacement]) -> int:

@@ -24,6 +24,7 @@ from featurestore.algebra import offset_of
 from featurestore.definitions.cost import TAIL_CAP
 from featurestore.engines.shape import tiles
 from featurestore.errors import FenceError, OnlineStoreLostError
+from featurestore.failpoints import is_armed, reach
 from featurestore.online.codec import base_length, empty_base, record_format, record_size, records_in_tail
 from featurestore.online.epoch import EPOCH, lost, one_epoch, read_epochs
 from featurestore.online.fold import drop_unreachable, fold
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from featurestore.definitions.parts import Part
     from featurestore.definitions.view import FeatureView
     from featurestore.engines.shape import Shaped
+    from featurestore.online.ids import JudgedIds, SeenIds
     from featurestore.online.store import OnlineStore
     from featurestore.timeline import Instant
 
@@ -58,6 +60,7 @@ class FencedWriter:
         views: The feature views on that source.
         tail_cap: Records in a key's tail before it is folded into the base.
         epoch: The epoch that the store must have (``online.epoch``); None writes to whatever is there.
+        ids: Per view, the ids it has seen; empty where events have none.
     """
 
     def __init__(
@@ -68,8 +71,10 @@ class FencedWriter:
         *,
         tail_cap: int = TAIL_CAP,
         epoch: int | None = None,
+        ids: Sequence[SeenIds] = (),
     ) -> None:
         self.store = store
+        self.ids = tuple(ids)
         self.source = source
         self.views = tuple(views)
         self.parts = tuple((index, part) for index, view in enumerate(self.views) for part in view.layout.parts)
@@ -81,7 +86,15 @@ class FencedWriter:
         self._wide: dict[bytes, int] = {}  # size of the records being appended, where they differ in size
         store.prepare()
 
-    def apply(self, partition: int, until: int, arrival: Instant, shaped: Sequence[Shaped]) -> dict[str, int]:
+    def apply(
+        self,
+        partition: int,
+        until: int,
+        arrival: Instant,
+        shaped: Sequence[Shaped],
+        *,
+        judged: Sequence[JudgedIds] = (),
+    ) -> dict[str, int]:
         """Apply the events of one partition up to, not including, offset ``until``; what the fences cover is skipped.
 
         Args:
@@ -89,6 +102,7 @@ class FencedWriter:
             until: The offset after the newest consumed record, whether it entered a view or not.
             arrival: Newest arrival instant among the consumed records.
             shaped: Per view, its shaped events.
+            judged: Per view, which of the events are repetitions, where they have ids; these are then kept.
 
         Returns:
             Counts: "applied" and "fenced" events (per view and event), "records" appended, "folded" blobs.
@@ -103,6 +117,7 @@ class FencedWriter:
             for view in self.views
         ]
         fences = self.store.fences(fields if self.epoch is None else [*fields, EPOCH])
+        reach("writer.fences")
         reached = None if self.epoch is None else self._check_life(partition, fences)
         self._wide.clear()
         buckets: list[list[tuple[int, Blobs]]] = [[] for _ in range(BUCKETS)]
@@ -113,10 +128,15 @@ class FencedWriter:
             fence = np.array([int(row[index] or 0) for row in fences], dtype=np.int64)
             has_elements = self.views[index].explode is not None
             offset = offset_of(events.sequence, elements=has_elements)
-            fresh = offset >= fence[of_key[events.key]]
-            applied = len(np.unique(offset[fresh])) if has_elements else int(np.count_nonzero(fresh))
+            fresh, repeats = offset >= fence[of_key[events.key]], np.zeros(len(offset), bool)
+            if judged:
+                repeats = np.isin(offset, judged[index].repeated)
+                fresh &= ~repeats & ~np.isin(offset, judged[index].done)
+            applied, repeated, among = (
+                len(np.unique(each)) if has_elements else len(each) for each in (offset[fresh], offset[repeats], offset)
+            )
             counts["applied"] += applied
-            counts["fenced"] += (len(np.unique(offset)) if has_elements else len(offset)) - applied
+            counts["fenced"] += among - applied - repeated
             kept = events.take(np.flatnonzero(fresh))
             for number, (owner, part) in enumerate(self.parts):
                 if owner == index:
@@ -124,13 +144,18 @@ class FencedWriter:
                     counts["records"] += len(rows)
                     self._distribute(number, part, events.keys, of_key, rows, buckets)
         touched = self._send(fields, fences, until, buckets)
+        reach("writer.appended")
+        for ids, each in zip(self.ids, judged, strict=bool(judged)):
+            ids.keep(until, each)
         if reached is not None:
             for bucket, to in enumerate(buckets):
                 for index, _ in to:
                     reached[bucket, self.parts[index][0]] = until
             self._reached[partition] = reached
         counts["folded"] = self.fold(touched, clock=arrival)
+        reach("writer.folded")
         self.store.record_progress(self.source, partition, until, arrival)
+        reach("writer.progress")
         return counts
 
     def _check_life(self, partition: int, fences: Sequence[Sequence[bytes | None]]) -> np.ndarray:
@@ -204,7 +229,7 @@ class FencedWriter:
             if touched
         ]
         grown: dict[int, list[tuple[bytes, int]]] = {}
-        for append, reply in zip(appends, self.store.append(appends), strict=True):
+        for append, reply in zip(appends, self._append(appends), strict=True):
             if isinstance(reply, Refusal):
                 if reply.fence == EPOCH and self.epoch is not None:
                     raise lost(read_epochs(self.store), self.epoch)
@@ -224,6 +249,16 @@ class FencedWriter:
                     if length - base > self.tail_cap * size:
                         grown.setdefault(index, []).append((name, length))
         return grown
+
+    def _append(self, appends: Sequence[Append]) -> list[list[int] | Refusal]:
+        """Return the store's replies; a test that lets the writer die between two buckets has them sent one by one."""
+        if not is_armed("writer.bucket"):
+            return self.store.append(appends)
+        replies: list[list[int] | Refusal] = []
+        for append in appends:
+            replies += self.store.append([append])
+            reach("writer.bucket")
+        return replies
 
     def fold(self, grown: dict[int, list[tuple[bytes, int]]], *, clock: Instant) -> int:
         """Fold the tails of the given blobs, per index into ``parts``; return how many were folded."""

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from featurestore.online.keys import KeySpace
     from featurestore.online.lookup import LookupPlan
-    from featurestore.online.store import Append, OnlineStore, Refusal, Replacement
+    from featurestore.online.store import Append, KeptIds, OnlineStore, Refusal, Replacement
     from featurestore.timeline import Instant
 
 
@@ -61,6 +61,21 @@ class CrashingStore:
     def fences(self, names: Sequence[bytes]) -> list[list[bytes | None]]:
         """Pass on."""
         return self.inner.fences(names)
+
+    def read_hashes(self, asked: Sequence[tuple[bytes, Sequence[bytes] | None]]) -> list[dict[bytes, bytes]]:
+        """Pass on."""
+        return self.inner.read_hashes(asked)
+
+    def keep_ids(self, kept: Sequence[KeptIds], until: bytes, epoch: int | None) -> list[bool]:
+        """Keep the ids, or those of the first few buckets and raise."""
+        if self.buckets_to_live is None:
+            return self.inner.keep_ids(kept, until, epoch)
+        alive = kept[: self.buckets_to_live]
+        self.buckets_to_live -= len(alive)
+        done = self.inner.keep_ids(alive, until, epoch)
+        if len(alive) < len(kept) or not self.buckets_to_live:
+            raise SimulatedCrashError
+        return done
 
     def replace(self, replacements: Sequence[Replacement]) -> int:
         """Pass on."""

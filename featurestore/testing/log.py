@@ -12,10 +12,11 @@ from featurestore.algebra import sequence_of
 from featurestore.datatypes import DataType
 from featurestore.definitions.keys import encode_key
 from featurestore.engines.derive import derive_columns
-from featurestore.engines.oracle import Event
+from featurestore.engines.oracle import Event, without_repetitions
 from featurestore.engines.points import values_at_points
 from featurestore.engines.shape import encode_columns, shape
 from featurestore.events.arrow_types import ARROW_TYPES
+from featurestore.offline.ids import REPEATS, LogIds, without_repeats
 from featurestore.offline.spine import as_arrow, check_spine
 from featurestore.timeline import Instant, to_instant
 
@@ -92,7 +93,7 @@ class EventLog:
         return self._rejected
 
     def table(self) -> pa.Table:
-        """Return the contract's columns of all events."""
+        """Return the contract's columns of all events, repetitions too."""
         self._decode()
         schema = pa.schema([(one.name, ARROW_TYPES[one.type]) for one in self.source.contract.fields])
         return pa.Table.from_batches(self._batches, schema=schema).combine_chunks()
@@ -107,27 +108,43 @@ class EventLog:
             "_arrival": pa.array([record.arrival for record in self._accepted], pa.int64()),
             "_event_time": pa.array(self._times, pa.int64()),
         }
+        if self.source.event_id is not None:
+            place[REPEATS] = self._repeats(place)
         for name, column in place.items():
             table = table.append_column(name, column)
         return table
 
+    def _repeats(self, place: Mapping[str, pa.Array]) -> pa.Array:
+        """Return which events are repetitions, as the archive query marks them."""
+        ids = self.table().column(str(self.source.event_id)).cast(pa.string())
+        rows = pa.table({**{name: place[name] for name in ("_partition", "_offset", "_arrival")}, "id": ids})
+        found = {
+            (number, each) for number, offsets in LogIds(self.source).judge(rows).items() for each in offsets.tolist()
+        }
+        places = ((record.partition, record.offset) for record in self._accepted)
+        return pa.array([True if each in found else None for each in places], pa.bool_())
+
     def shaped(self, view: FeatureView) -> Shaped:
-        """Return all events as a view sees them."""
-        table = self.table()
+        """Return all events as a view sees them: without repetitions."""
+        self._decode()
         shaped = self._shaped.get(view.fingerprint)
         if shaped is None:
-            place = [sequence_of(record.partition, record.offset) for record in self._accepted]
+            batches = [without_repeats(each) for each in self.archived().combine_chunks().to_batches()]
+            table = pa.Table.from_batches(batches, schema=self.archived().schema).combine_chunks()
+            place = {
+                name: table.column(name).to_numpy() for name in ("_partition", "_offset", "_arrival", "_event_time")
+            }
+            sequence = place["_partition"].astype(np.int64) * sequence_of(1, 0) | place["_offset"]
             shaped = self._shaped[view.fingerprint] = shape(
-                view,
-                table,
-                np.array(self._times, dtype=np.int64),
-                np.array(place, dtype=np.int64),
-                np.array([record.arrival for record in self._accepted], dtype=np.int64),
+                view, table, place["_event_time"], sequence, place["_arrival"]
             )
         return shaped
 
     def events(self) -> list[Event]:
-        """Return all events as the specification takes them: the rows as they were sent, where they were sent as rows."""
+        """Return all events as the specification takes them: the rows as they were sent, where they were sent as rows.
+
+        Repetitions are left out.
+        """
         self._decode()
         if self._events is not None:
             return self._events
@@ -135,10 +152,19 @@ class EventLog:
         if None in rows:
             decoded = plain_rows(self.table())
             rows = [given if row is None else row for row, given in zip(rows, decoded, strict=True)]
-        self._events = [
-            Event(row or {}, row[self.source.event_time] if row else 0, record.arrival, record.partition, record.offset)
-            for row, record in zip(rows, self._accepted, strict=True)
-        ]
+        self._events = without_repetitions(
+            self.source,
+            [
+                Event(
+                    row or {},
+                    row[self.source.event_time] if row else 0,
+                    record.arrival,
+                    record.partition,
+                    record.offset,
+                )
+                for row, record in zip(rows, self._accepted, strict=True)
+            ],
+        )
         return self._events
 
 

@@ -22,11 +22,11 @@ import numpy as np
 from featurestore.definitions.service import FeatureService
 from featurestore.definitions.view import FeatureView
 from featurestore.errors import DefinitionError, UnknownNameError, did_you_mean
-from featurestore.jobs.worker import COUNTS, SourceWorker, by_topic, complete_through, decoding_of
+from featurestore.jobs.worker import COUNTS, SourceWorker, by_topic, complete_through, decoding_of, writer_of
 from featurestore.online.client import FeatureClient
 from featurestore.online.lookup import LookupPlan
 from featurestore.online.memory import MemoryOnlineStore
-from featurestore.online.writer import TAIL_CAP, FencedWriter
+from featurestore.online.writer import TAIL_CAP
 from featurestore.testing.crashing import CrashingStore, SimulatedCrashError
 from featurestore.testing.judge import Difference, differences, report
 from featurestore.testing.log import EventLog, Quarantined
@@ -98,7 +98,7 @@ class Replay:
     def _start_workers(self) -> dict[str, SourceWorker]:
         return {
             name: SourceWorker(
-                source, self._decoder(source), FencedWriter(self.store, name, views, tail_cap=self._tail_cap)
+                source, self._decoder(source), writer_of(self.store, source, views, tail_cap=self._tail_cap)
             )
             for name, (source, views) in self._sources.items()
         }

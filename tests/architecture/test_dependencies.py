@@ -13,13 +13,14 @@ MODULES = modules()
 KNOWN = frozenset(MODULES)
 IMPORTS: dict[str, list[Import]] = {name: imports(name, path, KNOWN) for name, path in MODULES.items()}
 
-CORE = {"errors", "timeline", "datatypes"}
+CORE = {"errors", "timeline", "datatypes", "failpoints"}
 SHAPES = CORE | {"algebra", "definitions"}
 STORES = SHAPES | {"engines", "events", "stack", "metrics"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "timeline": {"errors"},
     "datatypes": set(),
+    "failpoints": set(),
     "metrics": CORE,
     "stack": CORE,
     "algebra": CORE,

@@ -1,0 +1,123 @@
+"""Whether a job's queries may go on from their checkpoints: what ``checkpoint`` asks, read from tables, store and broker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
+
+from featurestore.errors import OfflineStoreUnavailableError
+from featurestore.events.broker import OffsetReader
+from featurestore.jobs.checkpoint import (
+    ASYNCHRONOUS,
+    SYNCHRONOUS,
+    Checkpoint,
+    losses,
+    refuse_foreign,
+    refuse_losses,
+    refuse_other_tables,
+    remember,
+)
+from featurestore.offline.losses import Losses
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from pyspark.sql.streaming.query import StreamingQuery
+
+    from featurestore.jobs.checkpoint import Offsets
+    from featurestore.online.store import OnlineStore
+
+
+@dataclass(frozen=True)
+class Resume:
+    """What a job's queries go on from.
+
+    Attributes:
+        project: The project.
+        offline: Root of the Delta tables.
+        kafka: Kafka settings.
+        topics: Topic to the name of its source.
+        accept_loss: Whether to go on without records that Kafka no longer has, and write that down.
+    """
+
+    project: str
+    offline: str
+    kafka: Mapping[str, str]
+    topics: Mapping[str, str]
+    accept_loss: bool = False
+
+    def hot(self, path: Path, store: OnlineStore) -> bool:
+        """Check the hot query's checkpoint and what the store waits for; return whether it begins before Kafka does, and may.
+
+        Raises:
+            CheckpointMismatchError: It is damaged or foreign.
+            OffsetsGoneError: Kafka no longer has what comes next, and that is not accepted.
+        """
+        found = Checkpoint.read(path)
+        refuse_foreign(path, found, self.project, ASYNCHRONOUS)
+        ends = {} if found is None else found.ends
+        needed: Offsets = {}
+        for topic, source in self.topics.items():
+            known = dict(ends.get(topic, {}))
+            for partition, (offset, _) in store.progress(source).items():
+                known[partition] = max(offset, known.get(partition, 0))
+            if known:
+                needed[topic] = known
+        return self._gone("hot", needed, ends)
+
+    def archive(self, path: Path) -> bool:
+        """Check the archive query's checkpoint; return whether it begins before what Kafka still has, and may.
+
+        Raises:
+            CheckpointMismatchError: It is lost, damaged, truncated or foreign.
+            OffsetsGoneError: Kafka no longer has what comes next, and that is not accepted.
+        """
+        found = Checkpoint.read(path)
+        refuse_foreign(path, found, self.project, SYNCHRONOUS)
+        refuse_other_tables(path, found, None if found is None else self._written(found.query_id), self._table())
+        return found is not None and self._gone("archive", found.ends, found.ends)
+
+    def remember(self, path: Path, query: StreamingQuery, progress: str) -> None:
+        """Note whose checkpoint it is, once its query has begun."""
+        remember(path, str(query.id), self.project, progress)
+
+    def _written(self, query_id: str) -> int | None:
+        """Return the newest batch of a query in the tiles, which every batch is written to."""
+        return self._delta("tiles", lambda table: table.transaction_version(query_id))
+
+    def _table(self) -> str | None:
+        """Return an event log that has been written to."""
+        for source in self.topics.values():
+            if self._delta(f"events/{source}", lambda table: table.version()) is not None:
+                return f"{self.offline}/events/{source}"
+        return None
+
+    def _delta(self, name: str, ask: Callable[[DeltaTable], int | None]) -> int | None:
+        path = f"{self.offline.rstrip('/')}/{name}"
+        try:
+            return ask(DeltaTable(path)) if DeltaTable.is_deltatable(path) else None
+        except (DeltaError, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise OfflineStoreUnavailableError(f"{path} cannot be read: {reason}.") from error
+
+    def _gone(self, query: str, needed: Offsets, begins: Offsets) -> bool:
+        """Return whether a query begins before what Kafka has; raise when it would miss records, unless that is accepted."""
+        if not needed:
+            return False
+        reader = OffsetReader(self.kafka, needed)
+        try:
+            firsts, ends = reader.first_offsets(), reader.end_offsets()
+        finally:
+            reader.close()
+        found = losses(needed, firsts, ends)
+        if not self.accept_loss:
+            refuse_losses(query, found, ends)
+        elif found:
+            Losses(self.offline).record(query, [(one.topic, one.partition, one.begin, one.end) for one in found])
+        return any(
+            offset < firsts[topic][each] for topic, offsets in begins.items() for each, offset in offsets.items()
+        )

@@ -1,0 +1,138 @@
+"""Records straight into the worker that Spark and the real-time consumers run, and a reader that watches them arrive."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections import Counter
+
+import numpy as np
+import pandas as pd  # noqa: F401 - pyarrow looks for it at the first array, which would take every process a second
+
+from featurestore import failpoints
+from featurestore.errors import FeatureStoreError
+from featurestore.jobs.hot import HotWorker
+from featurestore.jobs.worker import by_topic
+from featurestore.online.client import FeatureClient
+from featurestore.online.lookup import LookupPlan
+from featurestore.online.redis_store import RedisOnlineStore
+from featurestore.timeline import HOUR
+from tests.streaming.support import Shop, by_card, differences, oracle, simple_events, to_bytes
+
+
+class Feeder:
+    """Applies the events of a shop as its job would, batch by batch, every partition from its first record on."""
+
+    def __init__(self, shop, url, *, epoch=None):
+        self.shop, self.url = shop, url
+        self.worker = HotWorker(url, shop.name, by_topic(shop.views), epoch)
+        self.counts = Counter()
+
+    def apply(self, events, size=100):
+        """Apply events in batches of so many, the partitions taking turns; return what became of them."""
+        before = self.counts.copy()
+        for partition, rows in batches(events, size):
+            self.one(partition, rows)
+        return self.counts - before
+
+    def one(self, partition, rows):
+        """Apply consecutive events of one partition."""
+        counts = self.worker.apply_records(
+            self.shop.source.topic,
+            partition,
+            np.array([event.offset for event in rows]),
+            np.array([event.arrival for event in rows]),
+            [to_bytes(event) for event in rows],
+        )
+        self.counts.update(counts)
+
+
+def batches(events, size):
+    """Yield (partition, events) in turns over the partitions."""
+    own = {}
+    for event in events:
+        own.setdefault(event.partition, []).append(event)
+    for begin in range(0, max(map(len, own.values())), size):
+        for partition, mine in own.items():
+            if rows := mine[begin : begin + size]:
+                yield partition, rows
+
+
+def open_client(shop, url):
+    """Return a client of a shop's project; its plan is published."""
+    store = RedisOnlineStore(url, shop.name, timeout_s=2.0)
+    store.publish_plan(LookupPlan.of(shop.service))
+    return FeatureClient.over(store)
+
+
+def keys_of(events):
+    pairs = sorted({(event.row["card_id"], event.row["shop"]) for event in events})
+    return [{"card_id": card, "shop": shop} for card, shop in pairs]
+
+
+def wrong_values(shop, url, events):
+    """Return where the online store differs from the oracle, over all keys, an hour after the last event."""
+    t, keys, groups = max(event.event_time for event in events) + HOUR, keys_of(events), by_card(events)
+    wrong = []
+    with open_client(shop, url) as client:
+        for key, vector in zip(keys, client.get_many("shop", keys, now=t), strict=True):
+            wrong += differences(shop.views, oracle(shop.views, groups[key["card_id"]], key, t), dict(vector), f"{key}")
+    return wrong
+
+
+PROCESSES = multiprocessing.get_context("forkserver")  # a process that has imported everything makes the others
+PROCESSES.set_forkserver_preload(["tests.faults.feeding"])
+
+
+def feed_process(shop, url, events, keys, *, size, failpoint=None):
+    """Run a process that applies simple events, until it dies at the failpoint if there is one; return its exit code."""
+    process = PROCESSES.Process(target=_feed, args=(shop.name, url, events, keys, size, failpoint))
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+def _feed(name, url, events, keys, size, failpoint):
+    if failpoint is not None:
+        failpoints.arm(failpoint)
+    Feeder(Shop(name), url).apply(simple_events(events, keys=keys), size)
+
+
+class Watcher:
+    """A reader that asks for counts of all keys again and again; what only grows must never be seen to shrink."""
+
+    FEATURES = ("visit.n_lifetime", "card.n_lifetime")
+
+    def __init__(self, shop, url, events):
+        self._client, self._keys = open_client(shop, url), keys_of(events)
+        self._now = max(event.event_time for event in events) + HOUR
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.seen, self.back, self.reads, self.refused = {}, [], 0, 0
+
+    def _run(self):
+        while not self._stop.is_set():
+            try:
+                self.look()
+            except FeatureStoreError:
+                self.refused += 1
+            self._stop.wait(0.01)
+
+    def look(self):
+        """Ask once for all keys."""
+        for key, vector in zip(self._keys, self._client.get_many("shop", self._keys, now=self._now), strict=True):
+            for name in self.FEATURES:
+                place, value = (name, *key.values()), vector[name] or 0
+                if value < self.seen.get(place, 0):
+                    self.back.append(f"{place}: {self.seen[place]} -> {value}")
+                self.seen[place] = value
+        self.reads += 1
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join(10)
+        self._client.close()

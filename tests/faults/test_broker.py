@@ -1,0 +1,193 @@
+"""The broker fails, under a real-time consumer and a reader: away and back, its leader gone, its topic made anew or longer."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+import warnings
+
+import pytest
+from kafka.admin import KafkaAdminClient
+from kafka.errors import KafkaError
+
+from featurestore.errors import OffsetsGoneError
+from featurestore.events.broker import OffsetReader, ensure_topics, producer
+from featurestore.jobs.hot import HotWorker
+from featurestore.jobs.realtime import RealtimeConsumer, group_of
+from featurestore.jobs.worker import by_topic
+from tests.faults.brokers import three_brokers
+from tests.faults.feeding import Watcher, wrong_values
+from tests.streaming.support import (
+    Shop,
+    applied_offsets,
+    ends_of,
+    produce_events,
+    reached,
+    simple_events,
+    to_bytes,
+    wait_for,
+)
+
+pytestmark = pytest.mark.jvm
+
+KEYS = 20
+
+
+@pytest.fixture(autouse=True)
+def _sockets_that_kafka_python_forgets():
+    """It leaves sockets open whose connection was refused; they are collected here, not in the middle of another test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+class Consuming:
+    """A real-time consumer on a thread of this process."""
+
+    def __init__(self, shop, url, broker):
+        worker = HotWorker(url, shop.name, by_topic(shop.views))
+        self.consumer = RealtimeConsumer(worker, {"bootstrap.servers": broker}, group_of(shop.name, shop.views))
+        self._stop, self.failed = threading.Event(), []
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self):
+        try:
+            self.consumer.run(self._stop)
+        except Exception as error:  # noqa: BLE001 - handed to the test
+            self.failed.append(error)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def wait(self, what, condition):
+        wait_for(what, lambda: self.failed or condition())
+        if self.failed:
+            raise self.failed[0]
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join(30)
+        self.consumer.close()
+
+
+@contextlib.contextmanager
+def admin_of(broker):
+    admin = KafkaAdminClient(bootstrap_servers=broker)
+    try:
+        yield admin
+    finally:
+        admin.close()
+
+
+def test_a_broker_that_is_killed_and_comes_back_loses_and_doubles_nothing(kafka_server, online_url):
+    shop, broker = Shop("broker_back"), kafka_server.bootstrap_servers
+    events = simple_events(600, keys=KEYS)
+    ensure_topics({"bootstrap.servers": broker}, {shop.source.topic: 2})
+    produce_events(broker, shop.source.topic, events[:300])
+    with Watcher(shop, online_url, events) as watcher, Consuming(shop, online_url, broker) as job:
+        job.wait("the first half", lambda: reached(applied_offsets(online_url, shop.name), ends_of(events[:300])))
+        before = kafka_server.pid
+        kafka_server.kill()
+        assert kafka_server.pid is None
+        reads = watcher.reads
+        wait_for("reads without a broker", lambda: watcher.reads > reads + 1)
+        kafka_server.start()
+        assert kafka_server.pid != before
+        produce_events(broker, shop.source.topic, events[300:])
+        job.wait("the rest", lambda: reached(applied_offsets(online_url, shop.name), ends_of(events)))
+    assert wrong_values(shop, online_url, events) == []
+    assert watcher.back == []
+    assert job.consumer.counts["consumed"] == len(events)
+
+
+@pytest.mark.thorough
+def test_another_broker_takes_over_from_a_leader_that_is_killed(online_url, tmp_path):
+    shop, events = Shop("leader"), simple_events(600, keys=KEYS)
+    topic = shop.source.topic
+    with three_brokers(tmp_path) as brokers:
+        every = ",".join(each.bootstrap_servers for each in brokers)
+        ensure_topics({"bootstrap.servers": every}, {topic: 2}, replication_factor=3)
+
+        def leader_of(living):
+            with contextlib.suppress(KafkaError), admin_of(living) as admin:  # it may ask the broker that is gone
+                found = admin.describe_topics([topic])[0]["partitions"]
+                return next(each["leader_id"] for each in found if each["partition_index"] == 0)
+
+        with Watcher(shop, online_url, events) as watcher, Consuming(shop, online_url, every) as job:
+            produce_events(every, topic, events[:300])
+            job.wait("the first half", lambda: reached(applied_offsets(online_url, shop.name), ends_of(events[:300])))
+            victim = leader_of(every)
+            brokers[victim].kill()
+            living = ",".join(each.bootstrap_servers for number, each in enumerate(brokers) if number != victim)
+            wait_for("another leader", lambda: leader_of(living) not in {victim, None, -1})
+            produce_events(living, topic, events[300:])
+            job.wait("the rest", lambda: reached(applied_offsets(online_url, shop.name), ends_of(events)))
+    assert wrong_values(shop, online_url, events) == []
+    assert watcher.back == []
+    assert job.consumer.counts["consumed"] == len(events)
+
+
+def test_a_topic_that_was_made_anew_ends_the_job(kafka_server, online_url):
+    shop, broker = Shop("anew"), kafka_server.bootstrap_servers
+    topic = shop.source.topic
+    ensure_topics({"bootstrap.servers": broker}, {topic: 2})
+    produce_events(broker, topic, simple_events(100, keys=KEYS))
+    with Consuming(shop, online_url, broker) as job:
+        job.wait("all", lambda: reached(applied_offsets(online_url, shop.name), {0: 50, 1: 50}))
+        with admin_of(broker) as admin:
+            admin.delete_topics([topic])
+            wait_for("the topic's end", lambda: topic not in admin.list_topics())
+        ensure_topics({"bootstrap.servers": broker}, {topic: 2})
+        produce_events(broker, topic, simple_events(20, keys=KEYS))
+        with pytest.raises(
+            OffsetsGoneError, match=rf"{topic}-[01]: offset 50 was next, Kafka has 0 to 10 \(the topic was made"
+        ):
+            job.wait("the end", lambda: False)
+
+
+def test_added_partitions_are_found_and_aborted_transactions_are_not_applied(kafka_server, online_url):
+    shop, broker = Shop("added"), kafka_server.bootstrap_servers
+    topic = shop.source.topic
+    ensure_topics({"bootstrap.servers": broker}, {topic: 1})
+    events = simple_events(60, keys=5, partitions=1)
+    with Consuming(shop, online_url, broker) as job:
+        sender = producer({"bootstrap.servers": broker}, transactional_id="added")
+        with contextlib.closing(sender):
+            sender.init_transactions()
+            for rows, end in ((events[:20], "commit"), (events[20:40], "abort"), (events[40:], "commit")):
+                sender.begin_transaction()
+                for event in rows:
+                    sender.send(topic, value=to_bytes(event), partition=0, timestamp_ms=event.arrival // 1_000)
+                sender.flush()
+                getattr(sender, f"{end}_transaction")()
+        kept = [*events[:20], *events[40:]]
+        # The topic's end is behind the mark of the last transaction, which nobody applies.
+        reader = OffsetReader({"bootstrap.servers": broker}, [topic])
+        end = reader.end_offsets()[topic][0]
+        reader.close()
+        assert end == len(events) + 3
+        job.wait("the end", lambda: job.consumer.reached.get(topic, {}).get(0) == end)
+        assert applied_offsets(online_url, shop.name) == {0: end - 1}
+        assert job.consumer.counts["consumed"] == len(kept)
+        assert wrong_values(shop, online_url, kept) == []
+        assert len(wrong_values(shop, online_url, events)) >= 5, "the aborted ones would be missed"
+
+        with admin_of(broker) as admin:
+            admin.create_partitions({topic: 2})
+        more = [event for event in simple_events(20, keys=5, begin=100) if event.partition == 1]
+        more = [type(event)(event.row, event.event_time, event.arrival, 1, place) for place, event in enumerate(more)]
+        wait_for("the new partition", lambda: _has_partition(broker, topic, 1))
+        produce_events(broker, topic, more)
+        job.wait("the new partition's", lambda: applied_offsets(online_url, shop.name).get(1) == len(more))
+        assert wrong_values(shop, online_url, [*kept, *more]) == []
+
+
+def _has_partition(broker, topic, partition):
+    reader = OffsetReader({"bootstrap.servers": broker}, [topic])
+    try:
+        return partition in reader.end_offsets()[topic]
+    finally:
+        reader.close()

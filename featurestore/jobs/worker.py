@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.algebra import sequence_of
+from featurestore.definitions.cost import TAIL_CAP
 from featurestore.engines.shape import shape
 from featurestore.events.decode import Decoder
 from featurestore.events.repeats import digests_of
 from featurestore.failpoints import reach
 from featurestore.online.ids import SeenIds
-from featurestore.online.writer import TAIL_CAP, FencedWriter
+from featurestore.online.writer import FencedWriter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -29,7 +29,6 @@ from featurestore.online.epoch import EPOCH, lost, one_epoch, read_epochs
 from featurestore.online.fold import drop_unreachable, fold
 from featurestore.online.keys import BUCKETS, bucket_of
 from featurestore.online.store import Append, Blobs, Fence, Refusal, Replacement
-
 from featurestore.timeline import MILLISECOND
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from featurestore.definitions.cost import TAIL_CAP
 from featurestore.definitions.service import FeatureService
 from featurestore.definitions.view import FeatureView
 from featurestore.errors import DefinitionError, UnknownNameError, did_you_mean
@@ -26,7 +27,7 @@ from featurestore.jobs.worker import COUNTS, SourceWorker, by_topic, complete_th
 from featurestore.online.client import FeatureClient
 from featurestore.online.lookup import LookupPlan
 from featurestore.online.memory import MemoryOnlineStore
-from featurestore.online.writer import TAIL_CAP, FencedWriter
+from featurestore.online.writer import FencedWriter
 from featurestore.testing.crashing import CrashingStore, SimulatedCrashError
 from featurestore.testing.judge import Difference, differences, report
 from featurestore.testing.log import EventLog, Quarantined

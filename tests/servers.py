@@ -59,16 +59,22 @@ class Node:
 
 
 class Cluster:
-    """Primaries with equal shares of the slots, and replicas: number i follows primary i modulo their number."""
+    """Primaries with equal shares of the slots, and replicas: number i follows primary i modulo their number.
 
-    def __init__(self, folder, *, primaries=3, replicas=0, timeout_ms=2000):
+    ``announced`` gives, for the port of a node, the port that clients are told.
+    """
+
+    def __init__(self, folder, *, primaries=3, replicas=0, timeout_ms=2000, announced=None):
         ports = free_ports(2 * (primaries + replicas))
         options = ("--cluster-enabled", "yes", "--cluster-node-timeout", timeout_ms, "--repl-diskless-sync-delay", "0")
         # The bus port is stated: the usual one, port + 10000, may be taken.
         self.nodes = [
-            Node.server(folder / str(number), port, *options, "--cluster-port", bus)
+            Node.server(
+                folder / str(number), port, *options, "--cluster-port", bus,
+                *(() if announced is None else ("--cluster-announce-port", announced(port))),
+            )
             for number, (port, bus) in enumerate(zip(ports[::2], ports[1::2], strict=True))
-        ]
+        ]  # fmt: skip
         self.buses = ports[1::2]
         self.primaries, self.replicas = self.nodes[:primaries], self.nodes[primaries:]
 
@@ -133,14 +139,19 @@ def stop(*processes):
 
 
 class Watched:
-    """A master with a replica, and three Sentinels that watch it by the name ``shop``."""
+    """A master with a replica, and three Sentinels that watch it by the name ``shop``.
 
-    def __init__(self, folder, *, down_after_ms=600):
+    ``announced`` gives, for the port of one of the two, the port by which others know it.
+    """
+
+    def __init__(self, folder, *, down_after_ms=600, announced=lambda port: port):
         self.folder = folder
         ports = free_ports(5)
         diskless = ("--repl-diskless-sync-delay", "0")
         self.master = Node.server(folder / "master", ports[0], *diskless)
-        self.replica = Node.server(folder / "replica", ports[1], "--replicaof", "127.0.0.1", ports[0], *diskless)
+        known = announced(ports[0])
+        follows = ("--replicaof", "127.0.0.1", known, "--replica-announce-port", announced(ports[1]))
+        self.replica = Node.server(folder / "replica", ports[1], *follows, *diskless)
         self.sentinels = []
         for port in ports[2:]:
             home = folder / f"sentinel{port}"
@@ -149,7 +160,7 @@ class Watched:
                 f"port {port}",
                 "bind 127.0.0.1",
                 f"dir {home}",
-                f"sentinel monitor shop 127.0.0.1 {ports[0]} 2",
+                f"sentinel monitor shop 127.0.0.1 {known} 2",
                 f"sentinel down-after-milliseconds shop {down_after_ms}",
                 "sentinel failover-timeout shop 5000",
             ]

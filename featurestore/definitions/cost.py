@@ -14,7 +14,6 @@ from featurestore.errors import DefinitionError
 from featurestore.timeline import MICROSECOND, format_duration
 
 if TYPE_CHECKING:
-
     from featurestore.definitions.layout import ViewLayout
     from featurestore.definitions.parts import Ladder, Part
     from featurestore.timeline import Duration
@@ -90,11 +89,12 @@ class ViewCost:
         if self.bytes <= WIDE_BYTES:
             return []
         widest = max(self.ladders, key=lambda ladder: (ladder.rows or 0) * ladder.row_bytes)
-        return [
+        text = (
             f"view {self.view}: a key with events in every hop takes {_size(self.bytes)}, more than {_size(WIDE_BYTES)}: "
             f"{widest.rows:,} rows for {', '.join(widest.windows)} on a hop of {format_duration(widest.hop or 0)}. "
             "Hint: a coarser hop keeps fewer rows."
-        ]
+        )
+        return [text]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as data."""
@@ -112,7 +112,9 @@ class ViewCost:
         for ladder in self.by_event:
             within = "for ever" if ladder.reach is None else f"within {format_duration(ladder.reach)}"
             text += f", and {ladder.row_bytes} bytes per event time {within}"
-        return text if all(ladder.is_fixed for ladder in self.ladders) else f"{text}; sketches, lists and texts add theirs"
+        return (
+            text if all(ladder.is_fixed for ladder in self.ladders) else f"{text}; sketches, lists and texts add theirs"
+        )
 
 
 def cost_of(layout: ViewLayout) -> ViewCost:
@@ -159,4 +161,10 @@ def _rows(ladder: Ladder) -> tuple[int | None, Duration | None]:
 
 
 def _size(size: int) -> str:
-    return f"{size:,} bytes" if size < 1024 else f"{size / 1024:,.1f} kB" if size < 1024**2 else f"{size / 1024**2:,.1f} MB"
+    return (
+        f"{size:,} bytes"
+        if size < 1024
+        else f"{size / 1024:,.1f} kB"
+        if size < 1024**2
+        else f"{size / 1024**2:,.1f} MB"
+    )

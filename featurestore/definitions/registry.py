@@ -277,8 +277,7 @@ def diff(old: Definitions, new: Definitions) -> tuple[Change, ...]:
             texts = [None if each is None else definition_text(each) for each in (left, right)]
             if texts[0] != texts[1] or prints[0] != prints[1]:
                 action = "added" if left is None else "removed" if right is None else "changed"
-                is_new = isinstance(right, FeatureView) and prints[0] != prints[1]
-                cost = cost_of(right.layout) if is_new else None
+                cost = cost_of(right.layout) if isinstance(right, FeatureView) and prints[0] != prints[1] else None
                 changes.append(Change(action, kind, name, prints[0], prints[1], _policy_change(left, right), cost))
     return tuple(changes)
 

@@ -2,8 +2,8 @@
 
 All blobs are one array of 8-byte words. Headers, ladders and tails of all keys are found by arithmetic on it, the row of
 every key and window by one binary search over all keys. What is merged and finalized alike goes through the aggregates'
-column functions in one call, whatever its column, condition or window: a *cell* is a (window, measure), a group the cells
-of one kind of partial. So the number of numpy calls is that of the kinds of aggregates, not of features.
+column functions in one call, whatever its column, condition or window (``batch_plan``). So the number of numpy calls is
+that of the kinds of aggregates, not of features.
 
     rows       one gather of all slots of all cells, shape (slots, keys)
     tails      one gather of all slots of all measures, shape (steps, slots, keys): step 0 is every key's newest record;
@@ -18,14 +18,13 @@ would leave int64, a division by what cannot be a count. Nothing that was writte
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurestore.algebra import Aggregate
 from featurestore.algebra.rows import row_format
-from featurestore.algebra.tiles import RECORD_SLOTS
 from featurestore.datatypes import DataType
+from featurestore.online.batch_plan import UnusualError, check_sums, gather_plan
 from featurestore.online.codec import (
     HEADER,
     MAGIC,
@@ -36,104 +35,25 @@ from featurestore.online.codec import (
     record_format,
     record_size,
 )
+from featurestore.online.columns import Block, ViewColumns, lists_of, view_columns
 from featurestore.online.reader import ViewValues
 from featurestore.timeline import MAX_INSTANT, MIN_INSTANT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from featurestore.algebra import Window
     from featurestore.definitions.layout import ViewLayout
     from featurestore.online.reader import ViewReader
     from featurestore.timeline import Instant
 
 _HEADER_WORDS = HEADER.size // 8
-_NUMPY = {DataType.BOOL: np.bool_, DataType.FLOAT64: np.float64, DataType.INT64: np.int64, DataType.TIMESTAMP: np.int64}
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Features that were finalized together.
-
-    Attributes:
-        features: Their places in the view.
-        data: The values, shape (features, keys); what stands at a null means nothing.
-        valid: Which of them are not null; same shape.
-    """
-
-    features: np.ndarray
-    data: np.ndarray
-    valid: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class ViewColumns:
-    """What a view says about many keys at one time, by feature.
-
-    Attributes:
-        blocks: Together they hold every feature once.
-        known: Whether the key has a record at all, one per key.
-        as_of: The newest event time inside the values, one per key; ``MIN_INSTANT`` without events.
-    """
-
-    blocks: list[Block]
-    known: np.ndarray
-    as_of: np.ndarray
-
-
-def lists_of(blocks: Sequence[Block], features: int) -> list[list[Any]]:
-    """Return one list of Python values per feature, None where null."""
-    found: list[list[Any]] = [[]] * features
-    for block in blocks:
-        columns = block.data.tolist()
-        for column, row in zip(*(axis.tolist() for axis in np.nonzero(~block.valid)), strict=True):
-            columns[column][row] = None
-        for feature, values in zip(block.features.tolist(), columns, strict=True):
-            found[feature] = values
-    return found
-
-
-_LIMIT, _MOST_STEPS = 1 << 56, 60
-"""So many integers in [-_LIMIT, _LIMIT) add up within int64."""
-
-
+_MOST_STEPS = 60
+"""So many integers in [-LIMIT, LIMIT) add up within int64."""
 _STEPS = np.arange(_MOST_STEPS)[:, None]
 _STAMPS = np.arange(3)[:, None, None]
 _FEW_ROWS = 64
 """Up to so many rows, looking at all of them is quicker than searching."""
 _ROWS = np.arange(_FEW_ROWS)[:, None]
-
-
-class _UnusualError(Exception):
-    """What numpy and Python may compute differently; the keys are then read one by one."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """Features that are finalized alike: the aggregate, their window where the value depends on it, their cells."""
-
-    aggregate: Aggregate
-    window: Window | None
-    cells: np.ndarray | None
-    """Numbers within the group; None for all of them in order."""
-    features: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Cells whose partials are merged alike.
-
-    Attributes:
-        aggregate: Merges and has the empty partial of all of them.
-        cells: Per slot of a partial, where its cells lie in the gather of rows.
-        measures: Per slot, where its measures lie in the gather of tails.
-        reads: What becomes of them.
-    """
-
-    aggregate: Aggregate
-    cells: tuple[slice, ...]
-    measures: tuple[slice, ...]
-    reads: list[_Read]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,87 +117,16 @@ class BatchReader:
         self._head = np.arange(self._fixed_words)
         self._step_words = (_STEPS + 1) * self._record_words
         empty_at = np.cumsum([0, *row_words[:-1]])[:, None]
-        windows: dict[tuple[int, Window], int] = {}
-        cells: dict[Any, dict[tuple[int, int], int]] = {}
-        reads: dict[Any, dict[Any, list[tuple[int, int]]]] = {}
-        for read in part.reads:
-            feature = self._layout.features[read.feature]
-            number = windows.setdefault((read.ladder, feature.window), len(windows))
-            kind, _, _, value_type, kept = part.measures[read.measure].partial_identity
-            mine = cells.setdefault((kind, value_type, kept), {})
-            cell = mine.setdefault((number, read.measure), len(mine))
-            one = feature.aggregate
-            depends = type(one).value_columns is not Aggregate.value_columns
-            alike = (type(one), tuple(one.parameters.items()), feature.window if depends else None)
-            reads.setdefault((kind, value_type, kept), {}).setdefault(alike, []).append((cell, read.feature))
-        ladder_of = self._ladder_of = np.array([ladder for ladder, _ in windows], dtype=np.int64)
-        self._ladder_hop = np.array([part.ladders[ladder].hop or 1 for ladder, _ in windows], dtype=np.int64)[:, None]
+        plan = self._plan = gather_plan(self._layout)
+        ladder_of = self._ladder_of = np.array([ladder for ladder, _ in plan.windows], dtype=np.int64)
+        windows = [window for _, window in plan.windows]
+        self._ladder_hop = np.array([part.ladders[ladder].hop or 1 for ladder in ladder_of], dtype=np.int64)[:, None]
         self._window_row = self._row_words[ladder_of]
         self._window_empty = empty_at[ladder_of]
-        self._back = np.array([w.delay + (w.length or 0) for _, w in windows], dtype=np.int64)[:, None]
-        self._window_hop = np.array([w.hop or 1 for _, w in windows], dtype=np.int64)[:, None]
-        self._endless = np.array([w.length is None for _, w in windows])
+        self._back = np.array([w.delay + (w.length or 0) for w in windows], dtype=np.int64)[:, None]
+        self._window_hop = np.array([w.hop or 1 for w in windows], dtype=np.int64)[:, None]
+        self._endless = np.array([w.length is None for w in windows])
         self._has_endless = bool(self._endless.any())
-        self._compile([*windows], cells, reads)
-
-    def _compile(
-        self,
-        windows: list[tuple[int, Window]],
-        cells: dict[Any, dict[tuple[int, int], int]],
-        reads: dict[Any, dict[Any, list[tuple[int, int]]]],
-    ) -> None:
-        """Lay out both gathers: what merging adds up comes first, then group by group, slot by slot."""
-        part = self._part
-        order = [
-            (alike, slot)
-            for added in (True, False)
-            for alike, mine in cells.items()
-            for aggregate in [part.measures[next(iter(mine))[1]]]
-            for slot in range(len(aggregate.slots))
-            if (slot in aggregate.added_slots) is added
-        ]
-        rows: list[tuple[int, int, int]] = []  # of every word gathered from rows: window, word in the row, word in the tails
-        tails: list[int] = []  # of every word gathered from tails: word in the record
-        least: dict[str, list[int]] = {"rows": [], "tails": []}
-        row_slices: dict[Any, dict[int, slice]] = {alike: {} for alike in cells}
-        tail_slices: dict[Any, dict[int, slice]] = {alike: {} for alike in cells}
-        for alike, slot in order:
-            mine = cells[alike]
-            measures = list(dict.fromkeys(measure for _, measure in mine))
-            row_slices[alike][slot] = slice(len(rows), len(rows) + len(mine))
-            tail_slices[alike][slot] = slice(len(tails), len(tails) + len(measures))
-            for number, measure in mine:
-                held = part.ladders[windows[number][0]].measures
-                begin = sum(len(part.measures[each].slots) for each in held[: held.index(measure)])
-                rows.append((number, begin + slot, len(tails) + measures.index(measure)))
-            tails += [len(RECORD_SLOTS) + part.slot_offsets[measure] + slot for measure in measures]
-            if slot in part.measures[measures[0]].added_slots:
-                lowest = 0 if slot == 0 else -_LIMIT  # the first is a count
-                least["rows"] += [lowest] * len(mine)
-                least["tails"] += [lowest] * len(measures)
-        self._cell_window, word, in_tail = np.array(rows, dtype=np.int64).T
-        self._cell_word, self._cell_tail = word[:, None], in_tail[:, None]
-        self._record_word = np.array(tails, dtype=np.int64)[:, None]
-        grouped = [(alike, slot) for alike, mine in cells.items() for slot in sorted(row_slices[alike])]
-        self._order = [grouped.index(one) for one in order]
-        self._least_rows = np.array(least["rows"], dtype=np.int64)[:, None]
-        self._least_tails = np.array(least["tails"], dtype=np.int64)[:, None]
-        self._groups = [
-            _Group(
-                part.measures[next(iter(mine))[1]],
-                tuple(where for _, where in sorted(row_slices[alike].items())),
-                tuple(where for _, where in sorted(tail_slices[alike].items())),
-                [self._read_of(pairs, len(mine)) for pairs in reads[alike].values()],
-            )
-            for alike, mine in cells.items()
-        ]
-
-    def _read_of(self, pairs: list[tuple[int, int]], width: int) -> _Read:
-        first = self._layout.features[pairs[0][1]]
-        cells, features = np.array(pairs, dtype=np.int64).T
-        depends = type(first.aggregate).value_columns is not Aggregate.value_columns
-        is_all = np.array_equal(cells, np.arange(width))
-        return _Read(first.aggregate, first.window if depends else None, None if is_all else cells, features)
 
     @staticmethod
     def serves(layout: ViewLayout) -> bool:
@@ -320,32 +169,15 @@ class BatchReader:
                 opened = self._open(present)
                 at, as_of, records = self._times(opened, t, exact_time=exact_time)
                 return ViewColumns(self._blocks(opened, at, records), known, as_of)
-        except (FloatingPointError, _UnusualError):
+        except (FloatingPointError, UnusualError):
             return self._one_by_one(blobs, t, exact_time=exact_time)
 
     def _one_by_one(
         self, blobs: Sequence[bytes | None], t: Instant | Sequence[Instant], *, exact_time: bool
     ) -> ViewColumns:
         times = [t] * len(blobs) if isinstance(t, int) else t
-        found = [
-            self._reader.read([blob], at, exact_time=exact_time) for blob, at in zip(blobs, times, strict=True)
-        ]
-        blocks = []
-        for number, (feature, column) in enumerate(
-            zip(self._layout.features, zip(*(one.values for one in found), strict=True), strict=True)
-        ):
-            valid = np.array([[value is not None for value in column]])
-            kind = feature.aggregate.result_type
-            data = np.zeros(valid.shape, dtype=_NUMPY.get(kind, object))
-            for row, value in enumerate(column):
-                if value is not None:
-                    data[0, row] = value
-            blocks.append(Block(np.array([number]), data, valid))
-        return ViewColumns(
-            blocks,
-            np.array([one.known for one in found]),
-            np.array([MIN_INSTANT if one.as_of is None else one.as_of for one in found], dtype=np.int64),
-        )
+        found = [self._reader.read([blob], at, exact_time=exact_time) for blob, at in zip(blobs, times, strict=True)]
+        return view_columns(found, [feature.aggregate.result_type for feature in self._layout.features])
 
     def _open(self, blobs: Sequence[bytes]) -> _Blobs:
         """Return the blobs as words; CodecError, told by the reader of one, when any is not one of this view."""
@@ -373,7 +205,7 @@ class BatchReader:
         after = int(ends[-1])
         steps = int(np.maximum.reduce(tails))
         if steps > _MOST_STEPS:
-            raise _UnusualError
+            raise UnusualError
         records = np.where(_STEPS[:steps] < tails, ends - self._step_words[:steps], after + self._no_record)
         return _Blobs(words, hops, rows, after, head[:, 2], records)
 
@@ -392,7 +224,7 @@ class BatchReader:
         at = np.array([t] if isinstance(t, int) else t, dtype=np.int64)
         tile, oldest, newest = found.words.take(found.records + _STAMPS)
         if self._has_endless and ((tile == MIN_INSTANT) & (found.records < found.after)).any():
-            raise _UnusualError  # it would pass for the empty record
+            raise UnusualError  # it would pass for the empty record
         while True:
             counts = oldest < at
             as_of = found.newest
@@ -404,7 +236,7 @@ class BatchReader:
             if exact_time:
                 raise self._reader.past(int(at[0]), int(as_of[np.argmax(late)]))
             if int(as_of.max()) == MAX_INSTANT:
-                raise _UnusualError
+                raise UnusualError
             at = np.where(late, as_of + 1, at)
         if not len(counts):
             return at, as_of, found.records
@@ -426,15 +258,15 @@ class BatchReader:
         row = self._rows(found, low // self._ladder_hop)
         if self._has_endless:
             low[self._endless] = MIN_INSTANT + 1  # all but the empty record
-        place = row.take(self._cell_window, axis=0)
-        place += self._cell_word
+        place = row.take(self._plan.cell_window, axis=0)
+        place += self._plan.cell_word
         rows = found.words.take(place)
-        _check(rows, self._least_rows)
+        check_sums(rows, self._plan.least_rows)
         tails = self._tails(found, records, low)
         if tails is not None:
             rows = self._merge(rows, tails)
         blocks = []
-        for group, partial in zip(self._groups, self._partials(rows), strict=True):
+        for group, partial in zip(self._plan.groups, self._partials(rows), strict=True):
             for read in group.reads:
                 chosen = partial
                 if read.cells is not None:
@@ -449,17 +281,17 @@ class BatchReader:
 
     def _merge(self, rows: np.ndarray, tails: _Tails) -> np.ndarray:
         """Return the rows with the running tails merged in, where a window covers any."""
-        steps, width, keys = tails.running.shape
-        step = np.maximum(tails.count - 1, 0).take(self._cell_window, axis=0)
+        _, width, keys = tails.running.shape
+        step = np.maximum(tails.count - 1, 0).take(self._plan.cell_window, axis=0)
         step *= width
-        step += self._cell_tail
+        step += self._plan.cell_tail
         step *= keys
         step += np.arange(keys)
         more = tails.running.reshape(-1).take(step)
         mine = rows if tails.keys is None else rows.take(tails.keys, axis=1)
-        pairs = zip(self._groups, self._partials(mine), self._partials(more), strict=True)
+        pairs = zip(self._plan.groups, self._partials(mine), self._partials(more), strict=True)
         merged = [column for group, a, b in pairs for column in group.aggregate.merge_columns(a, b)]
-        covered = (tails.count > 0).take(self._cell_window, axis=0)
+        covered = (tails.count > 0).take(self._plan.cell_window, axis=0)
         mine = np.where(covered, self._gathered(merged, (-1, keys)), mine)
         if tails.keys is None:
             return mine
@@ -467,9 +299,9 @@ class BatchReader:
         return rows
 
     def _gathered(self, columns: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-        """Return the slots of all groups, in order, as one array of words with what is gathered along the axis before the last."""
+        """Return the slots of all groups as one array of words in the order of the gathers, with the given shape."""
         parts = [column.view(np.int64).reshape(*shape[:-2], -1) for column in columns]
-        whole = np.concatenate([parts[place] for place in self._order], axis=-1)
+        whole = np.concatenate([parts[place] for place in self._plan.order], axis=-1)
         return whole.reshape(shape)
 
     def _partials(self, rows: np.ndarray) -> list[tuple[np.ndarray, ...]]:
@@ -481,7 +313,7 @@ class BatchReader:
                 (words if slot == "i8" else doubles)[cells.start * keys : cells.stop * keys]
                 for slot, cells in zip(group.aggregate.slots, group.cells, strict=True)
             )
-            for group in self._groups
+            for group in self._plan.groups
         ]
 
     def _rows(self, found: _Blobs, wanted: np.ndarray) -> np.ndarray:
@@ -496,7 +328,7 @@ class BatchReader:
             less = found.words.take(hops[:, None, :] + number, mode="clip") < wanted[:, None, :]
             less &= number < rows[:, None, :]
             if np.count_nonzero(less[:, 1:] > less[:, :-1]):
-                raise _UnusualError  # they do not ascend
+                raise UnusualError  # they do not ascend
             place = np.add.reduce(less, axis=1, dtype=np.int64)
         else:
             place = _bisect(found.words, hops, rows, wanted)
@@ -515,8 +347,8 @@ class BatchReader:
             records = records[:, keys]
             low = low if low.shape[1] == 1 else low[:, keys]
         covered = found.words.take(records) >= low[:, None, :]
-        running = found.words.take(records[:, None, :] + self._record_word)
-        _check(running, self._least_tails)
+        running = found.words.take(records[:, None, :] + self._plan.record_word)
+        check_sums(running, self._plan.least_tails)
         if len(running) > 1:
             running = self._run(running)
         return _Tails(keys, running, np.add.reduce(covered, axis=1, dtype=np.int64))
@@ -526,7 +358,7 @@ class BatchReader:
         steps, _, keys = running.shape
         words, doubles = running.reshape(steps, -1), running.view(np.float64).reshape(steps, -1)
         merged: list[np.ndarray] = []
-        for group in self._groups:
+        for group in self._plan.groups:
             merged += group.aggregate.running_columns(
                 tuple(
                     (words if slot == "i8" else doubles)[:, measures.start * keys : measures.stop * keys]
@@ -549,11 +381,5 @@ def _bisect(words: np.ndarray, low: np.ndarray, rows: np.ndarray, wanted: np.nda
         less &= left > 0
         low = np.where(less, middle + 1, low)
         left = np.where(less, left - half - 1, half)
-    return low - begin
-
-
-def _check(gathered: np.ndarray, least: np.ndarray) -> None:
-    """Raise unless every integer that is added up, the first ones gathered, is in [least, least + ``_LIMIT``)."""
-    added = gathered[..., : len(least), :] - least
-    if len(least) and np.maximum.reduce(added.view(np.uint64), axis=None) >= 2 * _LIMIT:
-        raise _UnusualError
+    found: np.ndarray = low - begin
+    return found

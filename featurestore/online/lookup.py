@@ -9,21 +9,17 @@ Contract of ``ServiceLookup``:
 
 from __future__ import annotations
 
-import struct
 from functools import cached_property
-from zlib import crc32
 from typing import TYPE_CHECKING, Any
 
-from featurestore.datatypes import DataType
-from featurestore.definitions.keys import encode_key, key_values
 from featurestore.engines.derive import derive_rows
 from featurestore.errors import (
-    DefinitionError,
     OnlineError,
     StaleFeatureError,
 )
 from featurestore.online.batch import BatchReader
-from featurestore.online.keys import BUCKETS, KeySpace, bucket_of
+from featurestore.online.keys import KeySpace
+from featurestore.online.names import StoreNames
 from featurestore.online.plan import LookupPlan, narrowed
 from featurestore.online.reader import ViewReader
 from featurestore.online.request import request_rows, typed_value
@@ -35,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from featurestore.algebra import Window
+    from featurestore.datatypes import DataType
     from featurestore.definitions.derived import DerivedLayout
     from featurestore.online.reader import ViewValues
     from featurestore.online.request import RequestRows
@@ -42,12 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LookupPlan", "ServiceLookup"]
 
-_TEXT = struct.Struct("<cI").pack
-_SHORT = [_TEXT(b"s", length) for length in range(64)]
-_ONE_PER_BUCKET = [
-    next(key for key in (number.to_bytes(2) for number in range(1 << 16)) if bucket_of(key) == bucket)
-    for bucket in range(BUCKETS)
-]
 _MOST_CHOSEN = 256
 MANY = 4
 """Entities from which on reading them at once is quicker than one by one."""
@@ -67,18 +58,7 @@ class ServiceLookup:
         self._batches = [BatchReader(each) if BatchReader.serves(each.layout) else None for each in self.readers]
         self._width = sum(len(view.parts) for view in plan.views)
         self.sources = tuple(dict.fromkeys(view.source for view in plan.views))
-        self._complete_keys = [self.space.complete(source) for source in self.sources]
-        self._prefixes = [
-            [
-                [self.space.blob(view.view, view.fingerprint, key, part.number)[: -len(key)] for part in view.parts]
-                for key in _ONE_PER_BUCKET
-            ]
-            for view in plan.views
-        ]
-        self._heads = [[one for each in self._prefixes for one in each[bucket]] for bucket in range(BUCKETS)]
-        keyed = {view.keys for view in plan.views}
-        text = next(iter(keyed)) if len(keyed) == 1 else ()
-        self._text_key = text[0][0] if len(text) == 1 and text[0][1] == DataType.STRING else None
+        self._names = StoreNames(self.space, plan, self.sources)
         self._windowed = [f"{view.view}.{feature.name}" for view in plan.views for feature in view.features]
         self._derived = [each for view in plan.views for each in view.derived]
         self._reads = {each.id: self._views_of(each) for each in plan.request}
@@ -168,37 +148,7 @@ class ServiceLookup:
             UnknownNameError: An entity lacks a key column.
             DefinitionError: A key value has another type than its column.
         """
-        if self._text_key is not None:
-            quick = self._of_text(entities, self._text_key)
-            if quick is not None:
-                return quick
-        keys = []
-        for entity in entities:
-            for view, prefixes in zip(self.plan.views, self._prefixes, strict=True):
-                values = key_values(entity, view.keys, where=f"service {self.plan.service}, view {view.view}")
-                try:
-                    encoded = encode_key(values, [kind for _, kind in view.keys])
-                except DefinitionError as error:
-                    names = ", ".join(name for name, _ in view.keys)
-                    raise DefinitionError(f"view {view.view}, key ({names}): {error.message}") from None
-                keys += [prefix + encoded for prefix in prefixes[bucket_of(encoded)]]
-        return keys + self._complete_keys
-
-    def _of_text(self, entities: Sequence[Mapping[str, Any]], name: str) -> list[bytes] | None:
-        """Return ``store_keys`` where all views have the same text as key, as most do; None if an entity has no such key."""
-        values = [entity.get(name) for entity in entities]
-        if {*map(type, values)} != {str} or not "".join(values).isascii():
-            return None
-        if max(map(len, values)) < len(_SHORT):
-            encoded = [_SHORT[len(value)] + value.encode() for value in values]
-        else:
-            encoded = [_TEXT(b"s", len(value)) + value.encode() for value in values]
-        heads = self._heads
-        if self._width == 1:
-            keys = [heads[crc32(key) % BUCKETS][0] + key for key in encoded]
-        else:
-            keys = [head + key for key in encoded for head in heads[crc32(key) % BUCKETS]]
-        return keys + self._complete_keys
+        return self._names.of(entities)
 
     def vectors(
         self,
@@ -231,7 +181,10 @@ class ServiceLookup:
         return None not in self._batches
 
     def vectors_apart(
-        self, replies: Sequence[Sequence[bytes | None]], t: Sequence[Instant], inputs: Sequence[Sequence[Mapping[str, Any]]]
+        self,
+        replies: Sequence[Sequence[bytes | None]],
+        t: Sequence[Instant],
+        inputs: Sequence[Sequence[Mapping[str, Any]]],
     ) -> list[FeatureVector | StaleFeatureError]:
         """Return the vectors of entities, each with replies, time (not exact) and inputs of its own; or its policy's error."""
         views = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import ConfigError, DefinitionError
-from featurestore.online.batch import Block, lists_of
+from featurestore.online.columns import Block, lists_of
 from featurestore.online.vector import FeatureVector
 from featurestore.timeline import MIN_INSTANT
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from featurestore.datatypes import DataType
-    from featurestore.online.batch import ViewColumns
+    from featurestore.online.columns import ViewColumns
     from featurestore.timeline import Instant
 
 _ROWS, _COLUMNS, _CELL = 10, 8, 24

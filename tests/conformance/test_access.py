@@ -22,7 +22,7 @@ from tests.conformance.cases import SOURCE
 from tests.conformance.support import SECOND, VIEWS, Online, one
 from tests.raw import client_of
 from tests.servers import Node
-from tests.tls import TlsFront
+from tests.tls import TlsFront, server_context
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,12 +146,7 @@ def ca_file(authority, tmp_path_factory):
 
 
 def front(server, authority, *names, client_authority=None):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(*names).configure_cert(context)
-    if client_authority is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-        client_authority.configure_trust(context)
-    return TlsFront(server.port, context)
+    return TlsFront(server.port, server_context(authority, *names, client_authority=client_authority))
 
 
 @pytest.mark.server

@@ -10,7 +10,8 @@ from featurestore.errors import CodecError, PastLookupError
 from featurestore.online.batch import BatchReader
 from featurestore.online.reader import ViewReader
 from featurestore.testing.streams import hostile_stream
-from tests.conformance.cases import VIEWS
+from tests.conformance.cases import EXACT, MANY, VIEWS
+from tests.conformance.support import SECOND, one
 from tests.conformance.test_online import Store
 from tests.effort import tries
 
@@ -91,3 +92,24 @@ def test_damaged_blobs_are_refused_as_one_by_one(view):
         refused += isinstance(expected, tuple)
         assert got == expected
     assert refused
+
+
+@pytest.mark.parametrize("tail", [0, 3, 61, 200])
+@pytest.mark.parametrize("view", [EXACT, MANY], ids=lambda view: view.name)
+def test_many_rows_and_long_tails_are_what_each_is_alone(view, tail):
+    """More rows than are looked at one by one, more records than are merged at once; and a time for every key."""
+    store = Store(view)
+    events = [one(number * SECOND, card=f"c{number % 2}", offset=number, amount=number / 7) for number in range(400)]
+    store.append(events[: len(events) - 2 * tail])
+    store.fold(list(store.blobs), events[-1].arrival)
+    for event in events[len(events) - 2 * tail :]:
+        store.append([event])
+    blobs = [blob for (blob,) in store.blobs.values()]
+    reader = ViewReader(view.layout)
+    batch = BatchReader(reader)
+    last = events[-1].event_time
+    for t in (last + 1, last + 300 * SECOND, last + 4_000 * SECOND):
+        assert outcome(batch.read, blobs, t, exact_time=True) == outcome(one_by_one(reader), blobs, t, exact_time=True)
+    times = [last - 90 * SECOND, last + 7 * SECOND]
+    apart = [reader.read([blob], t, exact_time=False) for blob, t in zip(blobs, times, strict=True)]
+    assert outcome(batch.read, blobs, times, exact_time=False) == [(repr(a.values), a.known, a.as_of) for a in apart]

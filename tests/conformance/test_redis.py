@@ -75,7 +75,7 @@ def test_a_store_that_lost_its_scripts_still_records_progress_when_nothing_is_ne
 
 
 def test_scripts_lost_before_a_fold_cost_only_that_fold(online):
-    for i in range(5):
+    for i in range(3):
         online.apply([one(i * SECOND, offset=i)])
     grown = {0: [(key, len(blob)) for key, blob in online.blobs().items() if b":many@" in key]}
     raw(online.store).script_flush()

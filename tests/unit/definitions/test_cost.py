@@ -30,7 +30,9 @@ def filled(view, step, events):
     for begin in range(0, events, 50):
         some = found[begin : begin + 50]
         writer.apply(0, some[-1].offset + 1, some[-1].arrival, [shape_events(view, some)])
-    names = [store.space.blob(view.name, view.layout.fingerprint, b"s\1\0\0\0c", part.number) for part in view.layout.parts]
+    names = [
+        store.space.blob(view.name, view.layout.fingerprint, b"s\1\0\0\0c", part.number) for part in view.layout.parts
+    ]
     return [store.values[name] for name in names]
 
 

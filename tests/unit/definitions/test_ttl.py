@@ -33,7 +33,7 @@ def test_the_shortest_is_the_longest_window_with_hop_delay_and_skew(window, shor
     assert SOURCE.allowed_skew == "5m"
     assert view("1m", window, ttl=shortest).ttl_us is not None
     short = f"{view('1m', window, ttl=shortest).ttl_us - 1}us"
-    with pytest.raises(DefinitionError, match="is shorter than .* which v.n_") as refused:
+    with pytest.raises(DefinitionError, match=r"is shorter than .* which v.n_") as refused:
         view("1m", window, ttl=short)
     suggested = re.search("'(.*)'", refused.value.hint)[1]
     assert parse_duration(suggested) == parse_duration(shortest)
@@ -46,7 +46,7 @@ def test_a_ttl_that_is_no_duration_is_refused(bad):
 
 
 def test_a_lifetime_is_never_forgotten():
-    with pytest.raises(DefinitionError, match="v.n_lifetime counts, whose window has no beginning"):
+    with pytest.raises(DefinitionError, match=r"v\.n_lifetime counts, whose window has no beginning"):
         view("1h", "lifetime", ttl="365d")
 
 

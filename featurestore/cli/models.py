@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,7 +94,7 @@ def promote(
     store = open_store(config)
     _be_quick()
     moved = store.models.promote(name, version, applied=_applied(store), alias=alias)
-    print_json(moved.to_dict()) if as_json else print_lines([moved])
+    print_json(asdict(moved)) if as_json else print_lines([moved])
 
 
 @models_app.command(epilog=example("featurestore models rollback fraud"))
@@ -102,7 +103,7 @@ def rollback(name: NameArgument, config: ConfigOption = None, as_json: JsonOptio
     store = open_store(config)
     _be_quick()
     moved = store.models.rollback(name, applied=_applied(store))
-    print_json(moved.to_dict()) if as_json else print_lines([moved])
+    print_json(asdict(moved)) if as_json else print_lines([moved])
 
 
 @models_app.command(name="list", epilog=example("featurestore models list", "featurestore models list fraud --json"))
@@ -118,7 +119,7 @@ def list_models(
     versions = store.models.versions(name)
     fits = ["yes" if applied.get(one.service) == one.service_fingerprint else "no" for one in versions]
     if as_json:
-        print_json([one.to_dict() | {"fits": fit == "yes"} for one, fit in zip(versions, fits, strict=True)])
+        print_json([asdict(one) | {"fits": fit == "yes"} for one, fit in zip(versions, fits, strict=True)])
         return
     print_table(
         ("model", "version", "aliases", "service", "fits", "registered"),

@@ -22,7 +22,8 @@ from featurestore.definitions.service import FeatureService
 from featurestore.definitions.source import EventSource
 from featurestore.definitions.view import FeatureView
 from featurestore.errors import ModelError, ModelRegistryUnavailableError, UnknownNameError
-from featurestore.scoring.manifest import find_model, list_models, load_model, read_aliases, save_model
+from featurestore.scoring.folder import read_aliases
+from featurestore.scoring.manifest import find_model, list_models, load_model, save_model
 from featurestore.scoring.registry import ModelRegistry
 from featurestore.scoring.sync import keep_in_step
 from tests.unit.scoring.support import FIELDS, onnx_bytes

@@ -9,6 +9,8 @@ Rules:
     1. More than ``most`` in flight: shed, whatever they cost.
     2. An expected wait beyond ``queue_seconds``: shed, but only where the oldest in flight has already waited a fraction of
        that. A burst that batching swallows is no overload, and neither is a store that answers slowly.
+    3. A few are let in always. Refusing takes time too, and that time counts among what a request takes: with
+       nothing to stop it, the more is refused the longer the wait would seem, until next to nothing is let in.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from collections import OrderedDict
 
 _WEIGHT = 1 / 64
 """Of the newest measurement in the moving average."""
+_ALWAYS = 32
+"""Requests in flight up to which rule 2 does not hold."""
 _EVIDENCE = 0.25
 """Part of ``queue_seconds`` that the oldest has to have waited."""
 
@@ -68,14 +72,20 @@ class Admission:
         entered = self._entered
         if not entered:
             self._mark = now
-        elif len(entered) >= self._most or (
-            self.expected_wait > self._queue_seconds
-            and now - next(iter(entered.values())) > self._queue_seconds * _EVIDENCE
-        ):
+        elif self.is_full(now):
             return None
         self._tickets += 1
         entered[self._tickets] = now
         return self._tickets
+
+    def is_full(self, now: float) -> bool:
+        """Return whether one more would be shed."""
+        entered = self._entered
+        return len(entered) >= self._most or (
+            len(entered) >= _ALWAYS
+            and self.expected_wait > self._queue_seconds
+            and now - next(iter(entered.values())) > self._queue_seconds * _EVIDENCE
+        )
 
     def leave(self, ticket: int, now: float) -> None:
         """Count one as answered."""

@@ -50,9 +50,12 @@ def read_rows(body: bytes, manifest: ModelManifest, *, max_rows: int) -> tuple[l
     try:
         batches = list(_batches(body, max_rows))
         schema = batches[0].schema if batches else pa.ipc.open_stream(body).schema
+        names = list(schema.names)
+        columns = [[value for batch in batches for value in _values(batch.column(at))] for at in range(len(names))]
+    except ModelInputError:
+        raise
     except (pa.ArrowException, OSError, ValueError, struct.error, IndexError) as error:
         raise ModelInputError(f"the body is refused: no Arrow stream ({type(error).__name__}).", hint=_HINT) from None
-    names = list(schema.names)
     for name in names:
         if names.count(name) > 1:
             raise ModelInputError(f"column {name[:80]!r} is there twice.")
@@ -62,7 +65,6 @@ def read_rows(body: bytes, manifest: ModelManifest, *, max_rows: int) -> tuple[l
                 hint=f"it takes {', '.join((*manifest.keys, *manifest.sent))}.",
             )
     check_row_count(sum(len(batch) for batch in batches), max_rows)
-    columns = [[value for batch in batches for value in _values(batch.column(place))] for place in range(len(names))]
     keys = [(name, values) for name, values in zip(names, columns, strict=True) if name in manifest.keys]
     sent = [(name, values) for name, values in zip(names, columns, strict=True) if name not in manifest.keys]
     rows = [

@@ -134,7 +134,7 @@ async def send_answer(
         headers: More of them.
         whole: Writes it in one piece, where the listener can (``scope["extensions"]["featurestore.whole"]``).
     """
-    if whole is not None and not headers and whole(_head(status, content_type, len(body), request_id) + body):
+    if whole is not None and whole(head_of(status, content_type, len(body), request_id, headers) + body):
         return
     start: Message = {
         "type": "http.response.start",
@@ -159,13 +159,18 @@ def whole_of(scope: Scope) -> WholeAnswer | None:
     return found
 
 
-def _head(status: int, content_type: bytes, length: int, request_id: str) -> bytes:
-    return b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n" % (
+def head_of(
+    status: int, content_type: bytes, length: int, request_id: str, headers: tuple[tuple[bytes, bytes], ...] = ()
+) -> bytes:
+    """Return the head of an answer, down to the empty line."""
+    more = b"".join(b"%b: %b\r\n" % header for header in headers) if headers else b""
+    return b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n" % (
         status,
         _phrase(status),
         content_type,
         length,
         request_id.encode(),
+        more,
     )
 
 

@@ -34,6 +34,7 @@ from featurestore.scoring.asgi import (
     answer_type,
     body_type,
     deadline_of,
+    head_of,
     read_body,
     request_id_of,
     send_answer,
@@ -169,11 +170,24 @@ class ScoringApp:
         scope["request_id"] = request_id
         await self._routes(scope, receive, send)
 
+    def turn_away(self, path: bytes) -> bytes | None:
+        """Return the whole answer that refuses a request before it has a handler; None lets it come."""
+        route = _hot_route(path)
+        if route is None or not self._admission.is_full(asyncio.get_running_loop().time()):
+            return None
+        self.metrics.count_shed(route)
+        self.metrics.count_request(route, 429)
+        refusal, request_id, protocol = overloaded(self._admission.retry_after), request_id_of(()), route == "infer"
+        body = refusal.body(request_id, protocol=protocol)
+        return head_of(429, JSON if protocol else PROBLEM_JSON, len(body), request_id, refusal.headers) + body
+
     async def _hot(self, call: _Call, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one scoring request, whatever happens."""
+        is_shed = False
         try:
             answer = await self._answer_or_refusal(call, scope["headers"], receive)
             if isinstance(answer, Refusal):
+                is_shed = answer.status == 429
                 await self._refuse(send, answer, call.request_id, call.route, protocol=call.route == "infer")
             elif answer is not None:  # else the caller has gone
                 body, kind = answer
@@ -181,7 +195,8 @@ class ScoringApp:
                 whole = whole_of(scope)
                 await send_answer(send, 200, body, content_type=kind, request_id=call.request_id, whole=whole)
         finally:
-            self.metrics.observe_request(call.route, time.perf_counter() - call.started)
+            if not is_shed:
+                self.metrics.observe_request(call.route, time.perf_counter() - call.started)
 
     async def _answer_or_refusal(
         self, call: _Call, headers: Headers, receive: Receive
@@ -325,6 +340,15 @@ def _check(served: ServedModel, rows: list[ScoreRequest]) -> list[CheckedRow]:
     if len(rows) == 1:
         return [check(rows[0])]
     return [check(row, at=f"row {index}: ") for index, row in enumerate(rows)]
+
+
+def _hot_route(path: bytes) -> str | None:
+    """Return the route that scores or looks up and has this path, if it looks like one."""
+    if path.startswith(b"/score/"):
+        return "score"
+    if path.startswith(b"/lookup/"):
+        return "lookup"
+    return "infer" if path.startswith(b"/v2/models/") and path.endswith(b"/infer") else None
 
 
 def _one_line(text: str) -> str:

@@ -23,7 +23,7 @@ from featurestore.scoring.problems import PROBLEM_JSON, Refusal
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 DRAIN_SECONDS = 30
@@ -69,6 +69,9 @@ class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol, with a head of bounded size, and head and body that have to arrive in bounded time."""
 
     limits = ScorerLimits()
+    turn_away: Callable[[bytes], bytes | None] = staticmethod(lambda _path: None)
+    """Given a request's path, the whole answer that refuses it, or None: so that refusing costs next to nothing."""
+    _turned_away: bytes | None = None
     _head_bytes = 0
     _in_head = True
     _is_arriving = False
@@ -115,21 +118,34 @@ class BoundedProtocol(HttpToolsProtocol):
         ):
             self._refuse(self._too_large())
             return
+        if self._may_be_turned_away():
+            self._turned_away = self.turn_away(self.url)
+            if self._turned_away is not None:
+                return
         super().on_headers_complete()
         answers: dict[str, Any] = {WHOLE: partial(_write_whole, self.cycle)}
         self.scope["extensions"] = answers  # read when the task begins, which is later
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body, unless its request was refused."""
-        if not self.transport.is_closing():
+        if self._turned_away is None and not self.transport.is_closing():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Expect the next head."""
         self._in_head, self._is_arriving = True, False
         self._stop_timer()
-        if not self.transport.is_closing():
+        if self._turned_away is not None:
+            self.transport.write(self._turned_away)
+            self._turned_away = None
+            self.on_response_complete()
+        elif not self.transport.is_closing():
             super().on_message_complete()
+
+    def _may_be_turned_away(self) -> bool:
+        """Whether an answer may be written at once: none is due before it, and the caller neither waits nor leaves."""
+        is_free = self.cycle is None or (self.cycle.response_complete and not self.pipeline)
+        return is_free and not self.expect_100_continue and bool(self.parser.should_keep_alive())
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, as everything is refused."""
@@ -182,12 +198,15 @@ def uvicorn_config(
     """Return the configuration an application is served with; uvloop where it is installed.
 
     Args:
-        app: The ASGI application.
+        app: The ASGI application; its ``turn_away``, if it has one, is ``BoundedProtocol``'s.
         limits: Bounds of a request's head.
         tls: For a listener that speaks TLS.
         options: More of uvicorn's, or others.
     """
-    protocol = type("Protocol", (BoundedProtocol,), {"limits": limits or ScorerLimits()})
+    own: dict[str, Any] = {"limits": limits or ScorerLimits()}
+    if hasattr(app, "turn_away"):
+        own["turn_away"] = staticmethod(app.turn_away)
+    protocol = type("Protocol", (BoundedProtocol,), own)
     chosen: dict[str, Any] = {
         "loop": "auto",
         "http": protocol,

@@ -36,7 +36,9 @@ class ScorerMetrics:
 
         self._requests = Counter(f"{prefix}_requests", "Answered requests.", ("route", "code"), registry=self._registry)
         self._total = seconds(
-            "request", "From the request's head to its answer handed over; scoring routes.", ("route",)
+            "request",
+            "From the request's head to its answer handed over; scoring routes, without what was shed.",
+            ("route",),
         )
         self._lookup = seconds("lookup", "Until the store had answered, of one batch.")
         self._decode = seconds("decode", "From the store's answer to the model's matrix, of one batch.")

@@ -2,91 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 
 import httpx
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from featurestore.algebra.additive import Count, Sum
-from featurestore.algebra.aggregate import sequence_of
-from featurestore.definitions.entity import Entity
-from featurestore.definitions.service import FeatureService
-from featurestore.definitions.source import EventSource
+from featurestore.algebra.additive import Count
 from featurestore.definitions.view import FeatureView
-from featurestore.engines.shape import shape
 from featurestore.errors import ModelError, UnknownNameError
 from featurestore.online.client import FeatureClient
 from featurestore.online.lookup import LookupPlan
 from featurestore.online.redis_store import RedisOnlineStore
-from featurestore.online.writer import FencedWriter
-from featurestore.scoring.manifest import save_model
 from featurestore.scoring.service import build_app
 from featurestore.stack.valkey import OnlineServer
 from featurestore.timeline import HOUR, MINUTE
 from tests.unit.scoring.conftest import running
-from tests.unit.scoring.support import onnx_bytes
+from tests.unit.scoring.real import T, fill, payments, store_model
 
 pytestmark = pytest.mark.server
-
-T = 400_000 * HOUR
-CONTRACT = {
-    "title": "payment",
-    "type": "object",
-    "properties": {
-        "event_time": {"type": "string", "format": "date-time"},
-        "card_id": {"type": "string"},
-        "amount": {"type": "number"},
-    },
-    "required": ["event_time", "card_id", "amount"],
-}
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    schema = tmp_path_factory.mktemp("payment") / "v1.json"
-    schema.write_text(json.dumps(CONTRACT))
-    features = {"count": Count().over("1h"), "spend": Sum("amount").over("1h")}
-    source = EventSource("payments", topic="payments", schema=schema, event_time="event_time")
-    return FeatureService("fraud", [FeatureView("card", Entity("card", {"card_id": "string"}), source, features)])
+    return payments(tmp_path_factory.mktemp("payment"))
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory, service):
     root = tmp_path_factory.mktemp("models")
-    save_model(
-        root,
-        "fraud",
-        onnx_bytes(weights=(0.1, 0.2, 0.3)),
-        service=service.name,
-        service_fingerprint=service.fingerprint,
-        keys=service.keys,
-        inputs=["amount", *service.feature_ids],
-        request_inputs=["amount"],
-        feature_inputs=service.feature_ids,
-    )
+    store_model(root, service)
     return root
-
-
-def fill(url: str, service: FeatureService) -> None:
-    """Publish the plan and apply three events of two cards."""
-    store = RedisOnlineStore(url, "default")
-    store.publish_plan(LookupPlan(service.name, tuple(view.layout for view in service.views)))
-    (view,) = service.views
-    times = np.array([T - 30 * MINUTE, T - 20 * MINUTE, T - 10 * MINUTE], np.int64)
-    events = pa.table(
-        {
-            "event_time": pa.array(times, pa.timestamp("us", "UTC")),
-            "card_id": ["a", "a", "b"],
-            "amount": [1.0, 2.0, 4.0],
-        }
-    )
-    sequence = np.array([sequence_of(0, offset) for offset in range(3)], np.int64)
-    FencedWriter(store, "payments", [view]).apply(0, 3, T, [shape(view, events, times, sequence, times)])
-    store.publish_complete("payments", T)
 
 
 def test_what_was_written_is_what_is_scored_and_a_store_away_is_a_503_until_it_is_back(root, service, tmp_path):
@@ -140,3 +87,78 @@ def test_another_definition_than_the_applied_one_refuses_to_start(root, service,
         RedisOnlineStore(store.url, "default").publish_plan(LookupPlan(service.name, (other.layout,)))
         with pytest.raises(ModelError, match="was trained on feature service"):
             build_app(root, lambda: FeatureClient(store.url))
+
+
+# --- Policies ---------------------------------------------------------------------------------------------------------
+
+BODY = {"keys": [{"card_id": "a"}, {"card_id": "nobody"}], "request": [{"amount": 1.0}] * 2, "explain": True}
+LATE = T + 2 * HOUR  # two hours after what the store is complete through
+
+
+def scored(url, **changed):
+    with httpx.Client(base_url=url, trust_env=False) as http:
+        plain = http.post("/score/fraud", json=BODY | changed)
+        tensors = [
+            {"name": "card_id", "datatype": "BYTES", "shape": [2], "data": ["a", "nobody"]},
+            {"name": "amount", "datatype": "FP64", "shape": [2], "data": [1.0, 1.0]},
+        ]
+        parameters = {"now": changed["now"]} if "now" in changed else {}
+        infer = http.post("/v2/models/fraud/infer", json={"inputs": tensors, "parameters": parameters})
+        assert infer.status_code == plain.status_code
+        return plain, infer
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+@pytest.mark.parametrize("on_stale", ["fail", "default", "serve_stale"])
+def test_a_policy_decides_what_old_features_are_to_a_model(tmp_path, on_stale):
+    defaults = {"defaults": {"count_1h": 7}} if on_stale == "default" else {}
+    service = payments(tmp_path, max_staleness="10m", on_stale=on_stale, **defaults)
+    store_model(tmp_path / "models", service)
+    with OnlineServer(tmp_path / "store") as store:
+        fill(store.url, service)
+        app = build_app(tmp_path / "models", lambda: FeatureClient(store.url, timeout="5s"), allow_now=True)
+        with running(app) as url:
+            fresh, infer = scored(url, now=T)
+            a, nobody = fresh.json()["predictions"]
+            assert (a["statuses"], nobody["statuses"]) == ({"present": 2}, {"missing": 2})
+            assert not {"stale", "degraded"} & (a.keys() | infer.json()["parameters"].keys())
+
+            old, infer = scored(url, now=LATE)
+            if on_stale == "fail":
+                assert old.json()["type"] == "urn:featurestore:problem:stale-features"
+                assert (old.status_code, old.headers["retry-after"]) == (503, "1")
+                assert "card" in infer.json()["error"]
+                return
+            a, nobody = old.json()["predictions"]
+            name = {"default": "degraded", "serve_stale": "stale"}[on_stale]
+            features = ["card.count_1h", "card.spend_1h"]
+            assert a["statuses"] == {name: 2}
+            assert a[name] == features
+            assert infer.json()["parameters"][name] == ",".join(features)
+            if on_stale == "default":  # what has no default is null, and that is NaN to the model
+                assert a["vector"] == nobody["vector"] == {"card.count_1h": 7, "card.spend_1h": None}
+                assert a["score"] == pytest.approx(sigmoid(0.1 + 0.2 * 7), rel=1e-6)
+            else:
+                assert a["vector"] == {"card.count_1h": 0, "card.spend_1h": None}
+                assert a["score"] == pytest.approx(sigmoid(0.1), rel=1e-6)
+
+
+def test_a_store_away_is_defaults_where_every_view_has_them_and_else_an_error(tmp_path):
+    service = payments(tmp_path, on_stale="default", defaults={"count_1h": 7, "spend_1h": 1.5})
+    store_model(tmp_path / "models", service)
+    with OnlineServer(tmp_path / "store") as store:
+        fill(store.url, service)
+        app = build_app(tmp_path / "models", lambda: FeatureClient(store.url, timeout="2s"), allow_now=True)
+        with running(app) as url:
+            scored(url, now=T)
+            store.kill()
+            answer, infer = scored(url, now=T)
+            a, nobody = answer.json()["predictions"]
+            assert a["score"] == nobody["score"] == pytest.approx(sigmoid(0.1 + 0.2 * 7 + 0.3 * 1.5), rel=1e-6)
+            assert (a["statuses"], a["complete_through"]) == ({"degraded": 2}, None)
+            assert infer.json()["parameters"]["degraded"] == "card.count_1h,card.spend_1h"
+            with httpx.Client(base_url=url, trust_env=False) as http:
+                assert http.get("/v2/health/ready").status_code == 503

@@ -375,14 +375,14 @@ def _reason(error: Exception) -> str:
 
 def _mlflow_client(uri: str, root: Path) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # else it tells of every table that it makes
     try:
         with warnings.catch_warnings():  # of its own use of SQLAlchemy, when imported
             warnings.simplefilter("ignore")
             from mlflow.exceptions import MlflowException
             from mlflow.tracking import MlflowClient
 
+            for name in ("mlflow", "alembic"):  # MLflow has set it to INFO, and tells of every table that it makes
+                logging.getLogger(name).setLevel(logging.WARNING)
             if uri.startswith("sqlite:"):
                 root.mkdir(parents=True, exist_ok=True)
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)

@@ -119,7 +119,9 @@ class SparkSettings(BaseModel):
 class ServeSettings(BaseModel):
     """Where the scoring service listens, to whom, and what a request may cost; each as in the guide to scoring.
 
-    ``limits`` has fields of ``ScorerLimits``. Paths are relative to the folder of featurestore.toml.
+    ``challenger`` is what that version of a model does: "off", "shadow" or a share of the keys like "5%". ``follow`` is how often
+    the aliases are looked at. ``prediction_log`` is "delta", "kafka:TOPIC", or nothing. ``limits`` has fields of
+    ``ScorerLimits``. Paths are relative to the folder of featurestore.toml.
     """
 
     model_config = _CLOSED
@@ -136,6 +138,9 @@ class ServeSettings(BaseModel):
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
+    challenger: str = "off"
+    follow: Annotated[str, AfterValidator(_check_duration)] = "2s"
+    prediction_log: str = ""
     limits: dict[str, float] = Field(default_factory=dict)
 
     def at(self, root: Path) -> Self:

@@ -5,12 +5,11 @@ Importing this module loads neither Spark nor Redis; what a method needs is impo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from featurestore.config import Settings
-from featurestore.definitions.registry import Change, Definition, Definitions, collect, diff, refuse_breaks
+from featurestore.definitions.registry import ApplyResult, Change, Definition, Definitions, collect, diff, refuse_breaks
 from featurestore.modules import load_module
 
 if TYPE_CHECKING:
@@ -27,32 +26,6 @@ if TYPE_CHECKING:
     from featurestore.scoring.registry import ModelRegistry
 
 STORE_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True)
-class ApplyResult:
-    """What an apply did.
-
-    Attributes:
-        changes: What changed in the registry; empty when it was applied already.
-        published: Services whose lookup plan the online store now holds.
-        topics: Kafka topics that were created.
-    """
-
-    changes: tuple[Change, ...]
-    published: tuple[str, ...] = ()
-    topics: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as data."""
-        return {
-            "changes": [change.to_dict() for change in self.changes],
-            "published": list(self.published),
-            "topics": list(self.topics),
-        }
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self.changes)) or "no changes"
 
 
 class FeatureStore:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +15,7 @@ import typer
 
 from featurestore.cli.app import models_app
 from featurestore.cli.output import (
+    STATE,
     ConfigOption,
     JsonOption,
     example,
@@ -21,6 +27,10 @@ from featurestore.cli.output import (
 from featurestore.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from featurestore.config import Settings
+    from featurestore.scoring.log_queue import Sink
     from featurestore.store import FeatureStore
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the model.")]
@@ -93,7 +103,7 @@ def promote(
     store = open_store(config)
     _be_quick()
     moved = store.models.promote(name, version, applied=_applied(store), alias=alias)
-    print_json(moved.to_dict()) if as_json else print_lines([moved])
+    print_json(asdict(moved)) if as_json else print_lines([moved])
 
 
 @models_app.command(epilog=example("featurestore models rollback fraud"))
@@ -102,7 +112,7 @@ def rollback(name: NameArgument, config: ConfigOption = None, as_json: JsonOptio
     store = open_store(config)
     _be_quick()
     moved = store.models.rollback(name, applied=_applied(store))
-    print_json(moved.to_dict()) if as_json else print_lines([moved])
+    print_json(asdict(moved)) if as_json else print_lines([moved])
 
 
 @models_app.command(name="list", epilog=example("featurestore models list", "featurestore models list fraud --json"))
@@ -118,7 +128,7 @@ def list_models(
     versions = store.models.versions(name)
     fits = ["yes" if applied.get(one.service) == one.service_fingerprint else "no" for one in versions]
     if as_json:
-        print_json([one.to_dict() | {"fits": fit == "yes"} for one, fit in zip(versions, fits, strict=True)])
+        print_json([asdict(one) | {"fits": fit == "yes"} for one, fit in zip(versions, fits, strict=True)])
         return
     print_table(
         ("model", "version", "aliases", "service", "fits", "registered"),
@@ -132,6 +142,7 @@ def list_models(
 @models_app.command(epilog=example("featurestore models sync", "featurestore models sync --every 10s"))
 def sync(
     every: Annotated[str | None, typer.Option(help="Go on until Ctrl-C, so often.")] = None,
+    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -152,7 +163,53 @@ def sync(
     if every is None:
         show(store.models.sync())
     else:
-        keep_in_step(store.models, every=every, show=show)
+        parent = os.getppid()
+        keep_in_step(store.models, every=every, show=show, until=lambda: with_parent and os.getppid() != parent)
+
+
+@contextmanager
+def in_step(store: FeatureStore, folder: Path, *, every: str, config: Path | None) -> Iterator[None]:
+    """Keep a folder in step with a registry that is a server, by a process of its own; a registry in a database writes it itself.
+
+    A folder without models is filled first.
+    """
+    if not store.settings.registry.startswith(("http://", "https://")):
+        yield
+        return
+    from featurestore.scoring.manifest import list_models as stored
+
+    named = config or STATE.config
+    command = [sys.executable, "-m", "featurestore.cli", "models", "sync"]
+    command += [] if named is None else ["--config", str(named)]
+    environment = os.environ | {"FEATURESTORE_MODELS": str(folder.absolute())}
+    if not stored(folder):
+        subprocess.run(command, env=environment, stdout=sys.stderr, check=False)
+    process = subprocess.Popen([*command, "--every", every, "--with-parent"], env=environment, stdout=sys.stderr)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def sink_factory(settings: Settings, text: str) -> Callable[[], Sink] | None:
+    """Return what makes the sink of the prediction log, in each process that scores; None where there is no log.
+
+    Raises:
+        ConfigError: The text is neither "delta" nor "kafka:TOPIC".
+    """
+    if not text:
+        return None
+    if text == "delta":
+        from featurestore.offline.predictions import DeltaSink
+
+        return partial(DeltaSink, settings.offline)
+    kind, _, topic = text.partition(":")
+    if kind != "kafka" or not topic:
+        raise ConfigError(f"prediction log {text!r} is not understood.", hint='write "delta" or "kafka:TOPIC".')
+    from featurestore.scoring.log_queue import KafkaSink
+
+    return partial(KafkaSink, settings.kafka, topic)
 
 
 def _read(file: Path) -> tuple[Any, list[str] | None]:

@@ -248,11 +248,19 @@ def serve(
     tls_client_ca: Annotated[
         Path | None, typer.Option(help="PEM of the authorities whose certificates callers have to show.")
     ] = None,
+    challenger: Annotated[
+        str | None, typer.Option(help='What the challenger does: "off", "shadow", or a share of the keys like "5%".')
+    ] = None,
+    follow: Annotated[str | None, typer.Option(help="How often to look whether another version is champion.")] = None,
+    prediction_log: Annotated[
+        str | None, typer.Option(help='Where predictions are logged: "delta" or "kafka:TOPIC"; nowhere by default.')
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Serve the models over HTTP until Ctrl-C or SIGTERM."""
+    """Serve the champions of all models over HTTP until Ctrl-C or SIGTERM."""
     given = {name: value for name, value in locals().items() if name in _OF_SERVE and value is not None}
     store = open_store(config)
+    from featurestore.cli.models import in_step, sink_factory
     from featurestore.scoring.limits import ScorerLimits
     from featurestore.scoring.service import serve as run
 
@@ -261,26 +269,31 @@ def serve(
         raise ConfigError(f"online.timeout {store.settings.online.timeout!r} is under a millisecond.")
     settings = store.settings.serve.model_copy(update=given)
     free_port = settings.port == 0 and admin_port is None and "admin_port" not in settings.model_fields_set
-    run(
-        models or store.settings.models,
-        store.client,
-        host=settings.host,
-        port=settings.port,
-        admin_host=settings.admin_host,
-        admin_port=0 if free_port else settings.admin_port,
-        workers=settings.workers,
-        allow_now=allow_now,
-        models=model,
-        api_key_file=settings.api_key_file,
-        tokens=_tokens(settings),
-        tls=_tls(settings),
-        limits=ScorerLimits.of(settings.limits),
-    )
+    folder = models or store.settings.models
+    with in_step(store, folder, every=settings.follow, config=config):
+        run(
+            folder,
+            store.client,
+            host=settings.host,
+            port=settings.port,
+            admin_host=settings.admin_host,
+            admin_port=0 if free_port else settings.admin_port,
+            workers=settings.workers,
+            allow_now=allow_now,
+            models=model,
+            api_key_file=settings.api_key_file,
+            tokens=_tokens(settings),
+            tls=_tls(settings),
+            limits=ScorerLimits.of(settings.limits),
+            follow_s=parse_duration(settings.follow) / SECOND,
+            challenger=settings.challenger,
+            sink_factory=sink_factory(store.settings, settings.prediction_log),
+        )
 
 
 _OF_SERVE = {"host", "port", "admin_host", "admin_port", "workers", "api_key_file"}
 _OF_SERVE |= {"token_key_file", "token_algorithm", "token_audience", "token_issuer"}
-_OF_SERVE |= {"tls_certificate", "tls_key", "tls_client_ca"}
+_OF_SERVE |= {"tls_certificate", "tls_key", "tls_client_ca", "challenger", "follow", "prediction_log"}
 """Options of ``serve`` that are settings too."""
 
 

@@ -266,6 +266,32 @@ class Change:
         return f"{sign} {self.kind} {self.name} ({'; '.join(parts) or 'notes only'})"
 
 
+@dataclass(frozen=True)
+class ApplyResult:
+    """What an apply did.
+
+    Attributes:
+        changes: What changed in the registry; empty when it was applied already.
+        published: Services whose lookup plan the online store now holds.
+        topics: Kafka topics that were created.
+    """
+
+    changes: tuple[Change, ...]
+    published: tuple[str, ...] = ()
+    topics: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as data."""
+        return {
+            "changes": [change.to_dict() for change in self.changes],
+            "published": list(self.published),
+            "topics": list(self.topics),
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.changes)) or "no changes"
+
+
 def diff(old: Definitions, new: Definitions) -> tuple[Change, ...]:
     """Return what leads from one set to the other: by kind, then by name."""
     changes = []

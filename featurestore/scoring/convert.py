@@ -21,6 +21,8 @@ import numpy as np
 
 from featurestore.errors import ModelError
 from featurestore.scoring.parity import PROBE_ROWS, TOLERANCE, compare, to_matrix
+from featurestore.scoring.runtimes import ONNX
+from featurestore.scoring.trial import try_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,6 +94,29 @@ def convert(
     )
     probes = 3 * min(len(matrix), PROBE_ROWS)
     return content, Parity(f"{package} {_version_of(package)}", len(matrix), probes, worst, tolerance)
+
+
+def content_of(
+    model: Any, inputs: Sequence[str], sample: Any, *, name: str, output: str | None, runtime: str
+) -> tuple[bytes, dict[str, Any]]:
+    """Return the bytes to store, and how they were compared with the original; arguments as of ``ModelRegistry.register``.
+
+    What comes as bytes already has no original: it is run on the sample, and gives finite scores.
+    """
+    if not isinstance(model, (bytes, bytearray)):
+        content, parity = convert(model, inputs, sample, name=name)
+        return content, parity.to_dict()
+    content = bytes(model)
+    if runtime != ONNX:
+        return content, {"library": runtime, "rows": 0}
+    matrix = to_matrix(sample, inputs, name=name)
+    scores = try_model(content, matrix, name=name, inputs=inputs, output=output)
+    if not np.isfinite(scores).all():
+        raise ModelError(
+            f"model {name}: {int((~np.isfinite(scores)).sum())} of {len(scores)} real rows get no finite score.",
+            hint="a null reaches the graph as NaN; put an imputer before it and convert it again.",
+        )
+    return content, {"library": ONNX, "rows": len(matrix)}
 
 
 def _converter(package: str, name: str) -> Converter:

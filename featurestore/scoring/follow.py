@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featurestore.errors import ModelError, OnlineStoreTimeoutError, OnlineStoreUnavailableError, UnknownNameError
-from featurestore.scoring.manifest import LoadedModel, find_model, load_model, read_aliases, read_model
+from featurestore.scoring.folder import read_aliases
+from featurestore.scoring.manifest import LoadedModel, find_model, load_model, read_model
 from featurestore.scoring.runtimes import ONNX
 from featurestore.scoring.served import ServedModel
 from featurestore.scoring.trial import try_model

@@ -1,7 +1,5 @@
 """What a stored model is, and where: ``<root>/<name>/<version>/model.onnx`` beside its ``manifest.json``.
 
-``<root>/<name>/aliases.json`` says which version a registry calls ``champion``, ``challenger`` and ``previous``.
-
 Rules:
     1. A version is a directory that appears whole or not at all (written aside, flushed, renamed) and never changes
        afterwards. Versions are 1, 2, 3, ...; two writers at once get two versions.
@@ -9,19 +7,14 @@ Rules:
        not followed, and only regular files of a bounded size are read.
     3. The manifest binds the model to the feature service it was trained on by the service's fingerprint, and to its
        bytes by their sha256.
-    4. The aliases are replaced whole. They are what a scorer follows, whether or not the registry can be reached.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import os
 import re
-import shutil
-import stat
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -30,6 +23,7 @@ import msgspec
 
 from featurestore.datatypes import SCALARS, DataType
 from featurestore.errors import ModelError, did_you_mean
+from featurestore.scoring.folder import MAX_MANIFEST_BYTES, NAME, check_model_name, read_file, write_version
 from featurestore.scoring.onnxfile import MAX_MODEL_BYTES
 from featurestore.scoring.runtimes import ONNX, open_model
 from featurestore.timeline import SystemClock, format_instant
@@ -43,9 +37,6 @@ FORMAT = 1
 """The manifest layout this version writes, and the only one it reads."""
 
 MANIFEST_FILE = "manifest.json"
-ALIASES_FILE = "aliases.json"
-_MAX_MANIFEST_BYTES = 1024 * 1024
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -178,20 +169,6 @@ class LoadedModel:
     manifest: ModelManifest
 
 
-def check_model_name(name: str) -> str:
-    """Return the name if it may be one.
-
-    Raises:
-        ModelError: It does not match ``[a-z][a-z0-9_-]{0,62}``.
-    """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ModelError(
-            f"model name {str(name)[:80]!r} is not allowed.",
-            hint="use lower-case letters, digits, _ and -, start with a letter, 63 characters at most.",
-        )
-    return name
-
-
 def save_model(
     root: str | Path,
     name: str,
@@ -263,7 +240,7 @@ def save_model(
             )
             model = open_model(onnx_bytes, manifest)
             manifest = dataclasses.replace(manifest, output=getattr(model, "output", manifest.output))
-            if _write_version(home, manifest, onnx_bytes):
+            if write_version(home, number, {manifest.file: onnx_bytes, MANIFEST_FILE: manifest.to_json()}):
                 return ModelVersion(manifest, home / str(number))
             if version is not None:
                 raise ModelError(f"model {name} has a version {version} already.", hint="versions never change.")
@@ -281,7 +258,7 @@ def list_models(root: str | Path) -> list[ModelVersion]:
     if not base.is_dir():
         return []
     names = sorted(
-        one.name for one in os.scandir(base) if _NAME.fullmatch(one.name) and one.is_dir(follow_symlinks=False)
+        one.name for one in os.scandir(base) if NAME.fullmatch(one.name) and one.is_dir(follow_symlinks=False)
     )
     return [_read_version(base, name, version) for name in names for version in sorted(_version_numbers(base / name))]
 
@@ -325,42 +302,7 @@ def read_model(found: ModelVersion, *, max_bytes: int = MAX_MODEL_BYTES) -> byte
     Raises:
         ModelError: The file is missing, no regular file, or too large.
     """
-    return _read_file(found.directory / found.manifest.file, max_bytes)
-
-
-def read_aliases(root: str | Path, name: str) -> dict[str, int]:
-    """Return alias to version, as the registry last said; none where no registry has.
-
-    Raises:
-        ModelError: The file is unreadable.
-    """
-    path = Path(root) / check_model_name(name) / ALIASES_FILE
-    if not path.exists():
-        return {}
-    try:
-        return msgspec.json.decode(_read_file(path, _MAX_MANIFEST_BYTES), type=dict[str, int])
-    except msgspec.DecodeError as error:
-        raise ModelError(f"{path} is unreadable ({error}).", hint="run featurestore models sync.") from None
-
-
-def write_aliases(root: str | Path, name: str, aliases: Mapping[str, int]) -> None:
-    """Make these the aliases of a model, all at once.
-
-    Raises:
-        ModelError: The folder cannot be written.
-    """
-    home = Path(root) / check_model_name(name)
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        descriptor, aside = tempfile.mkstemp(prefix=".aliases-", dir=home)
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o644)
-            file.write(msgspec.json.encode(dict(sorted(aliases.items()))) + b"\n")
-            file.flush()
-            os.fsync(descriptor)
-        Path(aside).replace(home / ALIASES_FILE)
-    except OSError as error:
-        raise ModelError(f"model {name}: {home} cannot be written ({error.strerror}).") from error
+    return read_file(found.directory / found.manifest.file, max_bytes)
 
 
 def adopt_version(root: str | Path, name: str, version: int, folder: Path) -> ModelVersion:
@@ -369,16 +311,16 @@ def adopt_version(root: str | Path, name: str, version: int, folder: Path) -> Mo
     Raises:
         ModelError: The files are unreadable, are another version's, or their hash is not the manifest's.
     """
-    content = _read_file(folder / MANIFEST_FILE, _MAX_MANIFEST_BYTES)
+    content = read_file(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
     manifest = ModelManifest.from_json(content, where=str(folder / MANIFEST_FILE))
     if (manifest.name, manifest.version) != (check_model_name(name), version):
         raise ModelError(f"the files of model {name}:{version} say that they are {manifest.label}.")
-    model = _read_file(folder / manifest.file, MAX_MODEL_BYTES)
+    model = read_file(folder / manifest.file, MAX_MODEL_BYTES)
     open_model(model, manifest)
     home = Path(root) / name
     try:
         home.mkdir(parents=True, exist_ok=True)
-        _write_version(home, manifest, model)
+        write_version(home, version, {manifest.file: model, MANIFEST_FILE: content})
     except OSError as error:
         raise ModelError(f"model {name}: {home} cannot be written ({error.strerror}).") from error
     return _read_version(Path(root), name, version)
@@ -402,52 +344,10 @@ def _version_numbers(home: Path) -> list[int]:
 def _read_version(base: Path, name: str, version: int) -> ModelVersion:
     directory = base / name / str(version)
     where = str(directory / MANIFEST_FILE)
-    manifest = ModelManifest.from_json(_read_file(directory / MANIFEST_FILE, _MAX_MANIFEST_BYTES), where=where)
+    manifest = ModelManifest.from_json(read_file(directory / MANIFEST_FILE, MAX_MANIFEST_BYTES), where=where)
     if (manifest.name, manifest.version) != (name, version):
         raise ModelError(
             f"{where}: it says {manifest.label}, its place says {name}:{version}.",
             hint="versions are not moved or copied by hand; store the model again.",
         )
     return ModelVersion(manifest, directory)
-
-
-def _read_file(path: Path, max_bytes: int) -> bytes:
-    """Return a file's bytes; links, devices, pipes and files over the limit are refused before a byte is read."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
-        raise ModelError(f"{path} cannot be read ({reason}).") from error
-    with os.fdopen(descriptor, "rb") as file:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise ModelError(f"{path} is not a regular file.")
-        if facts.st_size > max_bytes:
-            raise ModelError(f"{path} has {facts.st_size} bytes; {max_bytes} are allowed.")
-        return file.read(max_bytes + 1)
-
-
-def _write_version(home: Path, manifest: ModelManifest, content: bytes) -> bool:
-    """Make the version's directory appear whole; return False if another writer took the number."""
-    aside = Path(tempfile.mkdtemp(prefix=".new-", dir=home))
-    try:
-        for name, data in ((manifest.file, content), (MANIFEST_FILE, manifest.to_json())):
-            with (aside / name).open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        aside.chmod(0o755)
-        try:
-            aside.rename(home / str(manifest.version))  # fails on a directory that holds anything
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                return False
-            raise
-        descriptor = os.open(home, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        return True
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -29,16 +29,8 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.config import hide_url
 from featurestore.errors import ConfigError, ModelError, ModelRegistryUnavailableError, UnknownNameError, did_you_mean
-from featurestore.scoring.manifest import (
-    ModelVersion,
-    adopt_version,
-    check_model_name,
-    find_model,
-    load_model,
-    read_aliases,
-    save_model,
-    write_aliases,
-)
+from featurestore.scoring.folder import check_model_name, read_aliases, write_aliases
+from featurestore.scoring.manifest import ModelVersion, adopt_version, find_model, load_model, save_model
 from featurestore.scoring.runtimes import ONNX
 from featurestore.timeline import MILLISECOND, format_instant
 
@@ -64,10 +56,6 @@ class RegisteredVersion:
     sha256: str
     created_at: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the version as data."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
 
 @dataclass(frozen=True)
 class Move:
@@ -77,10 +65,6 @@ class Move:
     alias: str
     version: int
     before: int | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the move as data."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def __str__(self) -> str:
         return f"{self.name}: {self.alias} is version {self.version}, was {self.before or 'none'}"
@@ -135,6 +119,8 @@ class ModelRegistry:
             UnknownNameError: An input looks like a feature and is none of the service.
             ModelRegistryUnavailableError: The registry cannot be reached; nothing was stored.
         """
+        from featurestore.scoring.convert import content_of
+
         check_model_name(name)
         columns = tuple(inputs)
         looked_up = [column for column in columns if column in service.feature_ids]
@@ -144,7 +130,7 @@ class ModelRegistry:
                 f"model {name}: input {astray[0]!r} is no feature of service {service.name!r}.",
                 hint=did_you_mean(astray[0], service.feature_ids, what="features"),
             )
-        content, parity = _content(model, columns, sample, name=name, output=output, runtime=runtime)
+        content, parity = content_of(model, columns, sample, name=name, output=output, runtime=runtime)
         facts: dict[str, Any] = {
             "service": service.name,
             "service_fingerprint": service.fingerprint,
@@ -354,7 +340,7 @@ class ModelRegistry:
     @contextmanager
     def _asking(self, doing: str) -> Iterator[None]:
         """Raise what MLflow raises as ours."""
-        client = self._client
+        _ = self._client  # imports MLflow, and is opened outside of what is tried here
         from mlflow.exceptions import MlflowException
 
         try:
@@ -367,35 +353,6 @@ class ModelRegistry:
                 f"registry {hide_url(self.uri)}: {doing} failed: {reason}.",
                 hint="is the MLflow server up? what is served goes on; moves wait.",
             ) from error
-        finally:
-            del client
-
-
-def _content(
-    model: Any, inputs: Sequence[str], sample: Any, *, name: str, output: str | None, runtime: str
-) -> tuple[bytes, dict[str, Any]]:
-    """Return the bytes to store, and how they were compared with the original."""
-    if not isinstance(model, (bytes, bytearray)):
-        from featurestore.scoring.convert import convert
-
-        content, parity = convert(model, inputs, sample, name=name)
-        return content, parity.to_dict()
-    content = bytes(model)
-    if runtime != ONNX:
-        return content, {"library": runtime, "rows": 0}
-    import numpy as np
-
-    from featurestore.scoring.parity import to_matrix
-    from featurestore.scoring.trial import try_model
-
-    matrix = to_matrix(sample, inputs, name=name)
-    scores = try_model(content, matrix, name=name, inputs=inputs, output=output)
-    if not np.isfinite(scores).all():
-        raise ModelError(
-            f"model {name}: {int((~np.isfinite(scores)).sum())} of {len(scores)} real rows get no finite score.",
-            hint="a null reaches the graph as NaN; put an imputer before it and convert it again.",
-        )
-    return content, {"library": ONNX, "rows": len(matrix)}
 
 
 def _registered(one: Any, aliases: Mapping[str, int]) -> RegisteredVersion:
@@ -418,14 +375,14 @@ def _reason(error: Exception) -> str:
 
 def _mlflow_client(uri: str, root: Path) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # else it tells of every table that it makes
     try:
         with warnings.catch_warnings():  # of its own use of SQLAlchemy, when imported
             warnings.simplefilter("ignore")
             from mlflow.exceptions import MlflowException
             from mlflow.tracking import MlflowClient
 
+            for name in ("mlflow", "alembic"):  # MLflow has set it to INFO, and tells of every table that it makes
+                logging.getLogger(name).setLevel(logging.WARNING)
             if uri.startswith("sqlite:"):
                 root.mkdir(parents=True, exist_ok=True)
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)

@@ -80,7 +80,7 @@ def place_of(keys: Mapping[str, Any], model: str) -> float:
     >>> place_of({"card_id": "c1"}, "fraud") == place_of({"card_id": "c1"}, "fraud")
     True
     """
-    digest = hashlib.blake2b(_KEY.encode(keys), digest_size=8, person=model.encode()[:16]).digest()
+    digest = hashlib.blake2b(_KEY.encode(keys), digest_size=8, key=model.encode()).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from featurestore.errors import FeatureStoreError, ModelError, OnlineStoreTimeoutError, OnlineStoreUnavailableError
+from featurestore.scoring.folder import read_aliases
 from featurestore.scoring.inputs import ModelInputs
-from featurestore.scoring.manifest import LoadedModel, list_models, load_model, read_aliases
+from featurestore.scoring.manifest import LoadedModel, list_models, load_model
 from featurestore.scoring.routing import RoutedScorer
 from featurestore.scoring.scorer import FeatureReader, Scorer
 

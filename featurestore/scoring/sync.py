@@ -27,7 +27,7 @@ def keep_in_step(
     every: str,
     show: Callable[[dict[str, dict[str, int]]], None] = lambda _: None,
     sleep: Callable[[float], None] = time.sleep,
-    rounds: int | None = None,
+    until: Callable[[], bool] = lambda: False,
 ) -> None:
     """Sync again and again. What fails is logged, left as it was, and tried again.
 
@@ -36,20 +36,17 @@ def keep_in_step(
         every: Pause between two rounds, for example "10s".
         show: Called with the aliases by model whenever they changed.
         sleep: Waits so many seconds.
-        rounds: End after so many; None goes on.
+        until: Asked before every round; True ends it.
     """
     seconds = parse_duration(every) / SECOND
     known: dict[str, dict[str, int]] | None = None
-    done = 0
-    while rounds is None or done < rounds:
-        if done:
-            sleep(seconds)
-        done += 1
+    while not until():
         try:
             found = registry.sync()
         except (ModelError, ModelRegistryUnavailableError) as error:
             _LOG.warning("models are not in step with the registry: %s", error)
-            continue
-        if found != known:
-            show(found)
-            known = found
+        else:
+            if found != known:
+                show(found)
+                known = found
+        sleep(seconds)

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "events": SHAPES,
     "engines": SHAPES | {"events", "stack", "config"},
     "online": STORES | {"config"},
-    "offline": STORES | {"config"},
+    "offline": STORES | {"config", "scoring"},
     "scoring": STORES | {"config", "online"},
     "jobs": STORES | {"config", "online", "offline", "scoring"},
     "testing": STORES | {"config", "online", "offline", "scoring", "jobs"},

@@ -22,7 +22,8 @@ from featurestore.definitions.service import FeatureService
 from featurestore.definitions.source import EventSource
 from featurestore.definitions.view import FeatureView
 from featurestore.errors import ModelError, ModelRegistryUnavailableError, UnknownNameError
-from featurestore.scoring.manifest import find_model, list_models, load_model, read_aliases, save_model
+from featurestore.scoring.folder import read_aliases
+from featurestore.scoring.manifest import find_model, list_models, load_model, save_model
 from featurestore.scoring.registry import ModelRegistry
 from featurestore.scoring.sync import keep_in_step
 from tests.unit.scoring.support import FIELDS, onnx_bytes
@@ -172,8 +173,8 @@ def test_a_folder_elsewhere_keeps_its_aliases_when_the_files_cannot_be_had(
         other.sync()
     slept = []
     with caplog.at_level(logging.WARNING):
-        keep_in_step(other, every="10s", sleep=slept.append, rounds=3)
-    assert slept == [10, 10]
+        keep_in_step(other, every="10s", sleep=slept.append, until=lambda: len(slept) == 3)
+    assert slept == [10, 10, 10]
     assert caplog.text.count("not in step") == 3
     assert read_aliases(other.root, name) == {}
 
@@ -250,7 +251,13 @@ def test_a_server_keeps_the_files_for_other_machines_and_may_be_away(server, ser
     assert load_model(scorer.root, "fraud", 1).manifest.version == 1
     shown = []
     with caplog.at_level(logging.WARNING):
-        keep_in_step(scorer, every="1s", sleep=lambda _: server.start(), rounds=2, show=shown.append)
+        keep_in_step(
+            scorer,
+            every="1s",
+            sleep=lambda _: shown or server.start(),
+            show=shown.append,
+            until=lambda: bool(shown),
+        )
     assert caplog.text.count("not in step") == 1  # it was away
     assert shown == [{"fraud": {"champion": 2, "previous": 1}}]  # and is back
     assert read_aliases(scorer.root, "fraud") == {"champion": 2, "previous": 1}

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from featurestore.errors import ModelError, OnlineStoreUnavailableError
-from featurestore.jobs.score import EventScorer, ScoreSpec, ScoreWorker, check_columns
+from featurestore.jobs.score import EventScorer, ScoreWorker, check_columns
 from featurestore.jobs.score_log import once
 from featurestore.scoring.kafka_envelope import Envelope
 from featurestore.scoring.manifest import find_model
@@ -21,15 +21,7 @@ from tests.scored import Scored, assert_right, checkout
 
 
 def scorer_of(scored, store, envelope=Envelope.NONE):
-    return ScoreWorker(spec_of(scored, store, envelope)).scorer
-
-
-def spec_of(scored, store, envelope=Envelope.NONE):
-    settings = store.settings
-    return ScoreSpec(
-        project=scored.name, source=scored.checkouts, models=str(settings.models), model="fraud:1", topic="out",
-        online_url=settings.online.url, offline=str(settings.offline), kafka={}, envelope=envelope,
-    )  # fmt: skip
+    return ScoreWorker(scored.spec(store, envelope=envelope)).scorer
 
 
 def score(scorer, values, headers=None, first=100):

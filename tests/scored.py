@@ -18,8 +18,10 @@ from featurestore.definitions.service import FeatureService
 from featurestore.definitions.source import EventSource
 from featurestore.definitions.view import FeatureView
 from featurestore.engines.shape import shape
+from featurestore.jobs.score import ScoreSpec
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.online.writer import FencedWriter
+from featurestore.scoring.kafka_envelope import Envelope
 from featurestore.scoring.manifest import save_model
 from featurestore.timeline import SystemClock, to_datetime
 from tests.unit.scoring.support import onnx_bytes
@@ -63,6 +65,21 @@ class Scored:
             request_inputs=["amount"], feature_inputs=FEATURES,
         )  # fmt: skip
         return store
+
+    def spec(self, store, *, topic="out", envelope=Envelope.NONE):
+        """Return what a scoring job is told about checkouts."""
+        settings = store.settings
+        return ScoreSpec(
+            project=self.name,
+            source=self.checkouts,
+            models=str(settings.models),
+            model="fraud:1",
+            topic=topic,
+            online_url=settings.online.url,
+            offline=str(settings.offline),
+            kafka=dict(settings.kafka),
+            envelope=envelope,
+        )
 
     def fill(self, url):
         """Give card cN the payments 1 to N+1."""

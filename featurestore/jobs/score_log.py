@@ -11,6 +11,7 @@ begins there. The topic itself may hold a prediction more than once, where a wor
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import threading
 import time
@@ -101,7 +102,7 @@ class PredictionCopier(threading.Thread):
         self._kafka, self._topics, self._every_s = kafka, topics, every_s
         self._root = offline.rstrip("/")
         self._halt = threading.Event()
-        self._gone: OffsetsGoneError | None = None
+        self._failure: Exception | None = None
         ensure_topics(kafka, dict.fromkeys(topics, partitions))
         for table in topics.values():
             schema = arrow_schema() if table == PREDICTIONS else QUARANTINE_SCHEMA
@@ -112,12 +113,12 @@ class PredictionCopier(threading.Thread):
         while not self._halt.is_set():
             try:
                 self._copy()
-            except OffsetsGoneError as error:
-                self._gone = error
-                return
-            except (KafkaError, DeltaError, OSError) as error:
+            except (KafkaError, DeltaError, OSError) as error:  # a broker or a disk that is away is no reason to end
                 self.error = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 self._halt.wait(1.0)
+            except Exception as error:  # noqa: BLE001 - the thread's outer boundary: the job asks for it
+                self._failure = error
+                return
 
     def check(self) -> None:
         """Raise what ended it.
@@ -125,8 +126,8 @@ class PredictionCopier(threading.Thread):
         Raises:
             OffsetsGoneError: Kafka no longer has records that were to be copied next.
         """
-        if self._gone is not None:
-            raise self._gone
+        if self._failure is not None:
+            raise self._failure
 
     def stop(self) -> None:
         """Copy what is there, then end."""
@@ -137,23 +138,25 @@ class PredictionCopier(threading.Thread):
         with mapped_errors(self._kafka, "connecting a copier"):
             consumer = KafkaConsumer(
                 **client_options(self._kafka), enable_auto_commit=False, auto_offset_reset="none", group_id=None,
-                isolation_level="read_committed", max_poll_records=_MAX_ROWS,
+                isolation_level="read_committed", max_poll_records=_MAX_ROWS, metadata_max_age_ms=10_000,
             )  # fmt: skip
         try:
-            places = [
-                TopicPartition(topic, partition)
-                for topic in self._topics
-                for partition in sorted(consumer.partitions_for_topic(topic) or ())
-            ]
+            places = self._places(consumer)
             consumer.assign(places)
             self._seek(consumer, places)
-            while True:
+            last = False
+            while not last and self._places(consumer) == places:  # partitions may be added
                 last = self._halt.is_set()
                 self._round(consumer, last=last)
-                if last:
-                    return
         finally:
             consumer.close()
+
+    def _places(self, consumer: KafkaConsumer) -> list[TopicPartition]:
+        return [
+            TopicPartition(topic, partition)
+            for topic in self._topics
+            for partition in sorted(consumer.partitions_for_topic(topic) or ())
+        ]
 
     def _seek(self, consumer: KafkaConsumer, places: list[TopicPartition]) -> None:
         firsts = consumer.beginning_offsets(places)
@@ -207,7 +210,13 @@ def _predictions(records: Sequence[ConsumerRecord]) -> pa.Table:
 
 
 def _refusals(records: Sequence[ConsumerRecord]) -> pa.Table:
-    rows: list[dict[str, Any]] = [json.loads(record.value) for record in records]
+    """Return records of the quarantine topic as rows; what is none, somebody else's, is left out."""
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        with contextlib.suppress(ValueError):
+            row = json.loads(record.value or b"")
+            if isinstance(row, dict) and row.keys() == set(QUARANTINE_SCHEMA.names):
+                rows.append(row)
     return pa.Table.from_pylist(
         [{**row, "raw": None if row["raw"] is None else base64.b64decode(row["raw"])} for row in rows],
         QUARANTINE_SCHEMA,

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import threading
 from collections import Counter
 from functools import partial
 
@@ -14,6 +15,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from featurestore.errors import JobError, SubmitError, UnknownNameError
 from featurestore.jobs.score_log import read_predictions
+from featurestore.jobs.score_realtime import ScoreConsumer
 from featurestore.scoring.kafka_envelope import unwrap
 from featurestore.scoring.prediction_log import from_json
 from featurestore.stack.valkey import OnlineServer
@@ -207,6 +209,50 @@ def test_a_worker_killed_between_sending_and_committing_loses_nothing_and_repeat
     assert_delta_right(store, sent)
     # Without reading by id, the table holds the copies: it is a copy of the topic, record for record.
     assert len(table(store.settings.offline, "predictions")) == len(topic.predictions()) > len(sent)
+
+
+class Dies(Exception):  # noqa: N818 - what a killed worker does
+    pass
+
+
+class DyingConsumer(ScoreConsumer):
+    """Dies with scored events in its hands; commits before it sends, if told so, which is what must not be."""
+
+    commits_first = False
+
+    def _send(self, records, outcome):
+        if self.commits_first:
+            self._consumer.commit()
+        raise Dies
+
+
+@pytest.mark.parametrize("commits_first", [False, True])
+def test_offsets_are_committed_after_the_predictions_or_events_would_be_lost(
+    kafka_server, online_url, tmp_path, reading, commits_first
+):
+    scored, broker = Scored(f"score_order_{int(commits_first)}"), kafka_server.bootstrap_servers
+    store = scored.open(tmp_path, broker, online_url)
+    sent, _ = send(broker, scored, 400)
+    spec, group = scored.spec(store, topic=f"{scored.name}_out"), scored.name
+    dying = DyingConsumer(spec, group, batch_rows=50)
+    dying.commits_first = commits_first
+    with pytest.raises(Dies):
+        dying.run(threading.Event())
+    dying._consumer.close()
+    dying._producer.close()
+    successor, stop = ScoreConsumer(spec, group), threading.Event()
+    thread = threading.Thread(target=successor.run, args=(stop,))
+    thread.start()
+    try:
+        wait_for("the end of the topic", lambda: committed(broker, group, spec.source.topic) >= len(sent))
+    finally:
+        stop.set()
+        thread.join(30)
+        successor.close()
+    topic = reading(spec.topic)
+    wait_for("predictions", partial(_has, topic, successor.counts["applied"]))
+    lost = len(sent) - len({one.prediction_id for one in topic.predictions()})
+    assert (lost > 0) == commits_first, f"{lost} events lost"
 
 
 def test_spark_scores_every_batch_once_in_delta_and_sends_again_under_the_same_ids(

@@ -8,11 +8,13 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyspark import cloudpickle
 
 from featurestore.errors import ModelError, OnlineStoreUnavailableError
-from featurestore.jobs.score import EventScorer, ScoreSpec, ScoreWorker, check_columns
+from featurestore.jobs.score import EventScorer, ScoreWorker, check_columns
 from featurestore.jobs.score_log import once
-from featurestore.scoring.kafka_envelope import Envelope
+from featurestore.jobs.score_spark import SCHEMA, ScoreRows
+from featurestore.scoring.kafka_envelope import Envelope, unwrap
 from featurestore.scoring.manifest import find_model
 from featurestore.scoring.prediction_log import PredictionRecord, from_json, to_arrow, to_json
 from featurestore.stack.valkey import OnlineServer
@@ -21,15 +23,7 @@ from tests.scored import Scored, assert_right, checkout
 
 
 def scorer_of(scored, store, envelope=Envelope.NONE):
-    return ScoreWorker(spec_of(scored, store, envelope)).scorer
-
-
-def spec_of(scored, store, envelope=Envelope.NONE):
-    settings = store.settings
-    return ScoreSpec(
-        project=scored.name, source=scored.checkouts, models=str(settings.models), model="fraud:1", topic="out",
-        online_url=settings.online.url, offline=str(settings.offline), kafka={}, envelope=envelope,
-    )  # fmt: skip
+    return ScoreWorker(scored.spec(store, envelope=envelope)).scorer
 
 
 def score(scorer, values, headers=None, first=100):
@@ -133,3 +127,48 @@ def test_of_copies_of_a_prediction_the_one_scored_first_is_read(online_url, tmp_
     read = once(to_arrow([*later, *first, shadow])).to_pylist()
     assert len(read) == 3
     assert all(row["score"] != 0.0 for row in read)
+
+
+@pytest.mark.parametrize("envelope", list(Envelope))
+def test_what_spark_is_handed_has_a_row_for_every_record_and_the_schema_it_was_told(online_url, tmp_path, envelope):
+    scored = Scored(f"unit_rows_{envelope.name.lower()}")
+    store = scored.open(tmp_path, "none:1", online_url)
+    values = [checkout("c3", 1.0), b"{broken", None, checkout("nobody", 2.5), b"", checkout("c1", 3.0)]
+    columns = {
+        "topic": [scored.checkouts.topic] * 6,
+        "partition": pa.array([0, 0, 0, 1, 1, 1], pa.int32()),
+        "offset": [0, 1, 2, 0, 1, 2],
+        "timestamp": pa.array([SystemClock().now()] * 6, pa.timestamp("us", "UTC")),
+        "key": pa.array([b"k", None, b"k", None, b"k", b"k"], pa.binary()),
+        "value": pa.array(values, pa.binary()),
+    }
+    if envelope is not Envelope.NONE:
+        columns["headers"] = pa.array([None] * 6, pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())])))
+    score_rows = cloudpickle.loads(cloudpickle.dumps(ScoreRows(ScoreWorker(scored.spec(store, envelope=envelope)))))
+    found = pa.Table.from_batches(score_rows(iter([pa.RecordBatch.from_pydict(columns)])))
+    assert found.column_names == [part.strip("` ").split("`")[0].split(" ")[0] for part in _columns(SCHEMA)]
+    rows = found.to_pylist()
+    places = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    predicted = {row["prediction_id"]: row for row in rows if row["prediction_id"]}
+    refused = {(row["_partition"], row["_offset"]): row for row in rows if row["reason"]}
+    assert len(predicted) + len(refused) == len(rows) == len(places)
+    assert set(predicted) == {f"{scored.checkouts.topic}/{place}" for place in ("0/0", "1/0", "1/2")}
+    assert {place: (row["reason"], row["raw"]) for place, row in refused.items()} == {
+        (0, 1): ("not_json", b"{broken"), (0, 2): ("empty", None), (1, 1): ("empty", b""),
+    }  # fmt: skip
+    for place, row in predicted.items():
+        headers = [(one["key"], one["value"]) for one in row["_headers"]]
+        assert from_json(unwrap(row["_value"], headers)).prediction_id == place
+    assert [row["_key"] for row in predicted.values()] == [b"k", None, b"k"]
+
+
+def _columns(schema):
+    """Return the top-level columns of a Spark schema."""
+    depth, parts = 0, [""]
+    for letter in schema:
+        depth += (letter == "<") - (letter == ">")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts

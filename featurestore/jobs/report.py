@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +89,13 @@ class Reporter:
             "error": self.error,
         }
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(status))
-        temporary.replace(self.path)
+        try:
+            temporary.write_text(json.dumps(status))
+            temporary.replace(self.path)
+        except OSError as error:  # a full disk: a job that works is not ended by what it says of itself
+            sys.stderr.write(
+                f"{self.path} cannot be written: {error.strerror}; state {self.state}, error {self.error}\n"
+            )
 
 
 def _ends_of(progress: Any) -> dict[str, dict[int, int]]:

@@ -11,6 +11,7 @@ import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
@@ -20,13 +21,12 @@ from featurestore.engines.oracle import without_repetitions
 from featurestore.failpoints import VARIABLE
 from featurestore.offline.losses import Losses
 from tests.faults.feeding import Watcher
-from tests.faults.test_online_store import InProcess
 from tests.streaming.support import (
+    InProcess,
     Shop,
     applied_offsets,
     contract,
     ends_of,
-    kill_driver,
     online_differences,
     places_of,
     process_tree,
@@ -100,10 +100,10 @@ def test_a_killed_python_worker_ends_the_job_and_the_next_goes_on(spark, kafka_s
             os.kill(pid, signal.SIGKILL)
         produce_events(broker, shop.source.topic, more := simple_events(500, keys=KEYS, begin=6_000))
         if job.wait_end() == 1:
-            assert "query hot" in job.status["error"]
+            assert "query hot" in job.status().error
         again = InProcess(spark, store, shop, tmp_path / "job", queries=("hot",))
         wait_for("the rest", lambda: reached(applied_offsets(url, shop.name), ends_of([*events, *more])))
-        assert again.stop() == 0
+        assert again.stop().state == "stopped"
     assert online_differences(store, shop, [*events, *more]) == []
     assert watcher.back == []
 
@@ -145,20 +145,24 @@ def test_a_full_disk_ends_the_job_and_tears_nothing(spark, kafka_server, online_
     events = simple_events(400, keys=KEYS)
     with small_disk(tmp_path / "small", 24) as disk:
         offline = str(disk / "lake") if full == "tables" else str(tmp_path / "lake")
-        folder = disk / "job" if full == "checkpoint" else tmp_path / "job"
+        folder = tmp_path / "job"
+        if full == "checkpoint":
+            folder.mkdir()
+            (disk / "checkpoints").mkdir()
+            (folder / "checkpoints").symlink_to(disk / "checkpoints")
         store = shop.open(tmp_path, broker, url, offline=offline)
         produce_events(broker, shop.source.topic, events[:200])
-        job = InProcess(spark, store, shop, folder, queries=("archive",), report=tmp_path / "status.json")
+        job = InProcess(spark, store, shop, folder, queries=("archive",))
         wait_archived(offline, 200)
         filler = fill(disk)
         produce_events(broker, shop.source.topic, events[200:])
         assert job.wait_end() == 1
-        assert "query archive" in job.status["error"]
+        assert "query archive" in job.status().error
         filler.unlink()
-        job = InProcess(spark, store, shop, folder, queries=("archive",), report=tmp_path / "status.json")
+        job = InProcess(spark, store, shop, folder, queries=("archive",))
         wait_archived(offline, len(events))
         assert_archived(offline, events)
-        assert job.stop() == 0
+        assert job.stop().state == "stopped"
 
 
 def test_records_gone_stop_the_queries_with_their_range_and_are_accepted_as_a_loss(
@@ -172,21 +176,21 @@ def test_records_gone_stop_the_queries_with_their_range_and_are_accepted_as_a_lo
     job = InProcess(spark, store, shop, tmp_path / "job")
     wait_for("online", lambda: reached(applied_offsets(url, shop.name), ends_of(events[:100])))
     wait_archived(offline, 100)
-    assert job.stop() == 0
+    assert job.stop().state == "stopped"
     produce_events(broker, topic, events[100:])
     admin = KafkaAdminClient(bootstrap_servers=broker)
     admin.delete_records({TopicPartition(topic, 0): 90})
     admin.close()
     job = InProcess(spark, store, shop, tmp_path / "job")
     assert job.wait_end() == 1
-    assert f"{topic}-0: offset 50 was next, Kafka has 90 to 100 (40 records lost)" in job.status["error"]
-    assert "--accept-loss" in job.status["error"]
+    assert f"{topic}-0: offset 50 was next, Kafka has 90 to 100 (40 records lost)" in job.status().error
+    assert "--accept-loss" in job.status().error
     assert Losses(offline).rows() == []
     kept = [event for event in events if event.partition == 1 or not 50 <= event.offset < 90]
     job = InProcess(spark, store, shop, tmp_path / "job", accept_loss=True)
     wait_for("online", lambda: reached(applied_offsets(url, shop.name), ends_of(events)))
     wait_archived(offline, len(kept))
-    assert job.stop() == 0
+    assert job.stop().state == "stopped"
     assert online_differences(store, shop, kept) == []
     assert_archived(offline, kept)
     lost = {(row["query"], row["partition"], row["begin"], row["end"]) for row in Losses(offline).rows()}
@@ -200,7 +204,7 @@ def test_records_gone_stop_the_queries_with_their_range_and_are_accepted_as_a_lo
         (archive / name / f".{newest}.crc").unlink(missing_ok=True)
     job = InProcess(spark, store, shop, tmp_path / "job", queries=("archive",))
     assert job.wait_end() == 1
-    assert "is older than the tables" in job.status["error"]
+    assert "is older than the tables" in job.status().error
 
 
 @dataclass(frozen=True)
@@ -209,10 +213,9 @@ class ShopWithIds(Shop):
 
     @property
     def source(self):
-        columns = json.loads(json.dumps({"id": {"type": "string"}}))
-        made = contract()
-        extra = Contract.from_json(json.dumps({"type": "object", "properties": columns, "required": ["id"]}), "id")
-        return replace(super().source, schema=replace(made, fields=(*made.fields, *extra.fields)), event_id="id")
+        made, more = contract(), {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]}
+        fields = (*made.fields, *Contract.from_json(json.dumps(more), "id").fields)
+        return replace(super().source, schema=replace(made, fields=fields), event_id="id")
 
 
 def test_repetitions_are_in_the_log_marked_and_in_no_value(spark, kafka_server, online_server, tmp_path):
@@ -227,13 +230,13 @@ def test_repetitions_are_in_the_log_marked_and_in_no_value(spark, kafka_server, 
     produce_events(broker, shop.source.topic, events[:200])
     job = InProcess(spark, store, shop, tmp_path / "job")
     wait_archived(offline, 200)
-    assert job.stop() == 0
+    assert job.stop().state == "stopped"
     produce_events(broker, shop.source.topic, events[200:])
     job = InProcess(spark, store, shop, tmp_path / "job")  # the ids of before are read from the log, and from the store
     wait_for("online", lambda: reached(applied_offsets(url, shop.name), ends_of(events)))
     wait_archived(offline, len(events))
-    wait_for("the counts", lambda: job.status["totals"]["consumed"] >= 200)
-    assert job.stop() == 0
+    wait_for("the counts", lambda: job.status().totals["consumed"] >= 200)
+    assert job.stop().state == "stopped"
     assert online_differences(store, shop, kept) == []
     rows = table(offline, "events/payments").to_pylist()
     unmarked = {(row["_partition"], row["_offset"]) for row in rows if row["_repeats"] is None}
@@ -241,12 +244,10 @@ def test_repetitions_are_in_the_log_marked_and_in_no_value(spark, kafka_server, 
     assert {row["_repeats"] for row in rows} == {None, True}
     assert tile_count(offline) == len(kept)
     later = [event for event in events[200:] if event not in kept]
-    assert job.status["totals"]["duplicate"] == len(later)
+    assert job.status().totals["duplicate"] == len(later)
     assert len(online_differences(store, shop, events)) >= KEYS, "a repetition that counted would be seen"
-    spine = [{"card_id": "c1", "shop": 1, "event_time": max(event.event_time for event in events) + 1}]
-    import pandas as pd
-
-    frame = pd.DataFrame(spine)
-    made = store.training_set("shop", frame, event_time="event_time", session=spark).to_arrow()
+    at = [max(event.event_time for event in events) + 1]
+    spine = pa.table({"card_id": ["c1"], "shop": [1], "at": pa.array(at, pa.timestamp("us", "UTC"))})
+    made = store.training_set("shop", spine, event_time="at").to_arrow()
     mine = [event for event in kept if event.row["card_id"] == "c1"]
     assert made.column("visit.n_lifetime").to_pylist() == [len(mine)]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,16 +14,14 @@ import pytest
 from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 
-from featurestore.definitions.contract import Contract
 from featurestore.engines.oracle import without_repetitions
 from featurestore.failpoints import VARIABLE
 from featurestore.offline.losses import Losses
-from tests.faults.feeding import Watcher
+from tests.faults.feeding import ShopWithIds, Watcher, with_ids
 from tests.streaming.support import (
     InProcess,
     Shop,
     applied_offsets,
-    contract,
     ends_of,
     online_differences,
     places_of,
@@ -207,24 +203,12 @@ def test_records_gone_stop_the_queries_with_their_range_and_are_accepted_as_a_lo
     assert "is older than the tables" in job.status().error
 
 
-@dataclass(frozen=True)
-class ShopWithIds(Shop):
-    """The same definitions, over events that have ids."""
-
-    @property
-    def source(self):
-        made, more = contract(), {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]}
-        fields = (*made.fields, *Contract.from_json(json.dumps(more), "id").fields)
-        return replace(super().source, schema=replace(made, fields=fields), event_id="id")
-
-
 def test_repetitions_are_in_the_log_marked_and_in_no_value(spark, kafka_server, online_server, tmp_path):
     shop = ShopWithIds("repeats")
     broker, url = kafka_server.bootstrap_servers, online_server.url
     store = shop.open(tmp_path, broker, url)
     offline = store.settings.offline
-    plain = simple_events(400, keys=KEYS)
-    events = [replace(event, row={**event.row, "id": f"{number // 2 * 7 % 150}"}) for number, event in enumerate(plain)]
+    events = with_ids(simple_events(400, keys=KEYS))
     kept = without_repetitions(shop.source, events)
     assert 0 < len(kept) < len(events)
     produce_events(broker, shop.source.topic, events[:200])

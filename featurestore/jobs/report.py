@@ -100,7 +100,8 @@ class Reporter:
 
 def _ends_of(progress: Any) -> dict[str, dict[int, int]]:
     """Return where a batch of Kafka's records ended."""
-    ends = json.loads(progress["sources"][0]["endOffset"] or "{}")
+    text = str(progress["sources"][0]["endOffset"])
+    ends = json.loads(text) if text.startswith("{") else {}  # before the first batch it is no offset at all
     return {topic: {int(partition): end for partition, end in offsets.items()} for topic, offsets in ends.items()}
 
 

@@ -24,26 +24,22 @@ __all__ = ["Event", "values_at", "without_repetitions"]
 
 
 def without_repetitions(source: EventSource, events: Sequence[Event]) -> list[Event]:
-    """Return the events of a source that enter values: of events of one id, those that come soon after another do not.
+    """Return the events of a source that enter values: of events of one id, those that come soon after another do not."""
+    name = str(source.event_id)
+    with_id = [event for event in events if source.event_id is not None and event.row[name] is not None]
 
-    An event's time is here the newest arrival in its partition up to it, of events with ids.
-    """
-
-    def time(one: Event) -> Instant:
-        return max(each.arrival for each in with_id if each.partition == one.partition and each.offset <= one.offset)
+    def until(one: Event) -> list[Event]:
+        return [each for each in with_id if each.partition == one.partition and each.offset <= one.offset]
 
     def is_repetition(one: Event) -> bool:
-        before = [
-            each for each in with_id
-            if each.partition == one.partition and each.offset < one.offset and id_of(each) == id_of(one)
-        ]  # fmt: skip
-        return bool(before) and time(one) - time(max(before, key=lambda each: each.offset)) <= source.id_horizon_us
+        before = [each for each in until(one) if each.row[name] == one.row[name] and each is not one]
+        last = until(max(before, key=lambda each: each.offset)) if before else []
+        return bool(last) and newest(until(one)) - newest(last) <= source.id_horizon_us
 
-    def id_of(one: Event) -> Any:
-        return None if source.event_id is None else one.row[source.event_id]
+    def newest(some: list[Event]) -> Instant:
+        return max(each.arrival for each in some)
 
-    with_id = [event for event in events if id_of(event) is not None]
-    return [event for event in events if id_of(event) is None or not is_repetition(event)]
+    return [event for event in events if source.event_id is None or event.row[name] is None or not is_repetition(event)]
 
 
 def values_at(

@@ -81,6 +81,8 @@ def _ends(file: Path) -> Offsets:
     """Return the offsets in a file of Spark's offset log: a version, settings, and one line per source."""
     lines = file.read_text(encoding="utf-8").splitlines()
     if lines[0] != "v1":
+        if lines[0][:1] == "v" and lines[0][1:].isdecimal():
+            return {}  # of a Spark to come: its place is Spark's to tell
         raise ValueError(f"{file.name} begins with {lines[0][:20]!r}")
     topics = json.loads(lines[2])
     return {topic: {int(number): int(offset) for number, offset in each.items()} for topic, each in topics.items()}

@@ -128,7 +128,7 @@ class CompletionPublisher(threading.Thread):
             except OnlineStoreLostError as error:
                 self._lost = error
                 break
-            except (BrokerUnavailableError, OnlineError):
+            except (BrokerUnavailableError, OnlineError, OSError):  # the last: what was seen cannot be written down
                 reader = None
         if reader is not None:
             reader.close()

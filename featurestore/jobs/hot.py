@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from featurestore.definitions.source import EventSource
     from featurestore.definitions.view import FeatureView
+    from featurestore.timeline import Instant
 
 SCHEMA = "topic string, partition int, " + ", ".join(f"{name} bigint" for name in COUNTS)
 
@@ -84,6 +85,11 @@ class HotWorker:
     ) -> dict[str, int]:
         """Apply consecutive records of one partition (``SourceWorker.apply``)."""
         return self._worker(*self.sources[topic]).apply(partition, offsets, arrival, values)
+
+    def progress(self, topic: str) -> dict[int, tuple[int, Instant]]:
+        """Return how far the records of a topic are applied (``OnlineStore.progress``)."""
+        source, views = self.sources[topic]
+        return self._worker(source, views).writer.store.progress(source.name)
 
     def prepare(self) -> None:
         """Make decoders and connections of all sources and run them on nothing, so that the first record waits for neither.

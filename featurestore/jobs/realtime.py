@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from kafka import KafkaConsumer
-from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from kafka.errors import KafkaError, LogTruncationError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
-from featurestore.errors import FeatureStoreError, FenceError, OnlineError
+from featurestore.errors import FeatureStoreError, FenceError, OffsetsGoneError, OnlineError
 from featurestore.events.broker import OffsetReader, client_options, mapped_errors
 from featurestore.failpoints import reach
 from featurestore.jobs.checkpoint import losses, refuse_losses
@@ -123,7 +123,7 @@ class RealtimeConsumer:
         """Apply records until stopped. While the store or the broker is down, it is tried again, and ``error`` says so.
 
         Raises:
-            OffsetsGoneError: Kafka no longer has records that were to come next.
+            OffsetsGoneError: Kafka no longer has records that were to come next, or a topic was made anew.
             FenceError: Other consumers kept moving the fences.
             OnlineError: The store refuses for a reason that waiting does not mend.
         """
@@ -145,15 +145,16 @@ class RealtimeConsumer:
             polled: dict[TopicPartition, list[ConsumerRecord]] = self._consumer.poll(timeout_ms=POLL_MS)
         except NoOffsetForPartitionError as error:
             for place in _partitions(error):
-                offset = self._starting.get(place.topic, {}).get(place.partition, -1)
-                if offset < 0:
-                    self._consumer.seek_to_beginning(place)
-                else:
-                    self._consumer.seek(place, offset)
+                self._begin(place)
             return {}
         except OffsetOutOfRangeError as error:
             self._gone(error)
             return {}
+        except LogTruncationError as error:
+            raise OffsetsGoneError(
+                f"a topic lost its end, or was made anew: {error}.",
+                hint="fences and event log know the old offsets. Give the new topic, and its source, another name.",
+            ) from error
         except KafkaError as error:
             self.error = f"Kafka: {type(error).__name__}: {error}"
             return {}
@@ -194,22 +195,37 @@ class RealtimeConsumer:
         with contextlib.suppress(KafkaError):
             self._consumer.commit_async(callback=lambda *_: reach("consumer.committed"))
 
+    def _begin(self, place: TopicPartition) -> None:
+        """Begin a partition of which the group has no offset: it is new, or its topic is, or the broker forgot."""
+        applied = self._worker.progress(place.topic).get(place.partition)
+        if applied is not None:
+            self._check({place: applied[0]})
+        offset = self._starting.get(place.topic, {}).get(place.partition, -1)
+        if offset < 0:
+            self._consumer.seek_to_beginning(place)
+        else:
+            self._consumer.seek(place, offset)
+
     def _gone(self, error: OffsetOutOfRangeError) -> None:
-        """Raise with what is gone; or write it down and go on behind it.
+        """Raise with what is gone; or write it down and go on behind it."""
+        wanted: dict[TopicPartition, int] = error.args[0]
+        for place, first in self._check(wanted).items():
+            self._consumer.seek(place, first)
+
+    def _check(self, wanted: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        """Return the first offsets that Kafka has where others come next.
 
         Raises:
-            OffsetsGoneError: It is not accepted, or the topic was made anew.
+            OffsetsGoneError: It no longer has those, and that is not accepted; or a topic was made anew.
         """
-        wanted: dict[TopicPartition, int] = error.args[0]
-        needed, firsts = _by_topic(wanted), _by_topic(self._consumer.beginning_offsets(list(wanted)))
+        first: dict[TopicPartition, int] = self._consumer.beginning_offsets(list(wanted))
         ends = _by_topic(self._consumer.end_offsets(list(wanted)))
-        found = losses(needed, firsts, ends)
+        found = losses(_by_topic(wanted), _by_topic(first), ends)
         if self._losses is None:
             refuse_losses("hot", found, ends)
-        else:
+        elif found:
             self._losses.record("hot", [(one.topic, one.partition, one.begin, one.end) for one in found])
-        for place in wanted:
-            self._consumer.seek(place, firsts[place.topic][place.partition])
+        return first
 
     def _behind(self) -> int | None:
         behind = 0

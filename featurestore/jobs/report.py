@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -88,13 +89,19 @@ class Reporter:
             "error": self.error,
         }
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(status))
-        temporary.replace(self.path)
+        try:
+            temporary.write_text(json.dumps(status))
+            temporary.replace(self.path)
+        except OSError as error:  # a full disk: a job that works is not ended by what it says of itself
+            sys.stderr.write(
+                f"{self.path} cannot be written: {error.strerror}; state {self.state}, error {self.error}\n"
+            )
 
 
 def _ends_of(progress: Any) -> dict[str, dict[int, int]]:
     """Return where a batch of Kafka's records ended."""
-    ends = json.loads(progress["sources"][0]["endOffset"] or "{}")
+    text = str(progress["sources"][0]["endOffset"])
+    ends = json.loads(text) if text.startswith("{") else {}  # before the first batch it is no offset at all
     return {topic: {int(partition): end for partition, end in offsets.items()} for topic, offsets in ends.items()}
 
 

@@ -1,6 +1,6 @@
 """Which ids a view has seen: what drops repeated events on their way into the online store. Pure, over the store's protocol.
 
-Ids are spread over the buckets by their digest. Per view, source partition and bucket the store holds
+Ids are spread over the buckets by the first byte of their digest. Per view, source partition and bucket the store holds
 
     ids:VIEW@FP/SOURCE/PARTITION          hash: "until" -> "offset,time" up to which this bucket knows its ids; slice -> ""
     ids:VIEW@FP/SOURCE/PARTITION/SLICE    hash: digest -> time of its last event, for times in one slice as long as a horizon
@@ -28,7 +28,7 @@ import numpy as np
 from featurestore.errors import FenceError
 from featurestore.events.repeats import repetitions, times_of
 from featurestore.failpoints import reach
-from featurestore.online.keys import BUCKETS, bucket_of
+from featurestore.online.keys import BUCKETS
 from featurestore.online.store import KeptIds
 from featurestore.timeline import MAX_INSTANT, MIN_INSTANT
 
@@ -84,7 +84,7 @@ class SeenIds:
         """
         *catalogs, every = self._known(partition)
         start, through = _place(every.get(UNTIL))
-        bucket = np.array([-1 if digest is None else bucket_of(digest) for digest in digests.tolist()], np.int64)
+        bucket = np.array([-1 if digest is None else digest[0] % BUCKETS for digest in digests.tolist()], np.int64)
         until = np.array([_place(each.get(UNTIL))[0] for each in catalogs], np.int64)
         new = (bucket >= 0) & (offsets >= start)
         times = np.zeros(len(offsets), np.int64)
@@ -208,5 +208,5 @@ def _place(value: bytes | None) -> tuple[int, Instant]:
 def _by_bucket(newest: Mapping[bytes, Instant], buckets: Sequence[int]) -> dict[int, dict[bytes, Instant]]:
     own: dict[int, dict[bytes, int]] = {number: {} for number in buckets}
     for digest, time in newest.items():
-        own[bucket_of(digest)][digest] = time
+        own[digest[0] % BUCKETS][digest] = time
     return own

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import random
 import threading
 from collections import Counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd  # noqa: F401 - pyarrow looks for it at the first array, which would take every process a second
 
 from featurestore import failpoints
+from featurestore.definitions.contract import Contract
 from featurestore.errors import FeatureStoreError
 from featurestore.jobs.hot import HotWorker
 from featurestore.jobs.worker import by_topic
@@ -17,7 +21,25 @@ from featurestore.online.client import FeatureClient
 from featurestore.online.lookup import LookupPlan
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.timeline import HOUR
-from tests.streaming.support import Shop, by_card, differences, oracle, simple_events, to_bytes
+from tests.streaming.support import Shop, by_card, contract, differences, oracle, to_bytes
+
+
+@dataclass(frozen=True)
+class ShopWithIds(Shop):
+    """The same definitions, over events that have ids."""
+
+    @property
+    def source(self):
+        """Its source, with one more column."""
+        made, more = contract(), {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]}
+        fields = (*made.fields, *Contract.from_json(json.dumps(more), "id").fields)
+        return replace(super().source, schema=replace(made, fields=fields), event_id="id", id_horizon="1m")
+
+
+def with_ids(events):
+    """Return the events with ids, most of which come again soon, and some later."""
+    dice = random.Random(1)
+    return [replace(event, row={**event.row, "id": f"{dice.randrange(60)}"}) for event in events]
 
 
 class Feeder:
@@ -84,18 +106,18 @@ PROCESSES = multiprocessing.get_context("forkserver")  # a process that has impo
 PROCESSES.set_forkserver_preload(["tests.faults.feeding"])
 
 
-def feed_process(shop, url, events, keys, *, size, failpoint=None):
-    """Run a process that applies simple events, until it dies at the failpoint if there is one; return its exit code."""
-    process = PROCESSES.Process(target=_feed, args=(shop.name, url, events, keys, size, failpoint))
+def feed_process(shop, url, events, *, size, failpoint=None):
+    """Run a process that applies events, until it dies at the failpoint if there is one; return its exit code."""
+    process = PROCESSES.Process(target=_feed, args=(shop, url, events, size, failpoint))
     process.start()
     process.join(60)
     return process.exitcode
 
 
-def _feed(name, url, events, keys, size, failpoint):
+def _feed(shop, url, events, size, failpoint):
     if failpoint is not None:
         failpoints.arm(failpoint)
-    Feeder(Shop(name), url).apply(simple_events(events, keys=keys), size)
+    Feeder(shop, url).apply(events, size)
 
 
 class Watcher:

@@ -11,8 +11,9 @@ import redis
 
 import featurestore
 from featurestore import failpoints
+from featurestore.engines.oracle import without_repetitions
 from featurestore.online.redis_store import RedisOnlineStore
-from tests.faults.feeding import Watcher, feed_process, wrong_values
+from tests.faults.feeding import ShopWithIds, Watcher, feed_process, with_ids, wrong_values
 from tests.streaming.support import Shop, ends_of, simple_events
 
 KEYS = 20
@@ -34,11 +35,11 @@ def test_a_worker_killed_at_every_step_of_a_batch_neither_loses_nor_doubles_even
     reached = []
     with Watcher(shop, online_url, events) as watcher:
         for place, size in PLACES.items():
-            code = feed_process(shop, online_url, EVENTS, KEYS, size=size, failpoint=place)
+            code = feed_process(shop, online_url, events, size=size, failpoint=place)
             assert code == -signal.SIGKILL, f"{place} was not reached"
             reached.append({partition: until for partition, (until, _) in store.progress("payments").items()})
         assert reached[-1] != ends_of(events), "everything was applied before the last kill"
-        assert feed_process(shop, online_url, EVENTS, KEYS, size=70) == 0
+        assert feed_process(shop, online_url, events, size=70) == 0
         watcher.look()
     assert wrong_values(shop, online_url, events) == []
     assert watcher.back == []
@@ -48,14 +49,44 @@ def test_a_worker_killed_at_every_step_of_a_batch_neither_loses_nor_doubles_even
     # Negative control: the same kill without the fences that its predecessors left behind.
     with redis.Redis.from_url(online_url) as raw:
         raw.delete(*raw.scan_iter("*:fence"))
-    assert feed_process(shop, online_url, EVENTS, KEYS, size=70) == 0
+    assert feed_process(shop, online_url, events, size=70) == 0
     assert len(wrong_values(shop, online_url, events)) >= KEYS, "without its guard the test finds nothing"
     store.close()
 
 
+def test_repeated_events_count_once_whatever_kills_the_worker(online_url):
+    """Ids and entities live in different slots: between the two, too, nothing is lost and nothing counts twice."""
+    shop, events = ShopWithIds("crash_ids"), with_ids(simple_events(240, keys=KEYS))
+    kept = without_repetitions(shop.source, events)
+    assert KEYS < len(kept) < 200
+    places = {
+        "writer.appended:2": 41,
+        "writer.ids:3": 37,
+        "writer.ids:6": 31,
+        "writer.bucket:30": 29,
+        "writer.folded:5": 23,
+    }
+    with Watcher(shop, online_url, events) as watcher:
+        for place, size in places.items():
+            code = feed_process(shop, online_url, events, size=size, failpoint=place)
+            assert code == -signal.SIGKILL, f"{place} was not reached"
+        assert feed_process(shop, online_url, events, size=50) == 0
+        watcher.look()
+    assert wrong_values(shop, online_url, kept) == []
+    assert watcher.back == []
+
+    # Negative control: where the ids of the first half are forgotten, and it is not read again, repetitions come in.
+    other = ShopWithIds("crash_ids_lost")
+    assert feed_process(other, online_url, events[:120], size=50) == 0
+    with redis.Redis.from_url(online_url) as raw:
+        raw.delete(*raw.scan_iter("fs:{crash_ids_lost.*}:ids:*"))
+    assert feed_process(other, online_url, events[120:], size=50) == 0
+    assert wrong_values(other, online_url, kept), "without its guard the test finds nothing"
+
+
 def test_a_watcher_sees_a_value_that_goes_back(online_url):
     shop, events = Shop("crash_back"), simple_events(40, keys=4)
-    assert feed_process(shop, online_url, 40, 4, size=40) == 0
+    assert feed_process(shop, online_url, events, size=40) == 0
     with Watcher(shop, online_url, events) as watcher:
         watcher.look()
         assert sum(watcher.seen.values()) > 40

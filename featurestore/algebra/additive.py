@@ -9,7 +9,6 @@ a double on its way.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -159,7 +158,7 @@ class Sum(Aggregate):
             return (a[0] + b[0], a[1] + b[1], a[2] + b[2])
         x, y = a[1], b[1]
         total = x + y
-        if not math.isfinite(total):
+        if total - total:  # NaN, as it is for NaN and infinities; 0.0 for all else
             return (a[0] + b[0], total, 0.0)
         back = total - x
         return (a[0] + b[0], total, a[2] + b[2] + ((x - (total - back)) + (y - back)))

@@ -49,24 +49,12 @@ class _Extreme(Aggregate):
         """Return one value."""
         return self.empty() if value is None else (1, to_slot(value, self.value_type))
 
-    def first_wins(self, x: Any, y: Any) -> bool:
-        """Whether ``x`` is the one to keep."""
-        raise NotImplementedError
-
     pick: ClassVar[np.ufunc]
     """Gives the one to keep of every pair."""
     last_integer: ClassVar[int]
     """Comes after every other integer."""
     last_double: ClassVar[float]
     """Comes after every other double."""
-
-    def merge(self, a: Partial, b: Partial) -> Partial:
-        """Return the extreme of both."""
-        if not a[0]:
-            return b
-        if not b[0]:
-            return a
-        return (a[0] + b[0], a[1] if self.first_wins(a[1], b[1]) else b[1])
 
     def finalize(self, partial: Partial) -> Any:
         """Return the extreme, or None without values."""
@@ -100,7 +88,9 @@ class _Extreme(Aggregate):
             return super().running_columns(columns)
         n, values = columns
         last = self.last_integer if self.slots[1] == "i8" else self.last_double
-        return np.add.accumulate(n), self.pick.accumulate(np.where(n == 0, last, values))
+        total = np.add.accumulate(n)
+        found = self.pick.accumulate(np.where(n == 0, last, values))
+        return total, np.where(total == 0, values, found)
 
     def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:
         """Return the extremes; null without values."""
@@ -124,9 +114,14 @@ class Min(_Extreme):
     last_integer: ClassVar[int] = 2**63 - 1
     last_double: ClassVar[float] = np.nan
 
-    def first_wins(self, x: Any, y: Any) -> bool:
-        """Whether x is the smaller; a NaN (unequal to itself) loses."""
-        return bool(x <= y or y != y)  # noqa: PLR0124
+    def merge(self, a: Partial, b: Partial) -> Partial:
+        """Return the smaller of both; a NaN (unequal to itself) loses."""
+        if not a[0]:
+            return b
+        if not b[0]:
+            return a
+        x, y = a[1], b[1]
+        return (a[0] + b[0], x if x <= y or y != y else y)  # noqa: PLR0124
 
 
 @dataclass(frozen=True, repr=False)
@@ -145,6 +140,11 @@ class Max(_Extreme):
     last_integer: ClassVar[int] = -(2**63)
     last_double: ClassVar[float] = -np.inf
 
-    def first_wins(self, x: Any, y: Any) -> bool:
-        """Whether x is the larger; a NaN wins."""
-        return bool(x >= y or x != x)  # noqa: PLR0124
+    def merge(self, a: Partial, b: Partial) -> Partial:
+        """Return the larger of both; a NaN wins."""
+        if not a[0]:
+            return b
+        if not b[0]:
+            return a
+        x, y = a[1], b[1]
+        return (a[0] + b[0], x if x >= y or x != x else y)  # noqa: PLR0124

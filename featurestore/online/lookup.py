@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["LookupPlan", "ServiceLookup"]
 
 _MOST_CHOSEN = 256
-MANY = 4
+MANY = 10
 """Entities from which on reading them at once is quicker than one by one."""
 
 

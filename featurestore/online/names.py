@@ -71,6 +71,12 @@ class StoreNames:
     def _of_text(self, entities: Sequence[Mapping[str, Any]], name: str) -> list[bytes] | None:
         """Return the keys where all views have the same text as key, as most do; None if an entity has no such key."""
         values: list[Any] = [entity.get(name) for entity in entities]
+        if len(values) == 1:
+            value = values[0]
+            if type(value) is not str or not value.isascii():
+                return None
+            key = _TEXT(b"s", len(value)) + value.encode()
+            return [head + key for head in self._heads[crc32(key) % BUCKETS]] + self._complete
         if {*map(type, values)} != {str} or not "".join(values).isascii():
             return None
         if max(map(len, values)) < len(_SHORT):

@@ -140,7 +140,7 @@ class Replies(asyncio.Protocol):
         self._reader = hiredis.Reader(replyError=reply_error, protocolError=redis.exceptions.InvalidResponse)
         self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
         self._unsent: list[bytes] = []
-        self._transport: asyncio.Transport | None = None
+        self._transport: Any = None  # uvloop's is no subclass of asyncio.Transport, but does what one does
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self.is_open = False

@@ -29,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import redis
+import uvloop
 
 from featurestore import (
     AsyncFeatureClient,
@@ -329,7 +330,7 @@ def _interleaved(
 
     for call in contenders.values():
         call()
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # the event loop of the scorer's process
         fast = AsyncFeatureClient(url, timeout="30s", clock=VirtualClock(NOW))
         for _ in range(rounds):
             for name, call in contenders.items():

@@ -286,3 +286,25 @@ def test_both_clients_log_in(tmp_path):
         ):
             client.ping()
         online.store.close()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("url", ["online_url", "cluster_url"])
+def test_the_event_loop_may_be_uvloops(url, request):
+    """Its transports and handles are classes of its own; the scorer's process runs on it."""
+    uvloop = pytest.importorskip("uvloop")
+    url = request.getfixturevalue(url)
+    online = Online(RedisOnlineStore(url, "default"))
+    online.apply([one(number, card=f"c{number}", offset=number) for number in range(20)])
+
+    async def ask():
+        async with AsyncFeatureClient(url, timeout="5s") as client:
+            await client.ping()
+            keys = [{"card_id": f"c{number}"} for number in range(20)]
+            many = await client.get_many("cards", keys, now=99)
+            each = await asyncio.gather(*(client.get("cards", key, now=99) for key in keys))
+            return [vector["many.n_1h"] for vector in (*many, *each)]
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(ask()) == [1] * 40
+    online.store.close()

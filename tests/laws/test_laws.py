@@ -210,8 +210,10 @@ class MaxWithoutNan(Max):
 
 @dataclass(frozen=True, repr=False)
 class MaxFirstOperand(Max):
-    def first_wins(self, x, y):
-        return bool(x >= y)
+    def merge(self, a, b):
+        if not a[0] or not b[0]:
+            return a if a[0] else b
+        return (a[0] + b[0], max(a[1], b[1]))
 
 
 @dataclass(frozen=True, repr=False)

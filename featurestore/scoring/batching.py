@@ -22,6 +22,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 from featurestore.errors import (
     FeatureStoreError,
@@ -43,7 +44,8 @@ T = TypeVar("T")
 
 MAX_BATCH_ROWS = 256
 INLINE_ROWS = 64
-"""Rows up to which a batch is decoded and scored on the event loop: handing it to a thread and back costs more."""
+INLINE_SECONDS = 0.005
+"""So few rows that take so little time are decoded and scored on the event loop: a thread and back would cost more."""
 _OF_ALL = (OnlineStoreUnavailableError, OnlineStoreTimeoutError, StaleFeatureError)
 
 
@@ -90,6 +92,8 @@ class Batcher:
         self._taken: list[_Waiting] = []
         self._serving: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._row_seconds: WeakKeyDictionary[Scorer, float] = WeakKeyDictionary()
+        """What a row took in the last batches of each scorer."""
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
         self.reads = reads(self.on_worker)
 
@@ -203,7 +207,11 @@ class Batcher:
                 self._observe(*scored)
             return scored
 
-        predictions, _ = compute() if len(rows) <= INLINE_ROWS else await self.on_worker(compute)
+        usual = self._row_seconds.get(scorer, float("inf"))
+        is_quick = len(rows) <= INLINE_ROWS and len(rows) * usual <= INLINE_SECONDS
+        predictions, took = compute() if is_quick else await self.on_worker(compute)
+        lately = (took.decode + took.model) / len(rows)
+        self._row_seconds[scorer] = lately if usual == float("inf") else usual + (lately - usual) / 8
         now = loop.time()
         start = 0
         for one in batch:

@@ -351,7 +351,7 @@ def test_a_deadline_is_a_whole_number_of_milliseconds(bounded, value, status):
     headers = {"content-type": "application/json", "x-deadline-ms": "30000" if status == 200 else value}
     answer = httpx.post(f"{bounded}/score/fraud", content=JSON, headers=headers, trust_env=False)
     assert answer.status_code == status
-    if status == 160:
+    if status == 400:
         assert answer.json()["type"] == "urn:featurestore:problem:invalid-deadline"
 
 

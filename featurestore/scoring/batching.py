@@ -93,7 +93,7 @@ class Batcher:
         self._serving: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._row_seconds: WeakKeyDictionary[Scorer, float] = WeakKeyDictionary()
-        """What a row took in the last batches of each scorer."""
+        """What a row took at least, lately, by scorer."""
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
         self.reads = reads(self.on_worker)
 
@@ -210,8 +210,8 @@ class Batcher:
         usual = self._row_seconds.get(scorer, float("inf"))
         is_quick = len(rows) <= INLINE_ROWS and len(rows) * usual <= INLINE_SECONDS
         predictions, took = compute() if is_quick else await self.on_worker(compute)
-        lately = (took.decode + took.model) / len(rows)
-        self._row_seconds[scorer] = lately if usual == float("inf") else usual + (lately - usual) / 8
+        # The least of late: what a batch took besides was a busy machine's doing, and waiting for a thread there is dearer still.
+        self._row_seconds[scorer] = min((took.decode + took.model) / len(rows), usual * 1.1)
         now = loop.time()
         start = 0
         for one in batch:

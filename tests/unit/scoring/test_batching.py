@@ -140,16 +140,16 @@ def test_a_deadline_passes_for_who_waits_and_for_who_is_read(models_root):
     async def main():
         batcher = Batcher(lambda on_worker: ThreadReads(reader, on_worker))
         now = asyncio.get_running_loop().time()
-        waits = [batcher.score(target, target.rows("a"), None, expires=now + after) for after in (0.05, 0.1, 60.0)]
+        waits = [batcher.score(target, target.rows("a"), None, expires=now + after) for after in (60.0, 0.1, 0.05)]
         await asyncio.get_running_loop().run_in_executor(None, reader.entered.acquire)  # the first three are read
         late = batcher.score(target, target.rows("a"), None, expires=now + 0.1)
-        await asyncio.wait([waits[0], waits[1], late], timeout=5)
+        await asyncio.wait([waits[1], waits[2], late], timeout=5)
         reader.gate.set()
         results = await asyncio.gather(*waits, late, return_exceptions=True)
         await batcher.close()
         return results
 
-    first, second, patient, late = asyncio.run(main())
+    patient, first, second, late = asyncio.run(main())
     for one in (first, second, late):
         assert (one.status, one.kind) == (503, "deadline-passed")
     assert patient[0].score > 0

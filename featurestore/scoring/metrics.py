@@ -98,6 +98,7 @@ class ScorerMetrics:
         self._shown: set[tuple[str, str, str, str]] = set()
         self._counted: dict[tuple[str, int], Counter] = {}
         self._timed = {route: self._total.labels(route) for route in ("infer", "score", "lookup")}
+        self._ages: dict[str, Histogram] = {}
         self._served: dict[tuple[str, str], Counter] = {}
 
     def count_request(self, route: str, code: int) -> None:
@@ -131,7 +132,10 @@ class ScorerMetrics:
         if first.complete_through is None:
             self._unknown_age.labels(first.model).inc()
         else:
-            self._age.labels(first.model).observe(max(first.at - first.complete_through, 0) / 1e6)
+            age = self._ages.get(first.model)
+            if age is None:
+                age = self._ages[first.model] = self._age.labels(first.model)
+            age.observe(max(first.at - first.complete_through, 0) / 1e6)
         totals = Tally(chain.from_iterable(one.statuses.values() for one in predictions))
         for status, count in totals.items():
             found = self._served.get((first.model, status))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 HEALTH = frozenset({"/v2/health/live", "/v2/health/ready"})
 """What answers without a credential."""
 
+_LOOK_SECONDS = 5.0
 _PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
@@ -113,14 +114,28 @@ class ColdRoutes:
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        running = self._background and asyncio.create_task(self._background(self._batcher.on_worker))
+        tasks = [asyncio.create_task(self._show_readiness())]
+        if self._background:
+            tasks.append(asyncio.create_task(self._background(self._batcher.on_worker)))
         try:
             yield
         finally:
-            if running is not None:
-                running.cancel()
-                await asyncio.wait([running])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             await self._on_close()
+
+    async def _show_readiness(self) -> None:
+        """Keep the metric of readiness true, whether anybody asks for it or not."""
+        while True:
+            await self._is_ready()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _is_ready(self) -> bool:
+        found = await self._readiness()
+        ready = bool(found) and all(found.values())
+        self._metrics.show_ready(ready)
+        return ready
 
     async def _server(self, _request: Request) -> Response:
         return _json({"name": "featurestore", "version": version(), "extensions": []})
@@ -129,9 +144,7 @@ class ColdRoutes:
         return _json({"live": True})
 
     async def _ready(self, _request: Request) -> Response:
-        found = await self._readiness()
-        ready = bool(found) and all(found.values())
-        self._metrics.show_ready(ready)
+        ready = await self._is_ready()
         return _json({"ready": ready}, 200 if ready else 503)
 
     async def _model(self, request: Request) -> Response:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from featurestore.errors import ModelError
+from featurestore.online.lookup import MANY
 from featurestore.scoring.inputs import CheckedRow, ModelInputs, ScoreRequest
 
 if TYPE_CHECKING:
@@ -112,10 +113,6 @@ class FeatureReader(Protocol):
         """
 
 
-_FEW = 16
-"""Rows under which a lookup gives values row by row, and not as arrays."""
-
-
 def _typed(types: Mapping[str, DataType]) -> str:
     return ", ".join(f"{name} {kind}" for name, kind in types.items()) or "none"
 
@@ -179,8 +176,8 @@ class Scorer:
         self._names: Sequence[str] | None = None
         self._is_whole = False
         position = {name: index for index, name in enumerate(manifest.inputs)}
-        self._request_columns = [position[name] for name in manifest.request_inputs]
-        self._feature_columns = [position[name] for name in manifest.feature_inputs]
+        self._request_columns = np.array([position[name] for name in manifest.request_inputs], dtype=np.intp)
+        self._feature_columns = np.array([position[name] for name in manifest.feature_inputs], dtype=np.intp)
         self._table_columns: list[int] = []
         self.check_service()
         taken = dict(client.request_values(manifest.service))
@@ -265,12 +262,12 @@ class Scorer:
     def matrix(self, rows: Sequence[CheckedRow], table: FeatureRows) -> NDArray[np.float32]:
         """Return what the model gets of rows and their features: float32 [rows, inputs], NaN for null and missing."""
         matrix = np.empty((len(rows), len(self.manifest.inputs)), dtype=np.float32)
-        if self._request_columns:
+        if len(self._request_columns):
             matrix[:, self._request_columns] = [row.values for row in rows]
-        if self._feature_columns:
+        if len(self._feature_columns):
             columns = self._columns_of(table)
             with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as it did in training
-                if len(rows) < _FEW:  # by row: nothing has made arrays of them yet, and None is NaN to numpy
+                if len(rows) < MANY:  # by row: nothing has made arrays of them yet, and None is NaN to numpy
                     values = np.array([table[index].to_list() for index in range(len(rows))], dtype=np.float64)
                 else:
                     values = table.to_numpy()

@@ -87,6 +87,7 @@ def test_processes_share_an_address_and_their_metrics_and_one_that_dies_is_repla
         assert found[counted] == 40
         assert found["featurestore_scorer_request_seconds_count", "score"] == 40
         assert any(name[0] == "featurestore_scorer_model_info" and value == 1 for name, value in found.items())
+        until(lambda: samples(httpx.get(metrics_url, trust_env=False).text)[("featurestore_scorer_ready",)] == 1)
         assert httpx.get(f"{url}/metrics", trust_env=False).status_code == 404
         assert (
             httpx.post(f"{metrics_url.removesuffix('/metrics')}/score/fraud", json=BODY, trust_env=False).status_code

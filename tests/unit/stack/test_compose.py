@@ -113,6 +113,7 @@ def test_prometheus_scrapes_services_that_exist_on_ports_they_listen_on() -> Non
         target for job in config["scrape_configs"] for group in job["static_configs"] for target in group["targets"]
     }
     inside = {f"{name}:{port.split(':')[2]}" for name, service in SERVICES.items() for port in service.get("ports", [])}
+    inside |= {f"{name}:{port}" for name, service in SERVICES.items() for port in service.get("expose", [])}
     assert targets <= inside
 
 

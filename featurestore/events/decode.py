@@ -179,7 +179,6 @@ class Decoder:
         self, events: list[Any], rows: list[int], rejected: list[Rejected]
     ) -> tuple[pa.RecordBatch, np.ndarray]:
         """Return the events as columns and which were kept; an event Arrow cannot hold is rejected."""
-
         column_of = pa.array if self.contract.avro is not None else _column  # Avro's instants are numbers already
 
         def build(chosen: list[Any]) -> pa.RecordBatch:

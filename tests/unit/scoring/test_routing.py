@@ -15,7 +15,7 @@ from featurestore.scoring.manifest import load_model, save_model
 from featurestore.scoring.routing import Challenge, RoutedScorer, ShadowRunner, place_of
 from featurestore.scoring.service import build_app
 from tests.unit.scoring.conftest import running
-from tests.unit.scoring.support import AS_OF, FIELDS, MemoryReader, onnx_bytes
+from tests.unit.scoring.support import AS_OF, FIELDS, MemoryReader, infer_body, onnx_bytes
 
 VALUES = {f"k{i}": [float(i), i, 1.0] for i in range(2000)}
 CHAMPION, CHALLENGER = (0.001, 0.0, 0.0), (0.0, 0.001, 0.001)
@@ -211,6 +211,9 @@ def test_the_service_lets_the_challenger_in_as_it_is_told(models, challenger, ve
         answer = http.post("/score/fraud", json=body).json()
         assert {one["version"] for one in answer["predictions"]} == versions
         one = http.post("/score/fraud", json={"keys": {"card_id": "k1"}, "request": {"amount": 1}}).json()
-        assert (one["version"] == 2) == (challenger == "50%" and place_of({"card_id": "k1"}, "fraud") < 0.5)
-    outcome = 'challenger_rows_total{outcome="scored"} 41.0'
+        theirs = challenger == "50%" and place_of({"card_id": "k1"}, "fraud") < 0.5
+        assert (one["version"] == 2) == theirs
+        infer = http.post("/v2/models/fraud/infer", json=infer_body(("k1",))).json()
+        assert infer["model_version"] == infer["parameters"]["model_version"] == ("2" if theirs else "1")
+    outcome = 'challenger_rows_total{outcome="scored"} 42.0'
     assert (outcome in app.metrics.render().decode()) == (challenger == "shadow")

@@ -117,7 +117,7 @@ class SparkSettings(BaseModel):
 
 
 class ServeSettings(BaseModel):
-    """The scoring service, as its guides say; ``limits`` has fields of ``ScorerLimits``, files are relative to featurestore.toml."""
+    """The scoring service, as its guides say; ``limits`` has fields of ``ScorerLimits``, paths are relative to the file."""
 
     model_config = _CLOSED
     host: str = "127.0.0.1"

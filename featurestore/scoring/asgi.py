@@ -27,12 +27,21 @@ _LOG = logging.getLogger("featurestore.scoring")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
-_numbers = itertools.count()
+class _Numbers:
+    """Request ids of this process: a prefix of its own, and a number."""
+
+    def __init__(self) -> None:
+        self.begin()
+        os.register_at_fork(after_in_child=self.begin)
+
+    def begin(self) -> None:
+        self._prefix, self._count = os.urandom(5).hex(), itertools.count()
+
+    def next(self) -> str:
+        return f"{self._prefix}{next(self._count) & 0xFFFFFF:06x}"
 
 
-@functools.cache
-def _process_prefix(_process: int) -> str:
-    return os.urandom(5).hex()
+_numbers = _Numbers()
 
 
 def request_id_of(headers: Headers) -> str:
@@ -40,7 +49,7 @@ def request_id_of(headers: Headers) -> str:
     for name, value in headers:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return value.decode("ascii")
-    return f"{_process_prefix(os.getpid())}{next(_numbers) & 0xFFFFFF:06x}"
+    return _numbers.next()
 
 
 def body_type(headers: Headers, *, arrow: bool) -> bytes:

@@ -22,6 +22,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 from featurestore.errors import (
     FeatureStoreError,
@@ -43,7 +44,8 @@ T = TypeVar("T")
 
 MAX_BATCH_ROWS = 256
 INLINE_ROWS = 64
-"""Rows up to which a batch is decoded and scored on the event loop: handing it to a thread and back costs more."""
+INLINE_SECONDS = 0.005
+"""So few rows that take so little time are decoded and scored on the event loop: a thread and back would cost more."""
 _OF_ALL = (OnlineStoreUnavailableError, OnlineStoreTimeoutError, StaleFeatureError)
 
 
@@ -90,13 +92,16 @@ class Batcher:
         self._taken: list[_Waiting] = []
         self._serving: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._fires = float("inf")
+        self._row_seconds: WeakKeyDictionary[Scorer, float] = WeakKeyDictionary()
+        """What a row took at least, lately, by scorer."""
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
         self.reads = reads(self.on_worker)
 
     @property
-    def waiting_rows(self) -> int:
-        """Rows that no batch has taken yet."""
-        return sum(len(one.rows) for one in self._waiting)
+    def waiting(self) -> int:
+        """Requests that no batch has taken yet; any thread may ask."""
+        return len(self._waiting)
 
     def score(
         self,
@@ -123,8 +128,8 @@ class Batcher:
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[list[Prediction]] = loop.create_future()
         self._waiting.append(_Waiting(target, rows, now, explain, expires, outcome))
-        if self._timer is None and expires != float("inf"):
-            self._timer = loop.call_at(expires, self._expire, loop)
+        if expires < self._fires:
+            self._arm(loop, expires)
         if self._serving is None or self._serving.done():
             self._serving = loop.create_task(self._serve())
         return outcome
@@ -203,7 +208,11 @@ class Batcher:
                 self._observe(*scored)
             return scored
 
-        predictions, _ = compute() if len(rows) <= INLINE_ROWS else await self.on_worker(compute)
+        usual = self._row_seconds.get(scorer, float("inf"))
+        is_quick = len(rows) <= INLINE_ROWS and len(rows) * usual <= INLINE_SECONDS
+        predictions, took = compute() if is_quick else await self.on_worker(compute)
+        # The least of late: what a batch took besides was a busy machine's doing, and waiting for a thread there is dearer still.
+        self._row_seconds[scorer] = min((took.decode + took.model) / len(rows), usual * 1.1)
         now = loop.time()
         start = 0
         for one in batch:
@@ -216,8 +225,7 @@ class Batcher:
             start = end
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Fail whose time is up."""
-        self._timer = None
+        """Fail whose time is up, and look again when the next one's is."""
         now = loop.time()
         next_ = float("inf")
         for one in (*self._taken, *self._waiting):
@@ -227,8 +235,13 @@ class Batcher:
                 one.outcome.set_exception(deadline_passed())
             else:
                 next_ = min(next_, one.expires)
-        if next_ != float("inf"):
-            self._timer = loop.call_at(next_, self._expire, loop)
+        self._arm(loop, next_)
+
+    def _arm(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fires = when
+        self._timer = None if when == float("inf") else loop.call_at(when, self._expire, loop)
 
 
 def _fail(batch: list[_Waiting], error: Exception) -> None:

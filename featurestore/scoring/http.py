@@ -305,7 +305,7 @@ class ScoringApp:
 
     def _observe(self, predictions: list[Prediction], timings: Timings) -> None:
         self.metrics.observe_batch(predictions, timings)
-        self.metrics.show_queue(self._admission.in_flight)
+        self.metrics.show_queue(self._admission.in_flight, self._batcher.waiting)
 
     def _now(self, value: Any) -> Instant | None:
         """Return the time a replay asks for."""

@@ -71,7 +71,9 @@ class ModelInputs:
         if row.request.keys() != self._request_names:
             self._refuse_names(row.request, self._request_names, "request input", at)
         keys = {name: self._typed("key", name, kind, row.keys[name], at) for name, kind in self.keys.items()}
-        values = tuple(self._number(name, row.request[name], at) for name in self.request_inputs)
+        values = tuple([self._number(name, row.request[name], at) for name in self.request_inputs])
+        if not self.request_values:
+            return CheckedRow(keys, values)
         request = {
             name: self._typed("request input", name, kind, row.request[name], at)
             for name, kind in self.request_values.items()

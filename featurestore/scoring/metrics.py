@@ -66,7 +66,13 @@ class ScorerMetrics:
         self._shed = Counter(f"{prefix}_shed", "Requests answered 429.", ("route",), registry=self._registry)
         self._queue = Gauge(
             f"{prefix}_in_flight",
-            "Scoring requests let in and not answered yet, when the last one came.",
+            "Scoring requests let in and not answered yet, when the last batch was scored.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+        self._waiting = Gauge(
+            f"{prefix}_waiting",
+            "Requests that no batch had taken yet, when the last batch was scored.",
             registry=self._registry,
             multiprocess_mode="livesum",
         )
@@ -112,9 +118,10 @@ class ScorerMetrics:
         """Count a request that was not let in."""
         self._shed.labels(route).inc()
 
-    def show_queue(self, in_flight: int) -> None:
-        """Show how many requests are in flight."""
+    def show_queue(self, in_flight: int, waiting: int) -> None:
+        """Show how many requests are in flight, and how many of them wait for a batch."""
         self._queue.set(in_flight)
+        self._waiting.set(waiting)
 
     def observe_request(self, route: str, seconds: float) -> None:
         """Record how long a scoring request took in all."""

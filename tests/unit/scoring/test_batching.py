@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import pytest
+
 from featurestore.errors import OnlineStoreUnavailableError, PastLookupError
 from featurestore.scoring.batching import Batcher
 from featurestore.scoring.inputs import ScoreRequest
@@ -99,6 +101,59 @@ def test_a_store_that_is_away_is_asked_once_for_the_whole_batch(models_root):
     results = asyncio.run(main())
     assert reader.batches == []  # its plan already could not be asked for
     assert [type(one) for one in results] == [OnlineStoreUnavailableError] * 4
+
+
+class SlowModel:
+    """Takes its time, as a model that is not compiled does, and notes on which thread."""
+
+    def __init__(self, model, seconds):
+        self._model, self._seconds, self.threads = model, seconds, []
+        self.inputs = model.inputs
+
+    def predict(self, matrix):
+        self.threads.append(threading.get_ident())
+        threading.Event().wait(self._seconds * len(matrix))
+        return self._model.predict(matrix)
+
+
+@pytest.mark.parametrize(("seconds", "rows", "inline"), [(0.0, 1, True), (0.0, 65, False), (0.05, 1, False)])
+def test_what_takes_long_is_scored_beside_the_event_loop(models_root, seconds, rows, inline):
+    reader = MemoryReader({"a": [1.0, 1, 1.0]})
+    target = Target(models_root, reader)
+    target._scorer.model = model = SlowModel(target._scorer.model, seconds)
+
+    async def main():
+        batcher = Batcher(lambda on_worker: ThreadReads(reader, on_worker))
+        for _ in range(20):  # it learns; on a machine that stalls it may think otherwise for a while
+            await batcher.score(target, target.rows(*"a" * rows), None)
+        await batcher.close()
+
+    asyncio.run(main())
+    assert model.threads[0] != threading.get_ident()  # not known yet
+    assert (threading.get_ident() in model.threads[1:]) is inline
+
+
+def test_a_deadline_passes_for_who_waits_and_for_who_is_read(models_root):
+    reader = MemoryReader({"a": [1.0, 1, 1.0]}, gate=threading.Event())
+    target = Target(models_root, reader)
+
+    async def main():
+        batcher = Batcher(lambda on_worker: ThreadReads(reader, on_worker))
+        now = asyncio.get_running_loop().time()
+        waits = [batcher.score(target, target.rows("a"), None, expires=now + after) for after in (60.0, 0.1, 0.05)]
+        await asyncio.get_running_loop().run_in_executor(None, reader.entered.acquire)  # the first three are read
+        late = batcher.score(target, target.rows("a"), None, expires=now + 0.1)
+        await asyncio.wait([waits[1], waits[2], late], timeout=5)
+        reader.gate.set()
+        results = await asyncio.gather(*waits, late, return_exceptions=True)
+        await batcher.close()
+        return results
+
+    patient, first, second, late = asyncio.run(main())
+    for one in (first, second, late):
+        assert (one.status, one.kind) == (503, "deadline-passed")
+    assert patient[0].score > 0
+    assert reader.batches == [(None, 3)]  # who was late before being read was never read
 
 
 def test_a_caller_that_has_gone_is_not_scored(models_root):

@@ -181,6 +181,7 @@ def guarded(tmp_path_factory):
 
 
 @pytest.mark.server
+@pytest.mark.thorough
 def test_no_generated_request_meets_more_than_a_declared_refusal(guarded, caplog):
     url, key = guarded
     caplog.set_level(logging.INFO)

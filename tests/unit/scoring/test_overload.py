@@ -121,6 +121,7 @@ async def storm(port, callers, seconds):
 
 
 @pytest.mark.server
+@pytest.mark.thorough
 def test_what_is_let_in_keeps_its_time_and_what_is_shed_is_told_at_once(tmp_path):
     service = payments(tmp_path)
     store_model(tmp_path / "models", service)

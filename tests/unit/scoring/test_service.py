@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 from featurestore.errors import ConfigError, ModelError, OnlineStoreUnavailableError
+from featurestore.online.client import FeatureClient
 from featurestore.scoring.http import ScorerLimits
 from featurestore.scoring.service import build_app, serve
 from tests.unit.scoring.conftest import running
@@ -87,6 +89,22 @@ def test_a_store_that_is_away_at_the_start_is_waited_for(models_root):
         reader.down = None
         assert http.post("/score/fraud", json=GOOD).status_code == 200
         assert http.get("/v2/health/ready").status_code == 200
+
+
+def test_a_password_of_the_store_is_in_no_answer_and_no_log(models_root, caplog):
+    caplog.set_level(logging.DEBUG)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    url = f"redis://scorer:canary-77@127.0.0.1:{port}/0"  # nobody listens there any more
+    app = build_app(models_root, lambda: FeatureClient(url, timeout="1s"))
+    with running(app) as served, httpx.Client(base_url=served, trust_env=False) as http:
+        answers = [http.post("/score/fraud", json=GOOD), http.get("/v2/health/ready")]
+        answers += [http.post("/lookup/fraud_v1", json={"keys": {"card_id": "a"}})]
+    assert [one.status_code for one in answers] == [503] * 3
+    assert "waits for the online store" in caplog.text
+    for text in (caplog.text, *(one.text for one in answers)):
+        assert "canary-77" not in text
+    assert all(str(port) not in one.text for one in answers)
 
 
 def test_now_is_refused_unless_it_was_allowed(models_root):

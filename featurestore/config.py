@@ -117,12 +117,7 @@ class SparkSettings(BaseModel):
 
 
 class ServeSettings(BaseModel):
-    """Where the scoring service listens, to whom, and what a request may cost; each as in the guide to scoring.
-
-    ``challenger`` is what that version of a model does: "off", "shadow" or a share of the keys like "5%". ``follow`` is how often
-    the aliases are looked at. ``prediction_log`` is "delta", "kafka:TOPIC", or nothing. ``limits`` has fields of
-    ``ScorerLimits``. Paths are relative to the folder of featurestore.toml.
-    """
+    """The scoring service, as its guides say; ``limits`` has fields of ``ScorerLimits``, paths are relative to the file."""
 
     model_config = _CLOSED
     host: str = "127.0.0.1"
@@ -145,8 +140,8 @@ class ServeSettings(BaseModel):
 
     def at(self, root: Path) -> Self:
         """Return the settings with the paths of files below a folder, where they are relative."""
-        given = {name: value for name, value in self if isinstance(value, Path)}
-        return self.model_copy(update={name: root / path.expanduser() for name, path in given.items()})
+        files = {name: root / value.expanduser() for name, value in self if isinstance(value, Path)}
+        return self.model_copy(update=files)
 
 
 class Settings(BaseSettings):

@@ -201,8 +201,9 @@ class KafkaSink:
 
         ensure_topics(settings, {topic: 2})
         self._topic, self._timeout_s = topic, timeout_s
+        wait_ms = int(timeout_s * 1000)  # kafka-python wants the delivery to take longer than a request and its linger
         self._producer = producer(
-            settings, max_block_ms=int(timeout_s * 1000), delivery_timeout_ms=int(timeout_s * 1000)
+            settings, max_block_ms=wait_ms, delivery_timeout_ms=wait_ms, request_timeout_ms=wait_ms // 2
         )
 
     def write(self, records: list[PredictionRecord]) -> int:

@@ -129,11 +129,16 @@ def _column(tensor: InputTensor) -> list[Any]:
 def write_response(
     predictions: Sequence[Prediction], manifest: ModelManifest, request_id: str | None
 ) -> dict[str, Any]:
-    """Return the answer; freshness covers all rows, so the oldest of each is given."""
-    answer: dict[str, Any] = {"model_name": manifest.name, "model_version": str(manifest.version)}
+    """Return the answer; freshness covers all rows, so the oldest of each is given.
+
+    Where a canary scored all rows, the version is its own; where it scored some, the champion's.
+    """
+    versions = {one.version for one in predictions}
+    version = str(versions.pop() if len(versions) == 1 else manifest.version)
+    answer: dict[str, Any] = {"model_name": manifest.name, "model_version": version}
     if request_id is not None:
         answer["id"] = request_id
-    answer["parameters"] = {"model_version": str(manifest.version), **freshness(predictions)}
+    answer["parameters"] = {"model_version": version, **freshness(predictions)}
     answer["outputs"] = [
         {
             "name": OUTPUT,

@@ -15,7 +15,7 @@ from featurestore.scoring.manifest import load_model, save_model
 from featurestore.scoring.routing import Challenge, RoutedScorer, ShadowRunner, place_of
 from featurestore.scoring.service import build_app
 from tests.unit.scoring.conftest import running
-from tests.unit.scoring.support import AS_OF, FIELDS, MemoryReader, onnx_bytes
+from tests.unit.scoring.support import AS_OF, FIELDS, MemoryReader, infer_body, onnx_bytes
 
 VALUES = {f"k{i}": [float(i), i, 1.0] for i in range(2000)}
 CHAMPION, CHALLENGER = (0.001, 0.0, 0.0), (0.0, 0.001, 0.001)
@@ -210,7 +210,11 @@ def test_the_service_lets_the_challenger_in_as_it_is_told(models, challenger, ve
             http.get("/v2/health/live")
         answer = http.post("/score/fraud", json=body).json()
         assert {one["version"] for one in answer["predictions"]} == versions
-        one = http.post("/score/fraud", json={"keys": {"card_id": "k1"}, "request": {"amount": 1}}).json()
-        assert (one["version"] == 2) == (challenger == "50%" and place_of({"card_id": "k1"}, "fraud") < 0.5)
-    outcome = 'challenger_rows_total{outcome="scored"} 41.0'
+        card = next(f"k{i}" for i in range(100) if place_of({"card_id": f"k{i}"}, "fraud") < 0.5)
+        wanted = 2 if challenger == "50%" else 1
+        one = http.post("/score/fraud", json={"keys": {"card_id": card}, "request": {"amount": 1}}).json()
+        assert one["version"] == wanted
+        infer = http.post("/v2/models/fraud/infer", json=infer_body((card,))).json()
+        assert infer["model_version"] == infer["parameters"]["model_version"] == str(wanted)
+    outcome = 'challenger_rows_total{outcome="scored"} 42.0'
     assert (outcome in app.metrics.render().decode()) == (challenger == "shadow")

@@ -14,6 +14,7 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from featurestore.errors import JobError, SubmitError, UnknownNameError
+from featurestore.events.broker import ensure_topics
 from featurestore.jobs.score_log import read_predictions
 from featurestore.jobs.score_realtime import ScoreConsumer
 from featurestore.scoring.kafka_envelope import unwrap
@@ -234,6 +235,7 @@ def test_offsets_are_committed_after_the_predictions_or_events_would_be_lost(
     store = scored.open(tmp_path, broker, online_url)
     sent, _ = send(broker, scored, 400)
     spec, group = scored.spec(store, topic=f"{scored.name}_out"), scored.name
+    ensure_topics(spec.kafka, {spec.topic: 2})
     dying = DyingConsumer(spec, group, batch_rows=50)
     dying.commits_first = commits_first
     with pytest.raises(Dies):

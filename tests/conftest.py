@@ -39,6 +39,16 @@ def _no_settings_of_the_user() -> None:
             del os.environ[name]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_job_left_unwaited() -> Iterator[None]:
+    """Submitted jobs are children of this process: what has ended is waited for, or its end would be told as a warning."""
+    yield
+    from featurestore.jobs.job import CHILDREN
+
+    for process in CHILDREN.values():
+        process.poll()
+
+
 @pytest.fixture(scope="session")
 def online_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnlineServer]:
     """A Valkey or Redis server of this session's own."""

@@ -54,6 +54,22 @@ def encode_key(values: Sequence[Any], types: Sequence[DataType]) -> bytes:
     return b"".join(parts)
 
 
+def encode_parts(values: Sequence[Any], kind: DataType) -> list[bytes]:
+    """Return what ``encode_key`` makes of each value of one key column; a key of several columns is its parts joined.
+
+    Args:
+        values: Values of that type, or None; text as its UTF-8 bytes, an instant as its microseconds.
+        kind: Type of the column.
+    """
+    if kind == DataType.STRING:
+        pack = _LENGTH.pack
+        return [b"n" if value is None else pack(b"s", len(value)) + value for value in values]
+    if kind == DataType.BOOL:
+        return [b"n" if value is None else b"T" if value else b"F" for value in values]
+    tag, pack = b"i" if kind == DataType.INT64 else b"t", _INT.pack
+    return [b"n" if value is None else pack(tag, value) for value in values]
+
+
 def _plain(value: Any, kind: DataType) -> Any:
     """Return a numpy scalar as Python's, and an aware datetime of a timestamp key as its microseconds."""
     if kind == DataType.TIMESTAMP and isinstance(value, datetime):

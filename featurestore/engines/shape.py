@@ -23,7 +23,7 @@ from featurestore.algebra import element_sequence
 from featurestore.algebra.columns import take
 from featurestore.algebra.tiles import TileRows, tile_events
 from featurestore.datatypes import DataType
-from featurestore.definitions.keys import encode_key
+from featurestore.definitions.keys import encode_parts
 from featurestore.engines.arrow import evaluate
 
 if TYPE_CHECKING:
@@ -212,23 +212,27 @@ def tiles(part: Part, shaped: Shaped) -> TileRows:
 
 def encode_columns(columns: Sequence[Any], types: Sequence[DataType]) -> tuple[list[bytes], np.ndarray]:
     """Return the distinct encoded keys of parallel Arrow columns, and every row's index among them."""
-    code = np.zeros(len(columns[0]), np.int64)
-    first: np.ndarray = np.zeros(min(1, len(code)), np.int64)
+    parts: list[list[bytes]] = []
+    codes: list[np.ndarray] = []
     for column, kind in zip(columns, types, strict=True):
-        flat = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        if kind == DataType.TIMESTAMP:
-            flat = flat.cast(pa.int64())
-        encoded = flat.dictionary_encode(null_encoding="encode")
-        code = code * (len(encoded.dictionary) + 1) + encoded.indices.to_numpy(zero_copy_only=False)
-        _, first, code = np.unique(code, return_index=True, return_inverse=True)
-    rows = pa.array(first)
-    parts = [_key_parts(column, kind, rows) for column, kind in zip(columns, types, strict=True)]
-    return [encode_key(values, types) for values in zip(*parts, strict=True)], code.astype(np.int64)
+        encoded = _whole(column).dictionary_encode(null_encoding="encode")
+        parts.append(encode_parts(_plain_values(encoded.dictionary, kind), kind))
+        codes.append(encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64))
+    if len(parts) == 1:
+        return parts[0], codes[0]
+    code = np.zeros(len(codes[0]), np.int64)
+    first = code
+    for part, of_row in zip(parts, codes, strict=True):
+        _, first, code = np.unique(code * len(part) + of_row, return_index=True, return_inverse=True)
+    chosen = [[part[row] for row in of_row[first].tolist()] for part, of_row in zip(parts, codes, strict=True)]
+    return [b"".join(key) for key in zip(*chosen, strict=True)], code.astype(np.int64)
 
 
-def _key_parts(column: Any, kind: DataType, rows: pa.Array) -> list[Any]:
-    taken = column.take(rows)
-    return list((taken.cast(pa.int64()) if kind == DataType.TIMESTAMP else taken).to_pylist())
+def _plain_values(array: pa.Array, kind: DataType) -> list[Any]:
+    """Return the values of a key column as ``encode_parts`` takes them."""
+    if kind == DataType.STRING:
+        return list(array.cast(pa.binary()).to_pylist())
+    return list((array.cast(pa.int64()) if kind == DataType.TIMESTAMP else array).to_pylist())
 
 
 def to_numpy(array: pa.Array, kind: DataType) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ a number belongs, integers within 64 bits; a whole number is a valid float64. Fi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from math import ceil, floor
 from operator import attrgetter, itemgetter
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from featurestore.definitions.contract import Contract, ContractField
 
 MAX_BYTES = 1 << 20
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_INSTANT = ARROW_TYPES[DataType.TIMESTAMP]
 _YEAR_1, _YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000
 
 
@@ -178,9 +180,12 @@ class Decoder:
     ) -> tuple[pa.RecordBatch, np.ndarray]:
         """Return the events as columns and which were kept; an event Arrow cannot hold is rejected."""
 
+        column_of = pa.array if self.contract.avro is not None else _column  # Avro's instants are numbers already
+
         def build(chosen: list[Any]) -> pa.RecordBatch:
             columns = [
-                pa.array(list(map(get, chosen)), one.type) for get, one in zip(self._getters, self._schema, strict=True)
+                column_of(list(map(get, chosen)), one.type)
+                for get, one in zip(self._getters, self._schema, strict=True)
             ]
             return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
@@ -236,6 +241,13 @@ class Decoder:
         text, _, path = message.partition(" - at `$")
         field = path.removesuffix("`").lstrip(".")
         return f"field {field!r}: {text}" if field else text
+
+
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Return values as an Arrow array; aware datetimes by way of differences, which is four times as fast."""
+    if kind != _INSTANT:
+        return pa.array(values, kind)
+    return pa.array([None if one is None else one - _EPOCH for one in values], pa.duration("us")).view(kind)
 
 
 def _instants(column: pa.Array) -> np.ndarray:

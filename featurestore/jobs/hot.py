@@ -9,7 +9,8 @@ checkpoint: see ``online.writer``.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "topic string, partition int, " + ", ".join(f"{name} bigint" for name in COUNTS)
 
-_WORKERS: dict[tuple[str, str, str], SourceWorker] = {}
-"""One per worker process: decoders and connections outlive a micro-batch."""
+_WORKERS: dict[tuple[str, str], SourceWorker] = {}
+"""By run and source, one per worker process: decoders and connections outlive a micro-batch, not a run."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ class HotWorker:
         project: Namespace of its keys.
         sources: Topic to source and the views on it.
         epoch: The epoch that the store must have (``online.epoch``); None writes to whatever is there.
+        run: Tells one run of a job from the next in the same Spark session, whose worker processes live on.
     """
 
     url: str
     project: str
     sources: Mapping[str, tuple[EventSource, tuple[FeatureView, ...]]]
     epoch: int | None = None
+    run: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield one row of counts per topic partition of every batch."""
@@ -84,13 +87,15 @@ class HotWorker:
         return self._worker(*self.sources[topic]).apply(partition, offsets, arrival, values)
 
     def prepare(self) -> None:
-        """Make decoders and connections of all sources, so that the first record does not wait for them."""
+        """Make decoders and connections of all sources and run them on nothing, so that the first record waits for neither.
+
+        pyarrow imports pandas with the first array it makes of a list: the largest of what would be waited for.
+        """
         for source, views in self.sources.values():
-            self._worker(source, views)
+            self._worker(source, views).rehearse()
 
     def _worker(self, source: EventSource, views: tuple[FeatureView, ...]) -> SourceWorker:
-        prints = "".join(view.layout.fingerprint for view in views)
-        identity = (self.url, self.project, f"{source.name}/{self.epoch}/{prints}")
+        identity = (self.run, source.name)
         worker = _WORKERS.get(identity)
         if worker is None:
             writer = FencedWriter(RedisOnlineStore(self.url, self.project), source.name, views, epoch=self.epoch)

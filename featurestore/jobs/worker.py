@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from featurestore.definitions.source import EventSource
     from featurestore.definitions.view import FeatureView
+    from featurestore.engines.shape import Shaped
+    from featurestore.events.decode import Decoded
     from featurestore.jobs.breaker import QuarantineBreaker
     from featurestore.online.writer import FencedWriter
     from featurestore.timeline import Instant
@@ -65,12 +67,8 @@ class SourceWorker:
     ) -> dict[str, int]:
         """Apply consecutive records of one partition, at least one; return how many met which fate (``COUNTS``)."""
         began = perf_counter_ns()
-        decoded = self.decoder.decode(values, arrival)
-        if self.breaker is not None:
-            self.breaker.check(partition, offsets, decoded.rejected)
+        decoded, shaped = self._shape(partition, offsets, arrival, values)
         arrived = arrival[decoded.rows]
-        sequence = sequence_of(partition, 0) | offsets[decoded.rows]
-        shaped = [shape(view, decoded.batch, decoded.event_time_us, sequence, arrived) for view in self.writer.views]
         counts = self.writer.apply(partition, int(offsets[-1]) + 1, int(arrival.max()), shaped)
         return {
             **counts,
@@ -79,6 +77,22 @@ class SourceWorker:
             "late": int(np.count_nonzero(arrived - decoded.event_time_us > self.source.late_after_us)),
             "took_us": (perf_counter_ns() - began) // 1_000,
         }
+
+    def rehearse(self) -> None:
+        """Go through what every record goes through up to the store, without one."""
+        nothing = np.zeros(0, np.int64)
+        self._shape(0, nothing, nothing, [])
+
+    def _shape(
+        self, partition: int, offsets: np.ndarray, arrival: np.ndarray, values: pa.Array | Sequence[bytes | None]
+    ) -> tuple[Decoded, list[Shaped]]:
+        decoded = self.decoder.decode(values, arrival)
+        if self.breaker is not None:
+            self.breaker.check(partition, offsets, decoded.rejected)
+        arrived = arrival[decoded.rows]
+        sequence = sequence_of(partition, 0) | offsets[decoded.rows]
+        shaped = [shape(view, decoded.batch, decoded.event_time_us, sequence, arrived) for view in self.writer.views]
+        return decoded, shaped
 
 
 def by_topic(views: Sequence[FeatureView]) -> dict[str, tuple[EventSource, tuple[FeatureView, ...]]]:

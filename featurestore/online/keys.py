@@ -52,6 +52,13 @@ def _buckets(project: str) -> dict[bytes, int]:
     return {f"fs:{{{tag}".encode(): bucket for bucket, tag in enumerate(_tags(project))}
 
 
+@lru_cache(maxsize=1024)
+def _blob_prefixes(tags: tuple[str, ...], view: str, fingerprint: str, part: int) -> list[bytes]:
+    """Return ``KeySpace.blob_prefixes``."""
+    suffix = f"/{part}" if part else ""
+    return [f"fs:{{{tag}}}:v:{view}@{fingerprint}{suffix}:".encode() for tag in tags]
+
+
 @dataclass(frozen=True, slots=True)
 class KeySpace:
     """Builds the names of one project."""
@@ -68,8 +75,11 @@ class KeySpace:
 
     def blob(self, view: str, fingerprint: str, key: bytes, part: int = 0) -> bytes:
         """Return the name of the blob of an entity key, of one part of the view."""
-        suffix = f"/{part}" if part else ""
-        return f"fs:{{{self.tags[bucket_of(key)]}}}:v:{view}@{fingerprint}{suffix}:".encode() + key
+        return self.blob_prefixes(view, fingerprint, part)[bucket_of(key)] + key
+
+    def blob_prefixes(self, view: str, fingerprint: str, part: int = 0) -> list[bytes]:
+        """Return, per bucket, what the names of a part's blobs begin with; the bytes of the key follow."""
+        return _blob_prefixes(self.tags, view, fingerprint, part)
 
     def is_blob(self, name: bytes, view: str, fingerprint: str) -> bool:
         """Whether a name is that of a blob of a view, of any of its parts."""

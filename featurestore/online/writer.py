@@ -158,21 +158,22 @@ class FencedWriter:
         """Cut the records into one string per key and hand them to the keys' buckets."""
         codes, first, rows_of = np.unique(rows.key, return_index=True, return_counts=True)
         data, begins = record_format(part).encode(rows.records)
-        edges = [*begins[first].tolist(), len(data)]
+        edges = np.append(begins[first], len(data))
         base = empty_base(part)
-        of_bucket: dict[int, Blobs] = {}
-        for position, code in enumerate(codes.tolist()):
-            bucket = int(of_key[code])
-            blobs = of_bucket.get(bucket)
-            if blobs is None:
-                blobs = of_bucket[bucket] = Blobs(base)
-            name = self.store.space.blob(part.view, part.fingerprint, keys[code], part.number)
-            blobs.names.append(name)
-            blobs.records.append(data[edges[position] : edges[position + 1]])
-            if not part.is_fixed:
-                self._wide[name] = (edges[position + 1] - edges[position]) // int(rows_of[position])
-        for bucket, blobs in of_bucket.items():
+        names_begin = self.store.space.blob_prefixes(part.view, part.fingerprint, part.number)
+        order = np.argsort(of_key[codes], kind="stable")
+        counts = np.bincount(of_key[codes], minlength=BUCKETS)
+        for bucket, places in enumerate(np.split(order, np.cumsum(counts)[:-1])):
+            if not len(places):
+                continue
+            begin = names_begin[bucket]
+            names = [begin + keys[code] for code in codes[places].tolist()]
+            lows, highs = edges[places].tolist(), edges[places + 1].tolist()
+            blobs = Blobs(base, names, [data[low:high] for low, high in zip(lows, highs, strict=True)])
             buckets[bucket].append((index, blobs))
+            if not part.is_fixed:
+                sizes = (edges[places + 1] - edges[places]) // rows_of[places]
+                self._wide.update(zip(names, sizes.tolist(), strict=True))
 
     def _send(
         self,

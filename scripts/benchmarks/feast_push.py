@@ -36,7 +36,7 @@ def main() -> None:
         )
     )
     names = [name for name in rows.columns if name not in ("card_id", "event_timestamp")]
-    source = PushSource("pushed", batch_source=FileSource(path=order["rows"], timestamp_field="event_timestamp"))
+    source = PushSource(name="pushed", batch_source=FileSource(path=order["rows"], timestamp_field="event_timestamp"))
     card = Entity(name="card", join_keys=["card_id"])
     schema = [Field(name=name, dtype=Float64) for name in names]
     store.apply([card, FeatureView(name="card", entities=[card], schema=schema, source=source, ttl=timedelta(days=30))])

@@ -117,7 +117,8 @@ def transform_with_state(order: dict[str, Any], folder: Path) -> dict[str, Any]:
     session = _session(order, stateful=True)
 
     def start(topic: str) -> Any:
-        rows = _parsed(session, order, topic, batch=order["stateful_batch"])
+        # A tenth of the batch that Spark's own windows are given: more would not end within the time.
+        rows = _parsed(session, order, topic, batch=max(1, order["stateful_batch"] // 10))
         made = rows.groupBy("card_id").transformWithState(
             statefulProcessor=Minutes(), outputStructType=OUTPUT, outputMode="Update", timeMode="None"
         )

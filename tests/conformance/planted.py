@@ -132,7 +132,7 @@ BUGS = [
     Bug("rows: NaN is zero", "engines.shape:to_numpy", "array.cast(pa.float64()).fill_null(0.0)", "pc.if_else(pc.is_nan(array.cast(pa.float64())), 0.0, array.cast(pa.float64())).fill_null(0.0)"),
     Bug("rows: a condition that is null holds", "engines.shape:_is_true", "fill_null(False)", "fill_null(True)"),
     Bug("rows: the condition of a feature is ignored", "engines.shape:inputs_of", "_is_true(condition, events)", "np.ones(events.num_rows, bool)"),
-    Bug("rows: parts of a key run together", "engines.shape:encode_columns", "code * (len(encoded.dictionary) + 1)", "code * 1"),
+    Bug("rows: parts of a key run together", "engines.shape:encode_columns", "code * len(part) + of_row", "code + of_row"),
     Bug("rows: less is less or equal", "engines.scalar:_less", "<", "<="),
     # aggregates
     Bug("last: a tie goes to the older event", "algebra.ordered:_Ordered.merge_columns", "a[0], a[1], b[0], b[1]", "a[0], -a[1], b[0], -b[1]"),
@@ -147,5 +147,5 @@ BUGS = [
     Bug("writer: what the fence covers is applied again", "online.writer:FencedWriter.apply", ">= fence[of_key[events.key]]", ">= 0"),
     Bug("writer: a fence one too low", "online.writer:FencedWriter._send", "fences[bucket][view], until)", "fences[bucket][view], until - 1)"),
     Bug("writer: folds events ahead of the clock", "online.writer:FencedWriter.apply", "clock=arrival", "clock=2**62"),
-    Bug("writer: the last record of a batch is cut off", "online.writer:FencedWriter._distribute", "len(data)]", "len(data) - 8]"),
+    Bug("writer: the last record of a batch is cut off", "online.writer:FencedWriter._distribute", "len(data))", "len(data) - 8)"),
 ]  # fmt: skip

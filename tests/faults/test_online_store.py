@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import threading
-
 import pytest
 
-from featurestore.jobs.driver import MaterializeSpec, materialize
 from featurestore.stack.valkey import OnlineServer
 from tests.faults.proxy import HoldingProxy
 from tests.streaming.support import (
+    InProcess,
     Shop,
     applied_offsets,
     ends_of,
@@ -26,50 +22,6 @@ from tests.streaming.support import (
 )
 
 pytestmark = pytest.mark.jvm
-
-
-class InProcess:
-    """A materialize job on a thread of this process, in a Spark session of its own."""
-
-    def __init__(self, spark, store, shop, folder, **options):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.status_file = folder / "status.json"
-        self.spec = MaterializeSpec(
-            project=shop.name,
-            views=shop.views,
-            online_url=store.settings.online.url,
-            offline=store.settings.offline,
-            kafka=store.settings.kafka,
-            checkpoints=str(folder / "checkpoints"),
-            status_file=self.status_file,
-            archive_every="500 milliseconds",
-            **options,
-        )
-        self.stop_now = threading.Event()
-        self.exit_code = None
-        self.thread = threading.Thread(target=self._run, args=(spark.newSession(),))
-        self.thread.start()
-
-    def _run(self, session):
-        self.exit_code = materialize(session, self.spec, stop=self.stop_now)
-
-    @property
-    def status(self):
-        with contextlib.suppress(FileNotFoundError):
-            return json.loads(self.status_file.read_text())
-        return {"state": "starting", "error": None}
-
-    @property
-    def has_ended(self):
-        return not self.thread.is_alive()
-
-    def wait_end(self):
-        wait_for("the job's end", lambda: self.has_ended, 60.0)
-        return self.exit_code
-
-    def stop(self):
-        self.stop_now.set()
-        return self.wait_end()
 
 
 def test_an_outage_of_the_store_ends_the_job_with_its_cause_and_loses_nothing(spark, kafka_server, tmp_path):
@@ -87,30 +39,30 @@ def test_an_outage_of_the_store_ends_the_job_with_its_cause_and_loses_nothing(sp
         assert server.pid is None
         produce_events(kafka_server.bootstrap_servers, shop.source.topic, events[200:400])
         assert job.wait_end() == 1
-        assert job.status["state"] == "failed"
-        assert "OnlineStoreUnavailableError" in job.status["error"]
-        assert "cannot be reached" in job.status["error"]
+        assert job.status().state == "failed"
+        assert "OnlineStoreUnavailableError" in job.status().error
+        assert "cannot be reached" in job.status().error
 
         # Still away: the next run says so before it starts anything.
         produce_events(kafka_server.bootstrap_servers, shop.source.topic, events[400:])
         job = InProcess(spark, store, shop, folder)
         assert job.wait_end() == 1
-        assert "cannot be reached" in job.status["error"]
-        assert "is the server running?" in job.status["error"]
+        assert "cannot be reached" in job.status().error
+        assert "is the server running?" in job.status().error
 
         server.start()
         assert applied_offsets(server.url, shop.name) == ends_of(events[:200])
         job = InProcess(spark, store, shop, folder)
         wait_for("online", lambda: reached(applied_offsets(server.url, shop.name), ends_of(events)))
         wait_archived(store.settings.offline, len(events))
-        assert job.stop() == 0
-        assert job.status["state"] == "stopped"
+        assert job.stop().state == "stopped"
+        assert job.exit_code == 0
         assert online_differences(store, shop, events) == []
         places = places_of(store.settings.offline, "events/payments")
         assert places == {(event.partition, event.offset): 1 for event in events}
 
 
-def test_of_two_drivers_one_reports_the_other_and_nothing_is_doubled(kafka_server, online_server, tmp_path):
+def test_of_two_drivers_one_reports_the_other_and_nothing_is_doubled(spark, kafka_server, online_server, tmp_path):
     """Two processes on one project; the appends of one are held up on their way, so that the other overtakes it."""
     shop = Shop("twins")
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
@@ -143,7 +95,7 @@ def test_of_two_drivers_one_reports_the_other_and_nothing_is_doubled(kafka_serve
     produce_events(broker, topic, more := simple_events(100, keys=20, begin=len(events)))
     events += more
     store = shop.open(tmp_path / "two", broker, url)
-    job = store.submit("materialize", service="shop", queries="hot")
+    job = InProcess(spark, store, shop, store.settings.home / "jobs" / "materialize-shop", queries=("hot",))
     wait_applied(url, shop.name, ends_of(events), job)
     assert job.stop().state == "stopped"
     assert online_differences(store, shop, events) == []
@@ -160,7 +112,7 @@ def test_a_second_job_on_a_project_does_not_write_the_event_log_again(spark, kaf
         wait_archived(store.settings.offline, len(events))
         other = InProcess(spark, store, shop, tmp_path / "two", queries=("archive",))
         assert other.wait_end() == 1
-        assert "holds events it has written" in other.status["error"]
+        assert "holds events it has written" in other.status().error
         assert sum(places_of(store.settings.offline, "events/payments").values()) == len(events)
     finally:
-        assert first.stop() == 0
+        assert first.stop().state == "stopped"

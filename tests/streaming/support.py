@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from deltalake import DeltaTable
 
@@ -22,6 +24,8 @@ from featurestore.definitions.view import FeatureView
 from featurestore.engines.oracle import Event, values_at
 from featurestore.engines.scalar import evaluate_row
 from featurestore.events.broker import producer
+from featurestore.jobs.consumers import consumer_command
+from featurestore.jobs.driver import MaterializeSpec, materialize
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.testing.compare import values_agree
 from featurestore.testing.streams import hostile_stream
@@ -150,6 +154,67 @@ def produce_events(broker, topic, events):
     """Send events; they land where they say they are."""
     places = produce(broker, topic, [(event.partition, to_bytes(event), event.arrival) for event in events])
     assert places == [(event.partition, event.offset) for event in events]
+
+
+class InProcess:
+    """A materialize job on a thread of this process, in a Spark session of its own: what a submitted job does, without its JVM.
+
+    It answers what tests ask of a submitted job: ``is_alive``, ``status()``, ``logs()`` and ``stop()``.
+    """
+
+    def __init__(
+        self, spark, store, shop, folder, *, freshness="micro-batch", archive_every="500 milliseconds", **options
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoints = folder / "checkpoints"
+        self.exit_code = None
+        self._reported = folder / "status.json"
+        self._reported.unlink(missing_ok=True)
+        if freshness == "realtime":
+            store.settings.to_json(folder / "config.json")
+            options["realtime"] = consumer_command(folder / "config.json", "shop")
+        self._spec = MaterializeSpec(
+            project=shop.name,
+            views=store.definitions().service("shop").views,
+            online_url=store.settings.online.url,
+            offline=store.settings.offline,
+            kafka=store.settings.kafka,
+            checkpoints=str(self.checkpoints),
+            status_file=self._reported,
+            archive_every=archive_every,
+            **options,
+        )
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(spark.newSession(),))
+        self._thread.start()
+
+    def _run(self, session):
+        self.exit_code = materialize(session, self._spec, stop=self._stop)
+
+    @property
+    def is_alive(self):
+        return self._thread.is_alive()
+
+    def status(self):
+        """Return what the driver last reported."""
+        with contextlib.suppress(FileNotFoundError):
+            return SimpleNamespace(**json.loads(self._reported.read_text()))
+        return SimpleNamespace(state="starting", queries={}, totals={}, sources={}, error=None)
+
+    def logs(self, _tail):
+        """Nothing: its words are among those of the tests."""
+        return ""
+
+    def wait_end(self):
+        """Return its exit code once it has ended by itself."""
+        wait_for("the job's end", lambda: not self.is_alive, 60.0)
+        return self.exit_code
+
+    def stop(self):
+        """End it; return its last status."""
+        self._stop.set()
+        self.wait_end()
+        return self.status()
 
 
 def wait_for(what, condition, seconds=DEADLINE_S, job=None):

@@ -10,7 +10,7 @@ from deltalake import DeltaTable
 from featurestore.errors import OfflineError
 from featurestore.offline.compact import Compaction
 from featurestore.timeline import HOUR, SystemClock
-from tests.streaming.support import Shop, places_of, produce_events, simple_events, wait_archived, wait_for
+from tests.streaming.support import InProcess, Shop, places_of, produce_events, simple_events, wait_archived, wait_for
 from tests.unit.offline.test_compact import tiles_of, values
 
 pytestmark = pytest.mark.jvm
@@ -30,7 +30,9 @@ def wait_for_version(log, count, offline, job):
     wait_for(f"{count} events in Delta", archived, job=job)
 
 
-def test_the_archive_goes_on_beside_a_compaction_and_each_event_is_there_once(kafka_server, online_url, tmp_path):
+def test_the_archive_goes_on_beside_a_compaction_and_each_event_is_there_once(
+    spark, kafka_server, online_url, tmp_path
+):
     from featurestore.jobs.archive import TileWorker
 
     shop = Shop("compacting")
@@ -38,7 +40,7 @@ def test_the_archive_goes_on_beside_a_compaction_and_each_event_is_there_once(ka
     store = shop.open(tmp_path, broker, online_url)
     offline = store.settings.offline
     events = simple_events(400, keys=9)
-    job = store.submit("materialize", service="shop", queries="archive", archive_every="0 seconds")
+    job = InProcess(spark, store, shop, tmp_path / "job", queries=("archive",), archive_every="0 seconds")
     compaction = Compaction(offline, shop.views, older_than=HOUR, clock=SystemClock())
     optimized, log = 0, f"{offline}/events/payments"
     try:

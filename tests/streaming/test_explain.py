@@ -5,34 +5,31 @@ from __future__ import annotations
 import pytest
 
 from featurestore.definitions.keys import encode_key
-from featurestore.jobs.job import CHILDREN
 from featurestore.online.keys import bucket_of
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.testing.compare import values_agree
 from featurestore.timeline import HOUR
 from tests.raw import raw
-from tests.streaming.support import Shop, ends_of, oracle, produce_events, wait_applied, wait_archived
+from tests.streaming.support import InProcess, Shop, ends_of, oracle, produce_events, wait_applied, wait_archived
 
 pytestmark = pytest.mark.jvm
 SHOP = Shop("explained")
 
 
 @pytest.fixture(scope="module")
-def applied(kafka_server, online_server, tmp_path_factory):
+def applied(spark, kafka_server, online_server, tmp_path_factory):
     """A store whose job has applied and archived a hostile stream and has been stopped; and the stream."""
     url = online_server.url
-    store = SHOP.open(tmp_path_factory.mktemp("explained"), kafka_server.bootstrap_servers, url)
+    folder = tmp_path_factory.mktemp("explained")
+    store = SHOP.open(folder, kafka_server.bootstrap_servers, url)
     stream = SHOP.stream(seed=7, events=160)
-    job = store.submit("materialize", service="shop", archive_every="1 second")
-    process = CHILDREN[job.record["pid"]]
+    job = InProcess(spark, store, SHOP, folder / "job")
     try:
-        job.wait_until("running", timeout="5m")
         produce_events(kafka_server.bootstrap_servers, SHOP.source.topic, stream.events)
         wait_applied(url, SHOP.name, ends_of(stream.events), job)
         wait_archived(store.settings.offline, len(stream.events), job)
     finally:
         job.stop()
-        process.wait(30.0)
     return store, stream.events
 
 

@@ -13,6 +13,7 @@ from featurestore.definitions.service import FeatureService
 from featurestore.events.broker import ensure_topics
 from featurestore.jobs.quarantine import HEADER, replay_quarantine
 from tests.streaming.support import (
+    InProcess,
     Shop,
     places_of,
     produce,
@@ -79,7 +80,7 @@ def loosened():
 
 
 def test_a_job_stops_before_it_files_a_topic_away_and_goes_on_once_the_contract_is_mended(
-    kafka_server, online_server, tmp_path
+    spark, kafka_server, online_server, tmp_path
 ):
     class Careful(Shop):
         @property
@@ -92,7 +93,7 @@ def test_a_job_stops_before_it_files_a_topic_away_and_goes_on_once_the_contract_
     offline, topic = store.settings.offline, shop.source.topic
     events = simple_events(120, keys=7)
     produce(broker, topic, [(each.partition, to_bytes(each), each.arrival) for each in events])
-    job = store.submit("materialize", service="shop", archive_every="1 second")
+    job = InProcess(spark, store, shop, tmp_path / "job")
     try:
         wait_applied(url, shop.name, {0: 60, 1: 60}, job)
         wait_archived(offline, 120, job)
@@ -119,7 +120,7 @@ def test_a_job_stops_before_it_files_a_topic_away_and_goes_on_once_the_contract_
     mended = replace(shop.source, schema=loosened())
     views = [replace(view, source=mended) for view in shop.views]
     store.apply(FeatureService("shop", views))
-    job = store.submit("materialize", service="shop", archive_every="1 second")
+    job = InProcess(spark, store, shop, tmp_path / "job")
     try:
         wait_applied(url, shop.name, {0: 240, 1: 240}, job)
         wait_archived(offline, 480, job)

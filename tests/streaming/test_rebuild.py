@@ -10,6 +10,7 @@ import redis
 from featurestore.cli import main
 from featurestore.online.redis_store import RedisOnlineStore
 from tests.streaming.support import (
+    InProcess,
     Shop,
     applied_offsets,
     differences,
@@ -41,15 +42,18 @@ def assert_online(store, shop, events):
 
 @pytest.mark.parametrize("freshness", ["micro-batch", "realtime"])
 def test_an_emptied_store_stops_the_job_and_a_rebuild_from_delta_goes_on_exactly(
-    kafka_server, online_url, tmp_path, capsys, freshness
+    spark, kafka_server, online_url, tmp_path, capsys, freshness
 ):
     shop = Shop(f"emptied_{freshness[:5]}")
     broker, topic = kafka_server.bootstrap_servers, shop.source.topic
     store = shop.open(tmp_path, broker, online_url)
     events = shop.stream(seed=23, events=200).events
     first, second, third = events[:90], events[:140], events
-    submit = {"service": "shop", "archive_every": "1 second", "freshness": freshness}
-    job = store.submit("materialize", **submit)
+
+    def start():
+        return InProcess(spark, store, shop, tmp_path / "job", freshness=freshness)
+
+    job = start()
     try:
         produce_events(broker, topic, first)
         wait_applied(online_url, shop.name, ends_of(first), job)
@@ -69,7 +73,7 @@ def test_an_emptied_store_stops_the_job_and_a_rebuild_from_delta_goes_on_exactly
     assert applied_offsets(online_url, shop.name) == {}, "nothing was written to the empty store"
     if freshness != "micro-batch":
         produce_events(broker, topic, events[90:140])
-    refused = store.submit("materialize", **submit)
+    refused = start()
     wait_for("the refusal", lambda: not refused.is_alive, 90.0)
     assert "was emptied" in refused.status().error
 
@@ -85,7 +89,7 @@ def test_an_emptied_store_stops_the_job_and_a_rebuild_from_delta_goes_on_exactly
     archived = [event for event in second if (event.partition, event.offset) in log]
     assert_online(store, shop, archived)
 
-    job = store.submit("materialize", **submit)
+    job = start()
     try:
         wait_applied(online_url, shop.name, ends_of(second), job)
         assert_online(store, shop, second)

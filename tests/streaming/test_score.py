@@ -269,6 +269,7 @@ def test_spark_scores_every_batch_once_in_delta_and_sends_again_under_the_same_i
     offline = store.settings.offline
     checkpoint = store.settings.home / "jobs" / "score-fraud" / "checkpoints" / "score"
     with submitted(store, **options) as job:
+        job.wait_until("running", 240)
         wait_for("predictions", lambda: len(topic.predictions()) >= len(sent), job=job)
         wait_for("the counts", lambda: job.status().totals["consumed"] == len(sent) + 1, job=job)
         assert job.status().totals["quarantined"] == 1
@@ -282,6 +283,7 @@ def test_spark_scores_every_batch_once_in_delta_and_sends_again_under_the_same_i
         (checkpoint / "commits" / name).unlink(missing_ok=True)
     more, _ = send(broker, scored, 50, begin=300)
     with submitted(store, **options) as job:
+        job.wait_until("running", 240)
         wait_for(
             "the rest", lambda: len({one.prediction_id for one in topic.predictions()}) == len(sent | more), job=job
         )

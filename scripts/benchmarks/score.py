@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,8 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         cards = [f"c{card}" for card in range(given.cards)]
         rows = vectors(server.url, cards, NOW)
         booster = train(rows, folder / "model.txt")
-        store_model(booster, service, folder / "models")
+        store_model(booster, service, folder / "models", times=2)
+        champion(folder / "models", 1)
         address = redis.connection.parse_url(server.url)
         place = f"{address['host']}:{address['port']}"
         write_hashes(admin, service, cards, rows, server.url)
@@ -133,6 +135,8 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
             wanted = [float(each) for each in booster.predict(rows, num_threads=1)]
             compared = compare(running, cards, wanted)
             cells = _rounds(running, load, admin, cards, wanted, given)
+            if "ours" in running:
+                cells += _swaps(running["ours"], load, cards, wanted, folder / "models", given)
         finally:
             for each in running.values():
                 each.stop()
@@ -289,6 +293,48 @@ def _rounds(
     return cells
 
 
+def champion(root: Path, version: int) -> None:
+    """Make a version the one that is served."""
+    aside = root / "cards" / "aliases.partial"
+    aside.write_text(json.dumps({"champion": version}))
+    aside.replace(root / "cards" / "aliases.json")
+
+
+def _swaps(
+    ours: Contender, load: Load, cards: list[str], wanted: list[float], root: Path, given: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Return cells of a steady load and of one in whose middle the model is exchanged for another version, in turns."""
+    cells = []
+    bodies = [ours.body(card) for card in cards]
+    seconds = max(given.seconds, 2.0)  # a scorer looks at the folder every two seconds
+    for number in range(given.rounds):
+        for name in ("steady", "swap"):
+            before = ours.ask(cards[0])["version"]
+            moving = threading.Timer(seconds, champion, (root, 3 - before))
+            if name == "swap":
+                moving.start()
+            done = load(
+                port=ours.port, path=ours.path, bodies=bodies, scores=wanted, connections=8, seconds=3 * seconds
+            )
+            if done["wrongs"]:
+                sys.exit(f"{name}: {done['wrongs']} wrong answers, like {done['wrong'][0]}")
+            if name == "swap":
+                moving.join()
+                if ours.ask(cards[0])["version"] == before:
+                    print("the model was not exchanged within the load: no cells of a swap", file=sys.stderr)
+                    return []
+            took = done["took_us"]
+            cells.append(
+                {
+                    "contender": name, "round": number, "connections": 8, "rate": None, "what": "swap", "unanswered": 0,
+                    "per_s": round(done["answers"] / done["wall_s"], 1), "answers": done["answers"],
+                    "cpu_us": 0.0, "store_us": 0.0,
+                    **{f"p{q}_us": round(float(np.quantile(took, q / 100))) for q in (10, 50, 99)},
+                }
+            )  # fmt: skip
+    return cells
+
+
 def store_cpu_s(admin: Any) -> float:
     """Return the CPU seconds of the store so far."""
     told = admin.info("cpu")
@@ -299,12 +345,15 @@ def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return per load and contender median and range over the rounds, and ratios within a round to the first contender."""
     groups: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     for cell in cells:
-        groups.setdefault((cell["connections"], cell.get("rate")), {}).setdefault(cell["contender"], []).append(cell)
+        groups.setdefault((cell["connections"], cell.get("rate"), cell.get("what")), {}).setdefault(
+            cell["contender"], []
+        ).append(cell)
     rows = []
-    for (connections, rate), contenders in groups.items():
+    for (connections, rate, what_else), contenders in groups.items():
         first = next(iter(contenders.values()))
         for name, mine in contenders.items():
             row: dict[str, Any] = {"contender": name, "connections": connections, "rate": rate, "rounds": len(mine)}
+            row["what"] = what_else
             row["unanswered"] = sum(cell["unanswered"] for cell in mine)
             for what in ("per_s", "p50_us", "p99_us", "cpu_us", "store_us"):
                 row[what] = _spread(cell[what] for cell in mine)
@@ -329,6 +378,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         load = f"{row['connections']} connections" + (f", {row['rate']:,.0f}/s" if row["rate"] else "")
+        load += f", {row['what']}" if row["what"] else ""
         late = f", {row['unanswered']:,} not answered within 5 s" if row["unanswered"] else ""
         faster, cpu = (
             _shown(row[name], 1) if name in row else "" for name in ("first_per_s_over_this", "this_cpu_over_first")

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _PATIENCE_S = 90.0
+_LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -121,16 +123,23 @@ def ask(url: str, body: str) -> dict[str, Any]:
 
 def ours(given: Given) -> Contender:
     """Return ``featurestore serve``; its lookups are as of the data's end, so that no window runs empty meanwhile."""
-    made = Contender("/score/cards", free_ports(1)[0], lambda card: json.dumps({"keys": {"card_id": card}, "now": NOW}))
-    return made.start(
+    made = Contender("/score/cards", 0, lambda card: json.dumps({"keys": {"card_id": card}, "now": NOW}))
+    log = given.folder / "ours.log"
+    made.start(
         [
-            sys.executable, "-m", "featurestore.cli", "serve", "--models", str(given.models), "--port", str(made.port),
-            "--allow-now",
+            sys.executable, "-m", "featurestore.cli", "serve", "--models", str(given.models), "--port", "0", "--allow-now",
         ],
-        given.folder / "ours.log",
+        log,
         FEATURESTORE_ONLINE__URL=f"redis://{given.redis}/0",
         FEATURESTORE_ONLINE__TIMEOUT="5s",
     )  # fmt: skip
+    give_up = time.monotonic() + _PATIENCE_S
+    while (found := _LISTENING.search(log.read_text())) is None:
+        if made.processes[0].poll() is not None or time.monotonic() > give_up:
+            raise SystemExit(f"featurestore serve does not listen: {log.read_text()[-1_000:]}")
+        time.sleep(0.1)
+    made.port = int(found[1])
+    return made
 
 
 def usual(given: Given, *, features: str = "redis", feast: str = "") -> Contender:

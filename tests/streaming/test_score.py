@@ -14,6 +14,7 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from featurestore.errors import JobError, SubmitError, UnknownNameError
+from featurestore.events.broker import ensure_topics
 from featurestore.jobs.score_log import read_predictions
 from featurestore.jobs.score_realtime import ScoreConsumer
 from featurestore.scoring.kafka_envelope import unwrap
@@ -234,6 +235,7 @@ def test_offsets_are_committed_after_the_predictions_or_events_would_be_lost(
     store = scored.open(tmp_path, broker, online_url)
     sent, _ = send(broker, scored, 400)
     spec, group = scored.spec(store, topic=f"{scored.name}_out"), scored.name
+    ensure_topics(spec.kafka, {spec.topic: 2})
     dying = DyingConsumer(spec, group, batch_rows=50)
     dying.commits_first = commits_first
     with pytest.raises(Dies):
@@ -267,6 +269,7 @@ def test_spark_scores_every_batch_once_in_delta_and_sends_again_under_the_same_i
     offline = store.settings.offline
     checkpoint = store.settings.home / "jobs" / "score-fraud" / "checkpoints" / "score"
     with submitted(store, **options) as job:
+        job.wait_until("running", 240)
         wait_for("predictions", lambda: len(topic.predictions()) >= len(sent), job=job)
         wait_for("the counts", lambda: job.status().totals["consumed"] == len(sent) + 1, job=job)
         assert job.status().totals["quarantined"] == 1
@@ -280,6 +283,7 @@ def test_spark_scores_every_batch_once_in_delta_and_sends_again_under_the_same_i
         (checkpoint / "commits" / name).unlink(missing_ok=True)
     more, _ = send(broker, scored, 50, begin=300)
     with submitted(store, **options) as job:
+        job.wait_until("running", 240)
         wait_for(
             "the rest", lambda: len({one.prediction_id for one in topic.predictions()}) == len(sent | more), job=job
         )

@@ -119,6 +119,7 @@ def test_time_is_the_newest_arrival_so_far():
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("event_id", ["id", "number"])
 def test_verify_finds_all_paths_equal_where_events_have_ids(event_id):
     view = view_of(source_of(event_id, id_horizon="1m"))
@@ -137,6 +138,7 @@ def _repeated(case):
         return run.counts["duplicate"]
 
 
+@pytest.mark.thorough
 def test_on_a_real_store_too(open_store):
     view = view_of(source_of(id_horizon="1m"))
 

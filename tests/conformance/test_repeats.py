@@ -182,6 +182,7 @@ def _nothing(judged):
 
 def test_two_writers_of_one_partition_keep_no_id_twice(open_store):
     store = open_store()
+    store.prepare()
     ids = [seen_ids(store, VIEW) for _ in range(2)]
     given = 0, np.arange(2), np.array([T0, T0]), digests_of(pa.array(["a", "a"]))
     judged = [each.judge(*given) for each in ids]
@@ -198,6 +199,7 @@ def test_two_writers_of_one_partition_keep_no_id_twice(open_store):
 
 def test_ids_out_of_the_horizon_are_forgotten(open_store):
     store = open_store()
+    store.prepare()
     ids = seen_ids(store, VIEW)
     for step in range(8):
         offsets = np.arange(50) + 50 * step

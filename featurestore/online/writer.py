@@ -128,15 +128,16 @@ class FencedWriter:
             fence = np.array([int(row[index] or 0) for row in fences], dtype=np.int64)
             has_elements = self.views[index].explode is not None
             offset = offset_of(events.sequence, elements=has_elements)
-            fresh, repeats = offset >= fence[of_key[events.key]], np.zeros(len(offset), bool)
+            fresh, counted = offset >= fence[of_key[events.key]], np.ones(len(offset), bool)
             if judged:
-                repeats = np.isin(offset, judged[index].repeated)
-                fresh &= ~repeats & ~np.isin(offset, judged[index].done)
-            applied, repeated, among = (
-                len(np.unique(each)) if has_elements else len(each) for each in (offset[fresh], offset[repeats], offset)
+                counted = ~np.isin(offset, judged[index].repeated)
+                fresh &= counted & ~np.isin(offset, judged[index].done)
+            applied, among = (
+                len(np.unique(offset[rows])) if has_elements else int(np.count_nonzero(rows))
+                for rows in (fresh, counted)
             )
             counts["applied"] += applied
-            counts["fenced"] += among - applied - repeated
+            counts["fenced"] += among - applied
             kept = events.take(np.flatnonzero(fresh))
             for number, (owner, part) in enumerate(self.parts):
                 if owner == index:

@@ -119,6 +119,7 @@ def test_time_is_the_newest_arrival_so_far():
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("event_id", ["id", "number"])
 def test_verify_finds_all_paths_equal_where_events_have_ids(event_id):
     view = view_of(source_of(event_id, id_horizon="1m"))
@@ -137,6 +138,7 @@ def _repeated(case):
         return run.counts["duplicate"]
 
 
+@pytest.mark.thorough
 def test_on_a_real_store_too(open_store):
     view = view_of(source_of(id_horizon="1m"))
 
@@ -180,6 +182,7 @@ def _nothing(judged):
 
 def test_two_writers_of_one_partition_keep_no_id_twice(open_store):
     store = open_store()
+    store.prepare()
     ids = [seen_ids(store, VIEW) for _ in range(2)]
     given = 0, np.arange(2), np.array([T0, T0]), digests_of(pa.array(["a", "a"]))
     judged = [each.judge(*given) for each in ids]
@@ -196,6 +199,7 @@ def test_two_writers_of_one_partition_keep_no_id_twice(open_store):
 
 def test_ids_out_of_the_horizon_are_forgotten(open_store):
     store = open_store()
+    store.prepare()
     ids = seen_ids(store, VIEW)
     for step in range(8):
         offsets = np.arange(50) + 50 * step

@@ -68,7 +68,7 @@ def test_a_driver_killed_at_every_step_of_an_archive_batch_writes_each_table_onc
         produce_events(kafka_server.bootstrap_servers, shop.source.topic, events[done : done + 100])
         done += 100
         job = store.submit("materialize", service="shop", queries="archive", archive_every="500 milliseconds")
-        wait_for(f"the kill at {place}", lambda job=job: not job.is_alive, 90.0)
+        wait_for(f"the kill at {place}", lambda job=job: not job.is_alive)
         assert job.status().state == "failed"
         assert "failed" not in Path(job.folder, "status.json").read_text(), "it was not killed, it said goodbye"
     monkeypatch.delenv(VARIABLE)

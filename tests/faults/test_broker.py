@@ -142,9 +142,7 @@ def test_a_topic_that_was_made_anew_ends_the_job(kafka_server, online_url):
             wait_for("the topic's end", lambda: topic not in admin.list_topics())
         ensure_topics({"bootstrap.servers": broker}, {topic: 2})
         produce_events(broker, topic, simple_events(20, keys=KEYS))
-        with pytest.raises(
-            OffsetsGoneError, match=rf"{topic}-[01]: offset 50 was next, Kafka has 0 to 10 \(the topic was made"
-        ):
+        with pytest.raises(OffsetsGoneError, match="was made anew"):
             job.wait("the end", lambda: False)
 
 

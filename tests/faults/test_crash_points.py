@@ -29,6 +29,7 @@ PLACES = {  # each dies in a later batch than the one before, in batches of anot
 }
 
 
+@pytest.mark.thorough
 def test_a_worker_killed_at_every_step_of_a_batch_neither_loses_nor_doubles_events(online_url):
     shop, events = Shop("crash"), simple_events(EVENTS, keys=KEYS)
     store = RedisOnlineStore(online_url, shop.name)
@@ -54,6 +55,7 @@ def test_a_worker_killed_at_every_step_of_a_batch_neither_loses_nor_doubles_even
     store.close()
 
 
+@pytest.mark.thorough
 def test_repeated_events_count_once_whatever_kills_the_worker(online_url):
     """Ids and entities live in different slots: between the two, too, nothing is lost and nothing counts twice."""
     shop, events = ShopWithIds("crash_ids"), with_ids(simple_events(240, keys=KEYS))

@@ -97,6 +97,7 @@ BUGS = [
     Bug("reader: a row one hop early", f"{_PART}.read", "low // hop)", "low // hop - 1)"),
     Bug("reader: the oldest tile of the tail is left out", f"{_PART}.read", "bisect_left(starts, low)", "bisect_left(starts, low + 1)"),
     Bug("reader: every tail record is in every window", f"{_PART}.read", "len(tail) if low is None else", "len(tail) if True else"),
+    Bug("reader: a tail is merged from its oldest record on", f"{_PART}.read", "tail[-1 - len(merged)]", "tail[len(merged)]"),
     Bug("reader: as_of without the tail", _READ, "*[record[2] for record in tail]", "*[]"),
     Bug("codec: the last tail record is dropped", f"{_PART}.open", "len(blob))", "len(blob))[:-1]"),
     Bug("codec: the row before", f"{_PART}.read", "+ index * words.size", "+ max(index - 1, 0) * words.size"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from featurestore.errors import FeatureStoreError
@@ -197,19 +198,21 @@ class KafkaSink:
     """
 
     def __init__(self, settings: Mapping[str, str], topic: str, *, timeout_s: float = 10.0) -> None:
-        from featurestore.events.broker import ensure_topics, producer
+        from featurestore.events.broker import ensure_topics
 
         ensure_topics(settings, {topic: 2})
-        self._topic, self._timeout_s = topic, timeout_s
-        wait_ms = int(timeout_s * 1000)  # kafka-python wants the delivery to take longer than a request and its linger
-        self._producer = producer(
-            settings, max_block_ms=wait_ms, delivery_timeout_ms=wait_ms, request_timeout_ms=wait_ms // 2
-        )
+        self._settings, self._topic, self._timeout_s = settings, topic, timeout_s
+        self._producer: Any = self._connected()
 
     def write(self, records: list[PredictionRecord]) -> int:
-        """Send records and wait until they are acknowledged."""
+        """Send records and wait until they are acknowledged.
+
+        A producer that lost one is given up for a new one: an idempotent one does not get over a gap in its sequence.
+        """
         from kafka.errors import KafkaError
 
+        if self._producer is None:
+            self._producer = self._connected()
         sent: list[Any] = []
         try:
             for one in records:  # one by one: what was sent before an error counts
@@ -217,11 +220,32 @@ class KafkaSink:
             self._producer.flush(timeout=self._timeout_s)
         except KafkaError as error:  # those that were acknowledged meanwhile are safe
             _LOG.warning("prediction log: topic %s: %s: %s", self._topic, type(error).__name__, error)
-        return sum(one.succeeded() for one in sent)
+        safe: int = sum(one.succeeded() for one in sent)
+        if safe < len(records):
+            self._let_go(0.0)
+        return safe
+
+    def close(self) -> None:
+        """Close the producer."""
+        self._let_go(self._timeout_s)
 
     def _send(self, one: PredictionRecord) -> Any:
         return self._producer.send(self._topic, key=value_text(one.keys).encode(), value=to_json(one))
 
-    def close(self) -> None:
-        """Close the producer."""
-        self._producer.close(timeout=self._timeout_s)
+    def _connected(self) -> Any:
+        from featurestore.events.broker import producer
+
+        wait_ms = int(
+            self._timeout_s * 1000
+        )  # kafka-python wants the delivery to take longer than a request and its linger
+        return producer(
+            self._settings, max_block_ms=wait_ms, delivery_timeout_ms=wait_ms, request_timeout_ms=wait_ms // 2
+        )
+
+    def _let_go(self, timeout_s: float) -> None:
+        from kafka.errors import KafkaError
+
+        found, self._producer = self._producer, None
+        if found is not None:
+            with suppress(KafkaError):
+                found.close(timeout=timeout_s)

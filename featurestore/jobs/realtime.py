@@ -101,6 +101,7 @@ class RealtimeConsumer:
         self._kafka = kafka
         self._starting = starting or {}
         self._losses = losses
+        self._is_applied = True  # everything that was polled: only then are the group's positions what the store has
         worker.prepare()
         with mapped_errors(kafka, "connecting a consumer"):
             self._consumer = KafkaConsumer(
@@ -130,10 +131,12 @@ class RealtimeConsumer:
         committed = time.monotonic()
         while not stop.is_set():
             for place, records in self._poll().items():
+                self._is_applied = False
                 self._apply(place, records, stop)
                 if stop.is_set():
                     break
             else:
+                self._is_applied = True
                 if time.monotonic() - committed > COMMIT_EVERY_S:
                     committed = time.monotonic()
                     self._commit()
@@ -144,8 +147,11 @@ class RealtimeConsumer:
         try:
             polled: dict[TopicPartition, list[ConsumerRecord]] = self._consumer.poll(timeout_ms=POLL_MS)
         except NoOffsetForPartitionError as error:
-            for place in _partitions(error):
-                self._begin(place)
+            try:
+                for place in _partitions(error):
+                    self._begin(place)
+            except (ConnectionError, TimeoutError) as away:
+                self.error = str(away)  # asked again by the next poll
             return {}
         except OffsetOutOfRangeError as error:
             self._gone(error)
@@ -244,9 +250,10 @@ class RealtimeConsumer:
         return found
 
     def close(self) -> None:
-        """Commit and leave the group."""
-        with contextlib.suppress(KafkaError):
-            self._consumer.commit()
+        """Commit and leave the group; nothing is committed that was polled and not applied."""
+        if self._is_applied:
+            with contextlib.suppress(KafkaError):
+                self._consumer.commit()
         self._consumer.close()
 
 

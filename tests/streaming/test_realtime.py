@@ -175,6 +175,25 @@ def test_a_store_that_hangs_is_waited_for(kafka_server, online_server, tmp_path)
     assert consumer.counts["consumed"] >= len(events)
 
 
+def test_a_consumer_that_is_stopped_while_the_store_hangs_does_not_pass_what_it_holds(
+    kafka_server, online_server, tmp_path
+):
+    shop = Shop("rt_held")
+    broker, url = kafka_server.bootstrap_servers, online_server.url
+    store = shop.open(tmp_path, broker, url)
+    events = simple_events(2_000, keys=KEYS)
+    consumer = in_process(store, shop)
+    os.kill(online_server.pid, signal.SIGSTOP)
+    try:
+        produce_events(broker, shop.source.topic, events)
+        _run(consumer, lambda: consumer.error)
+    finally:
+        os.kill(online_server.pid, signal.SIGCONT)
+    assert not reached(applied_offsets(url, shop.name), ends_of(events)), "the store did not hang"
+    _run(in_process(store, shop), lambda: reached(applied_offsets(url, shop.name), ends_of(events)))
+    assert online_differences(store, shop, events) == []
+
+
 def test_records_gone_from_kafka_end_the_job_with_their_range(kafka_server, online_server, tmp_path):
     shop = Shop("rt_gone")
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic

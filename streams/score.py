@@ -19,6 +19,7 @@ from pathlib import Path
 from featurestore.config import Settings
 from featurestore.errors import FeatureStoreError
 from featurestore.jobs.driver import FRESHNESS
+from featurestore.jobs.report import Reporter
 from featurestore.jobs.score_driver import ScoreJob, add_arguments, score_micro_batches, score_realtime, spec_of
 from featurestore.timeline import SECOND, parse_duration
 
@@ -38,6 +39,8 @@ def main(argv: list[str]) -> int:
     try:
         spec = spec_of(arguments)
     except FeatureStoreError as error:
+        reporter = Reporter(folder / "status.json", state="failed", error=str(error))
+        reporter.write()
         print(error, file=sys.stderr)
         return 1
     job = ScoreJob(

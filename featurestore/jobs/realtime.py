@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import os
 import signal
 import sys
 import threading
@@ -310,7 +311,8 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(number, lambda *_: stop.set())
 
     def wait_for_the_end() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 65_536):  # not by way of sys.stdin, whose lock the interpreter wants at its end
+            pass
         stop.set()
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()

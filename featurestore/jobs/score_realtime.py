@@ -13,6 +13,7 @@ import argparse
 import base64
 import contextlib
 import json
+import os
 import signal
 import sys
 import threading
@@ -57,6 +58,10 @@ class _Scorer:
         """Bind the model; a store that is away is waited for later, with the first event."""
         with contextlib.suppress(ConnectionError, TimeoutError):
             self.scorer.bind()
+
+    def progress(self, _topic: str) -> dict[int, tuple[int, int]]:
+        """Nothing: where a group of scorers has got to, its own offsets say, and nobody else."""
+        return {}
 
 
 class ScoreConsumer(RealtimeConsumer):
@@ -195,7 +200,8 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(number, lambda *_: stop.set())
 
     def wait_for_the_end() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 65_536):  # not by way of sys.stdin, whose lock the interpreter wants at its end
+            pass
         stop.set()
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()

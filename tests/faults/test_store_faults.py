@@ -89,10 +89,14 @@ def test_a_store_that_runs_out_of_memory_refuses_and_has_half_of_nothing(server)
     feeder = Feeder(shop, started.url)
     with Watcher(shop, started.url, EVENTS) as watcher:
         feeder.apply(HALF)
-        # A little is left, so that some buckets of a batch find room and others do not.
+        # A little is left, more each time, until some buckets of a batch find room and others do not.
         admin.config_set("maxmemory-policy", "noeviction")
-        admin.config_set("maxmemory", admin.info("memory")["used_memory"] + 2_000)
-        partition = refused(feeder, EVENTS, OnlineStoreUnavailableError, "is out of memory", size=100)
+        used = admin.info("memory")["used_memory"]
+        for room in range(0, 100_000, 500):
+            admin.config_set("maxmemory", used + room)
+            partition = refused(feeder, EVENTS, OnlineStoreUnavailableError, "is out of memory", size=100)
+            if len(standing(feeder, partition)) == 2:
+                break
         assert len(standing(feeder, partition)) == 2, "some buckets have the batch, others have not"
         assert admin.info("errorstats")["errorstat_OOM"]["count"] > 0
         assert admin.info("stats")["evicted_keys"] == 0

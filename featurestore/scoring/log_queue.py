@@ -222,7 +222,7 @@ class KafkaSink:
             _LOG.warning("prediction log: topic %s: %s: %s", self._topic, type(error).__name__, error)
         safe: int = sum(one.succeeded() for one in sent)
         if safe < len(records):
-            self._let_go(0.0)
+            self._let_go(self._timeout_s)  # what it still holds expires within that time; before, it does not close
         return safe
 
     def close(self) -> None:

@@ -162,11 +162,15 @@ def _version_of(program: str) -> tuple[int, int] | None:
 
 
 def _is_served_by(process: ServerProcess, port: int) -> bool:
-    """Tell whether this process answers on the port: where it is taken, another server answers before ours gives up."""
+    """Tell whether this process answers on the port and has loaded its data.
+
+    Where the port is taken, another server answers before ours gives up.
+    """
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
-            connection.sendall(b"INFO server\r\n")
-            return f"process_id:{process.pid}\r\n".encode() in connection.recv(65536)
+            connection.sendall(b"INFO server persistence\r\n")
+            answer = connection.recv(65536)
+            return f"process_id:{process.pid}\r\n".encode() in answer and b"\nloading:0\r\n" in answer
     except OSError:
         return False
 

@@ -150,14 +150,14 @@ def test_a_full_disk_ends_the_job_and_tears_nothing(spark, kafka_server, online_
         store = shop.open(tmp_path, broker, url, offline=offline)
         produce_events(broker, shop.source.topic, events[:200])
         job = InProcess(spark, store, shop, folder, queries=("archive",))
-        wait_archived(offline, 200)
+        wait_archived(offline, 200, job)
         filler = fill(disk)
         produce_events(broker, shop.source.topic, events[200:])
         assert job.wait_end() == 1
         assert "query archive" in job.status().error
         filler.unlink()
         job = InProcess(spark, store, shop, folder, queries=("archive",))
-        wait_archived(offline, len(events))
+        wait_archived(offline, len(events), job)
         assert_archived(offline, events)
         assert job.stop().state == "stopped"
 

@@ -86,8 +86,15 @@ class Resume:
         remember(path, str(query.id), self.project, progress)
 
     def _written(self, query_id: str) -> int | None:
-        """Return the newest batch of a query in the tiles, which every batch is written to."""
-        return self._delta("tiles", lambda table: table.transaction_version(query_id))
+        """Return the newest batch of a query in the tables.
+
+        Every batch is written to the tiles; only the first can be in an event log and not in them yet.
+        """
+        found = (
+            self._delta(name, lambda table: table.transaction_version(query_id))
+            for name in ("tiles", *(f"events/{source}" for source in self.topics.values()))
+        )
+        return next((batch for batch in found if batch is not None), None)
 
     def _table(self) -> str | None:
         """Return an event log that has been written to."""

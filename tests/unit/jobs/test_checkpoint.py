@@ -117,6 +117,17 @@ def test_one_of_the_same_moment_is_not(tmp_path, batch):
         resume.archive(tmp_path / "archive")
 
 
+def test_one_that_was_stopped_in_its_first_batch_goes_on(tmp_path):
+    """The event log has the batch, the tiles and the checkpoint have not."""
+    checkpoint(tmp_path / "archive", planned=0, committed=-1)
+    mine = CommitProperties(app_transactions=[Transaction("q1", 0)])
+    write_deltalake(f"{tmp_path}/lake/events/payments", pa.table({"n": [1]}), commit_properties=mine)
+    assert archive(tmp_path) is False
+    (tmp_path / "archive" / "metadata").write_text(json.dumps({"id": "q2"}))
+    with pytest.raises(CheckpointMismatchError, match="it is not the one that wrote"):
+        archive(tmp_path)
+
+
 def test_what_a_note_says_about_a_checkpoint_counts(tmp_path):
     path = checkpoint(tmp_path / "hot")
     found = Checkpoint.read(path)

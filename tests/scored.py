@@ -59,12 +59,16 @@ class Scored:
         )  # fmt: skip
         store.apply(self.service, self.checkouts, create_topics=broker != "none:1")
         self.fill(url)
+        self.save(store)
+        return store
+
+    def save(self, store):
+        """Save a version of the model."""
         save_model(
             store.settings.models, "fraud", onnx_bytes(weights=WEIGHTS), service="fraud",
             service_fingerprint=self.service.fingerprint, keys=self.service.keys, inputs=["amount", *FEATURES],
             request_inputs=["amount"], feature_inputs=FEATURES,
         )  # fmt: skip
-        return store
 
     def spec(self, store, *, topic="out", envelope=Envelope.NONE):
         """Return what a scoring job is told about checkouts."""

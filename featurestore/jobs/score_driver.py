@@ -27,6 +27,7 @@ from featurestore.jobs.report import Reporter
 from featurestore.jobs.score import ScoreSpec, check_columns
 from featurestore.jobs.score_log import PREDICTIONS, QUARANTINE, PredictionCopier
 from featurestore.jobs.score_realtime import begin_at_the_end
+from featurestore.scoring.folder import read_aliases
 from featurestore.scoring.kafka_envelope import Envelope
 from featurestore.scoring.manifest import find_model, list_models
 
@@ -74,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-json", type=Path, required=True, help="the resolved settings")
     parser.add_argument("--service", required=True, help="the feature service of the model")
     parser.add_argument(
-        "--model", help="NAME or NAME:VERSION; the service's only model and its newest version by default"
+        "--model", help="NAME or NAME:VERSION; the service's only model, its champion or else its newest, by default"
     )
     parser.add_argument("--source", help="the source whose topic is scored; the service's only one by default")
     parser.add_argument("--topic", help="where predictions go; predictions_MODEL by default")
@@ -103,7 +104,8 @@ def spec_of(arguments: argparse.Namespace) -> ScoreSpec:
     name, _, version = arguments.model.partition(":")
     if version and not version.isdigit():
         raise ConfigError(f"--model {arguments.model!r}: {version!r} is not a version.", hint="write name or name:3.")
-    manifest = find_model(settings.models, name, int(version) if version else None).manifest
+    chosen = int(version) if version else read_aliases(settings.models, name).get("champion")
+    manifest = find_model(settings.models, name, chosen).manifest
     if manifest.service != service.name:
         raise ConfigError(f"model {manifest.label} is one of service {manifest.service!r}, not of {service.name!r}.")
     if arguments.source is None:

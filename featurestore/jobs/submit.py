@@ -57,7 +57,7 @@ class SubmitOptions:
             apply an event within tens of milliseconds; "micro-batch" when None.
         consumers: How many of those; at most the topics' partitions have work.
         metrics_port: Port on the driver's loopback for Prometheus; None opens none.
-        model: Of a scoring job: NAME or NAME:VERSION; the service's only model and its newest version when None.
+        model: Of a scoring job: NAME or NAME:VERSION; the service's only model, its champion or else its newest, when None.
         source: Of a scoring job: the source whose events are scored; the service's only one when None.
         topic: Of a scoring job: where predictions go; "predictions_MODEL" when None.
         envelope: Of a scoring job: "none", "cloudevents-binary" or "cloudevents-structured"; none when None.

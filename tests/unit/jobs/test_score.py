@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 
@@ -12,8 +13,10 @@ from pyspark import cloudpickle
 
 from featurestore.errors import ModelError, OnlineStoreUnavailableError
 from featurestore.jobs.score import EventScorer, ScoreWorker, check_columns
+from featurestore.jobs.score_driver import add_arguments, spec_of
 from featurestore.jobs.score_log import once
 from featurestore.jobs.score_spark import SCHEMA, ScoreRows
+from featurestore.scoring.folder import write_aliases
 from featurestore.scoring.kafka_envelope import Envelope, unwrap
 from featurestore.scoring.manifest import find_model
 from featurestore.scoring.prediction_log import PredictionRecord, from_json, to_arrow, to_json
@@ -64,6 +67,27 @@ def test_a_store_that_is_away_is_an_error_and_no_score_of_nulls(tmp_path):
         server.kill()
         with pytest.raises(OnlineStoreUnavailableError):
             score(scorer, [checkout("c1", 1.0)])
+
+
+def test_a_job_scores_with_the_version_named_or_the_champion_or_the_newest(online_url, tmp_path):
+    scored = Scored("unit_version")
+    store = scored.open(tmp_path, "none:1", online_url)
+    scored.save(store)
+    store.settings.to_json(tmp_path / "config.json")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+
+    def model_of(*more):
+        words = ["--config-json", str(tmp_path / "config.json"), "--service", "fraud", "--source", "checkouts", *more]
+        return spec_of(parser.parse_args(words)).model
+
+    assert model_of() == "fraud:2"
+    write_aliases(store.settings.models, "fraud", {"champion": 1})
+    assert (model_of(), model_of("--model", "fraud"), model_of("--model", "fraud:2")) == (
+        "fraud:1",
+        "fraud:1",
+        "fraud:2",
+    )
 
 
 def test_events_that_lack_what_the_model_takes_are_refused_before_the_job_starts(online_url, tmp_path):

@@ -291,21 +291,17 @@ class _Reports(threading.Thread):
         self._write(json.dumps({"counts": new, **told}) + "\n")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run one consumer of a job until SIGTERM, or until standard input ends: then whoever started it is gone.
+def run_consumer(connect: Callable[[], RealtimeConsumer]) -> int:
+    """Be the process of one consumer, until SIGTERM or until standard input ends: then whoever started it is gone.
 
-    Returns 0 after a stop, 3 for what trying again does not mend; the reason is the last line on standard error.
+    What it has done goes to standard output, one JSON line after the other.
+
+    Args:
+        connect: Makes the consumer; it is closed at the end.
+
+    Returns:
+        0 after a stop, 3 for what trying again does not mend; the reason is the last line on standard error.
     """
-    from featurestore.config import Settings
-    from featurestore.offline.losses import Losses
-    from featurestore.offline.registry import DeltaRegistry
-
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--config-json", type=Path, required=True, help="the resolved settings")
-    parser.add_argument("--service", required=True, help="the feature service whose views to keep")
-    parser.add_argument("--instance", help="a name that stays over restarts")
-    parser.add_argument("--accept-loss", action="store_true", help="go on without records that Kafka no longer has")
-    arguments = parser.parse_args(argv)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -323,6 +319,34 @@ def main(argv: Sequence[str]) -> int:
             sys.stdout.flush()
 
     try:
+        consumer = connect()
+        reports = _Reports(consumer, write, stop)
+        try:
+            reports.start()
+            consumer.run(stop)
+        finally:
+            consumer.close()
+            reports.tell()
+    except FeatureStoreError as error:
+        sys.stderr.write(f"{error}\n")
+        return 3
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one consumer of a job (``run_consumer``)."""
+    from featurestore.config import Settings
+    from featurestore.offline.losses import Losses
+    from featurestore.offline.registry import DeltaRegistry
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--config-json", type=Path, required=True, help="the resolved settings")
+    parser.add_argument("--service", required=True, help="the feature service whose views to keep")
+    parser.add_argument("--instance", help="a name that stays over restarts")
+    parser.add_argument("--accept-loss", action="store_true", help="go on without records that Kafka no longer has")
+    arguments = parser.parse_args(argv)
+
+    def connect() -> RealtimeConsumer:
         settings = Settings.from_json(arguments.config_json)
         views = DeltaRegistry(settings.offline).load().service(arguments.service).views
         topics = by_topic(views)
@@ -337,21 +361,12 @@ def main(argv: Sequence[str]) -> int:
             reader.close()
         store.close()
         worker = HotWorker(settings.online.url, settings.project, topics, epoch)
-        consumer = RealtimeConsumer(
+        return RealtimeConsumer(
             worker, settings.kafka, group, instance=arguments.instance, starting=starting,
             losses=Losses(settings.offline) if arguments.accept_loss else None,
         )  # fmt: skip
-        reports = _Reports(consumer, write, stop)
-        try:
-            reports.start()
-            consumer.run(stop)
-        finally:
-            consumer.close()
-            reports.tell()
-    except FeatureStoreError as error:
-        sys.stderr.write(f"{error}\n")
-        return 3
-    return 0
+
+    return run_consumer(connect)
 
 
 if __name__ == "__main__":

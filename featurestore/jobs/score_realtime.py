@@ -13,10 +13,7 @@ import argparse
 import base64
 import contextlib
 import json
-import os
-import signal
 import sys
-import threading
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +22,15 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
-from featurestore.errors import FeatureStoreError, OffsetsGoneError, OnlineError
+from featurestore.errors import OnlineError
 from featurestore.events.broker import client_options, mapped_errors, producer
-from featurestore.jobs.realtime import RealtimeConsumer, _Reports
+from featurestore.jobs.realtime import RealtimeConsumer, run_consumer
 from featurestore.jobs.score import ScoreWorker
 from featurestore.scoring.kafka_envelope import wrap
 from featurestore.scoring.prediction_log import to_json
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Mapping, Sequence
 
     from kafka.consumer.fetcher import ConsumerRecord
@@ -184,10 +182,7 @@ def refusal_to_json(spec: ScoreSpec, record: ConsumerRecord, reason: str, detail
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one worker of a job until SIGTERM, or until standard input ends: then whoever started it is gone.
-
-    Returns 0 after a stop, 3 for what trying again does not mend; the reason is the last line on standard error.
-    """
+    """Run one worker of a job (``run_consumer``)."""
     from featurestore.jobs.score_driver import add_arguments, spec_of
 
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -195,35 +190,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--group", required=True, help="the consumer group")
     parser.add_argument("--instance", help="a name that stays over restarts")
     arguments = parser.parse_args(argv)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-
-    def wait_for_the_end() -> None:
-        while os.read(0, 65_536):  # not by way of sys.stdin, whose lock the interpreter wants at its end
-            pass
-        stop.set()
-
-    threading.Thread(target=wait_for_the_end, daemon=True).start()
-
-    def write(line: str) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.write(line)
-            sys.stdout.flush()
-
-    try:
-        consumer = ScoreConsumer(spec_of(arguments), arguments.group, instance=arguments.instance)
-        reports = _Reports(consumer, write, stop)
-        try:
-            reports.start()
-            consumer.run(stop)
-        finally:
-            consumer.close()
-            reports.tell()
-    except (FeatureStoreError, OffsetsGoneError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 3
-    return 0
+    return run_consumer(lambda: ScoreConsumer(spec_of(arguments), arguments.group, instance=arguments.instance))
 
 
 if __name__ == "__main__":

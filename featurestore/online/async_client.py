@@ -121,9 +121,8 @@ class AsyncFeatureClient:
         return future
 
     def _decode(self, turns: int = _MORE_TURNS) -> None:
-        if (
-            turns and len(self._answered) < self._in_flight
-        ):  # what has arrived meanwhile is read in a turn without waiting
+        if turns and len(self._answered) < self._in_flight:
+            # What has arrived meanwhile is read in a turn without waiting.
             asyncio.get_running_loop().call_soon(self._decode, turns - 1)
             return
         answered, self._answered = self._answered, []

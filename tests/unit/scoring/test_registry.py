@@ -16,40 +16,22 @@ import httpx
 import numpy as np
 import pytest
 
-from featurestore.algebra.additive import Count, Sum
-from featurestore.definitions.entity import Entity
-from featurestore.definitions.service import FeatureService
-from featurestore.definitions.source import EventSource
-from featurestore.definitions.view import FeatureView
 from featurestore.errors import ModelError, ModelRegistryUnavailableError, UnknownNameError
 from featurestore.scoring.folder import read_aliases
 from featurestore.scoring.manifest import find_model, list_models, load_model, save_model
 from featurestore.scoring.registry import ModelRegistry
 from featurestore.scoring.sync import keep_in_step
+from tests.unit.scoring.real import payments
 from tests.unit.scoring.support import FIELDS, onnx_bytes
 
 pytestmark = pytest.mark.thorough  # importing MLflow and making its tables takes seconds
 
-CONTRACT = {
-    "title": "payment",
-    "type": "object",
-    "properties": {
-        "event_time": {"type": "string", "format": "date-time"},
-        "card_id": {"type": "string"},
-        "amount": {"type": "number"},
-    },
-    "required": ["event_time", "card_id", "amount"],
-}
 SAMPLE = np.random.default_rng(2).normal(size=(50, 3)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    schema = tmp_path_factory.mktemp("payment") / "v1.json"
-    schema.write_text(json.dumps(CONTRACT))
-    features = {"count": Count().over("1h"), "spend": Sum("amount").over("1h")}
-    source = EventSource("payments", topic="payments", schema=schema, event_time="event_time")
-    return FeatureService("fraud", [FeatureView("card", Entity("card", {"card_id": "string"}), source, features)])
+    return payments(tmp_path_factory.mktemp("payment"))
 
 
 @pytest.fixture(scope="module")

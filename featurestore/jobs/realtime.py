@@ -146,17 +146,7 @@ class RealtimeConsumer:
 
     def _poll(self) -> dict[TopicPartition, list[ConsumerRecord]]:
         try:
-            polled: dict[TopicPartition, list[ConsumerRecord]] = self._consumer.poll(timeout_ms=POLL_MS)
-        except NoOffsetForPartitionError as error:
-            try:
-                for place in _partitions(error):
-                    self._begin(place)
-            except (ConnectionError, TimeoutError) as away:
-                self.error = str(away)  # asked again by the next poll
-            return {}
-        except OffsetOutOfRangeError as error:
-            self._gone(error)
-            return {}
+            polled = self._next()
         except LogTruncationError as error:
             raise OffsetsGoneError(
                 f"a topic lost its end, or was made anew: {error}.",
@@ -165,10 +155,26 @@ class RealtimeConsumer:
         except KafkaError as error:
             self.error = f"Kafka: {type(error).__name__}: {error}"
             return {}
+        except (ConnectionError, TimeoutError) as away:
+            self.error = str(away)
+            return {}
         self.error = None
         if polled:
             reach("consumer.polled")
         return polled
+
+    def _next(self) -> dict[TopicPartition, list[ConsumerRecord]]:
+        """Return what has come; nothing where it first had to be found out where to begin."""
+        try:
+            polled: dict[TopicPartition, list[ConsumerRecord]] = self._consumer.poll(timeout_ms=POLL_MS)
+        except NoOffsetForPartitionError as error:
+            for place in _partitions(error):
+                self._begin(place)
+        except OffsetOutOfRangeError as error:
+            self._gone(error)
+        else:
+            return polled
+        return {}
 
     def _apply(self, place: TopicPartition, records: Sequence[ConsumerRecord], stop: threading.Event) -> None:
         """Apply consecutive records of one partition, again and again until the store has them."""

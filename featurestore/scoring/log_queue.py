@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from featurestore.errors import FeatureStoreError
@@ -222,12 +221,14 @@ class KafkaSink:
             _LOG.warning("prediction log: topic %s: %s: %s", self._topic, type(error).__name__, error)
         safe: int = sum(one.succeeded() for one in sent)
         if safe < len(records):
-            self._let_go(self._timeout_s)  # what it still holds expires within that time; before, it does not close
+            self._let_go()
         return safe
 
     def close(self) -> None:
         """Close the producer."""
-        self._let_go(self._timeout_s)
+        closing = self._let_go()
+        if closing is not None:
+            closing.join(self._timeout_s)
 
     def _send(self, one: PredictionRecord) -> Any:
         return self._producer.send(self._topic, key=value_text(one.keys).encode(), value=to_json(one))
@@ -242,10 +243,22 @@ class KafkaSink:
             self._settings, max_block_ms=wait_ms, delivery_timeout_ms=wait_ms, request_timeout_ms=wait_ms // 2
         )
 
-    def _let_go(self, timeout_s: float) -> None:
-        from kafka.errors import KafkaError
-
+    def _let_go(self) -> threading.Thread | None:
+        """Close the producer behind the scenes: it does not close while it holds records, which expire after a while."""
         found, self._producer = self._producer, None
-        if found is not None:
-            with suppress(KafkaError):
-                found.close(timeout=timeout_s)
+        if found is None:
+            return None
+        closing = threading.Thread(target=_close, args=(found, self._timeout_s), name="closing-producer", daemon=True)
+        closing.start()
+        return closing
+
+
+def _close(producer: Any, timeout_s: float) -> None:
+    from kafka.errors import KafkaTimeoutError
+
+    while True:
+        try:
+            producer.close(timeout=timeout_s)
+        except KafkaTimeoutError:
+            continue
+        return

@@ -3,8 +3,8 @@
 Batches are applied one after the other, and a read begins and ends somewhere in between. A read of a key is right if what
 it says (values of all views, ``as_of``) is what the oracle says of *some* prefix of the batches that touch the key: one
 that is no older than what was applied when the read began, and no newer than what had begun when it ended. Per key, and per
-reader, the prefix never goes back, and neither do ``complete_through`` and ``as_of``. What ``complete_through`` claims is in
-the values.
+reader, the prefix never goes back, and neither does ``as_of``. What ``complete_through`` claims is in the values, and it never
+goes back where the same keys are asked for: a cluster has a copy per slot, and an answer has the oldest of those it was read with.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Read:
-    """One answer: who read which key, the batches done before and begun by its end, and what it said."""
+    """One answer: who read which key, together with which others, the batches done before and begun by its end, what it said."""
 
     reader: str
     key: str
+    asked: tuple[str, ...]
     done_before: int
     begun_after: int
     said: tuple
@@ -34,7 +35,7 @@ def faults(reads, expected, arrivals):
         arrivals: Per number of batches, the newest arrival applied.
     """
     found = []
-    last = {}
+    last, claims = {}, {}
     for number, read in enumerate(reads):
         where = f"read {number} of {read.key} by {read.reader}"
         fits = [count for count, said in enumerate(expected[read.key]) if said == read.said]
@@ -45,7 +46,8 @@ def faults(reads, expected, arrivals):
         if not fits:
             found.append(f"{where}: {read.said} is not that of {read.done_before} to {read.begun_after} batches")
             continue
-        low, as_of, complete = last.get((read.reader, read.key), (0, None, None))
+        low, as_of = last.get((read.reader, read.key), (0, None))
+        complete = claims.get((read.reader, read.asked))
         fits = [count for count in fits if count >= low]
         if not fits:
             found.append(f"{where}: {read.said} is older than what it read before")
@@ -59,7 +61,8 @@ def faults(reads, expected, arrivals):
             found.append(
                 f"{where}: complete_through {read.complete_through} claims {max(claimed)} batches, {max(fits)} are in"
             )
-        last[read.reader, read.key] = (fits[0], read.as_of, read.complete_through)
+        last[read.reader, read.key] = (fits[0], read.as_of)
+        claims[read.reader, read.asked] = read.complete_through
     return found
 
 

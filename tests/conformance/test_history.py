@@ -112,7 +112,16 @@ class Scene:
             newest = max((at for at in vector.as_of.values() if at is not None), default=None)
             said = tuple(vector.to_list())
             self.reads.append(
-                Read(reader, key, done[partition], self.begun[partition], said, newest, vector.complete_through)
+                Read(
+                    reader,
+                    key,
+                    tuple(keys),
+                    done[partition],
+                    self.begun[partition],
+                    said,
+                    newest,
+                    vector.complete_through,
+                )
             )
 
     def look(self, client, reader="reader"):

@@ -90,8 +90,9 @@ def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServ
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """One Spark session on two threads, with Delta and Kafka."""
-    from featurestore.engines.session import build_session
+    from featurestore.engines.session import JOB_CONF, build_session
 
-    session = build_session("tests", conf={"spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse"))})
+    warehouse = {"spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse"))}
+    session = build_session("tests", conf=JOB_CONF | warehouse)
     yield session
     session.stop()

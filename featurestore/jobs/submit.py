@@ -190,9 +190,9 @@ def driver_conf(deploy_mode: str | None, *, local: bool, packages: bool) -> dict
     """Return what the driver's JVM needs from its start on: no session can set it later."""
     conf = {}
     if local:
-        from featurestore.engines.session import LOCAL_CONF
+        from featurestore.engines.session import JOB_CONF
 
-        conf.update(LOCAL_CONF)
+        conf.update(JOB_CONF)
     elif deploy_mode != "cluster":
         logging = _PACKAGE / "engines" / "log4j2.properties"
         conf["spark.driver.extraJavaOptions"] = f"-Dlog4j2.configurationFile={logging.as_uri()}"

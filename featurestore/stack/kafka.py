@@ -84,10 +84,13 @@ class KafkaServer:
             self.ports = (broker, controller)
         properties = self.directory / "server.properties"
         properties.write_text(server_properties(self.directory / "data", *self.ports))
-        classpath = [str(java), _LOG_LEVEL, "-cp", f"{jars}/*"]
+        quick = (
+            "-XX:TieredStopAtLevel=1"  # the optimising compiler would take more than a broker of this size gives back
+        )
+        classpath = [str(java), quick, _LOG_LEVEL, "-cp", f"{jars}/*"]
         self._formatted_now = not self._meta.exists()
         if self._formatted_now:
-            self._format([*classpath, "-XX:TieredStopAtLevel=1"], properties)
+            self._format(classpath, properties)
         memory = ["-Xms256m", f"-Xmx{self.heap}", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError"]
         self.process = ServerProcess(
             "kafka", [classpath[0], *memory, *classpath[1:], "kafka.Kafka", str(properties)], self.directory

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurestore.engines.session import build_session
+from featurestore.engines.session import JOB_CONF, build_session
 from featurestore.jobs.consumers import Consumers, consumer_command
 from featurestore.jobs.hot import HotWorker, start_hot, warm_up
 from featurestore.jobs.worker import by_topic
@@ -23,14 +23,14 @@ from scripts.benchmarks.measure import Meter
 from scripts.benchmarks.stream_data import SPARK_SCHEMA, definitions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _TICK = threading.Event()
 
 
 def ours(order: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The hot query, from Kafka to the online store."""
-    session = _session(order)
+    """The hot query, from Kafka to the online store, with the settings that ``jobs submit`` gives a local job."""
+    session = _session(order, settings=JOB_CONF)
     kafka = {"bootstrap.servers": order["broker"]}
 
     def work(topic: str, events: int) -> None:
@@ -127,8 +127,8 @@ def transform_with_state(order: dict[str, Any], folder: Path) -> dict[str, Any]:
     return _as_far_as(order, start)
 
 
-def _session(order: dict[str, Any], *, stateful: bool = False) -> Any:
-    conf = {"spark.driver.memory": order["memory"], "spark.ui.enabled": "false"}
+def _session(order: dict[str, Any], *, stateful: bool = False, settings: Mapping[str, str] | None = None) -> Any:
+    conf = {**(settings or {}), "spark.driver.memory": order["memory"], "spark.ui.enabled": "false"}
     if stateful:
         conf["spark.sql.streaming.stateStore.providerClass"] = (
             "org.apache.spark.sql.execution.streaming.state.RocksDBStateStoreProvider"

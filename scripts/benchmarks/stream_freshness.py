@@ -40,7 +40,7 @@ def freshness(mode: str, broker: str, url: str, folder: Path, *, rate: int, seco
     job = store.submit("materialize", service="cards", master="local[2]", **MODES[mode])
     try:
         job.wait_until("running", timeout=300)
-        sender = producer(kafka, linger_ms=0)
+        sender = producer(kafka)
         with FeatureClient(url, project=topic, timeout="5s") as client:
             found = measure_freshness(
                 partial(_send, sender, topic),

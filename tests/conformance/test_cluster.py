@@ -22,7 +22,7 @@ from tests.conformance.support import Online, one, stream_of
 from tests.raw import raw
 from tests.servers import Cluster
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.thorough]
 CARDS = 60
 
 

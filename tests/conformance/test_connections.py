@@ -17,7 +17,7 @@ from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.stack.valkey import OnlineServer
 from tests.conformance.support import Online, one, stream_of
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.thorough]
 CARDS = 40
 
 

@@ -27,6 +27,8 @@ from tests.conformance.exploded import BASKET, BY_CARD, BY_ITEM, BY_TAG, CONTRAC
 from tests.conformance.test_planted_bugs import run_text
 from tests.unit.offline.local import run
 
+pytestmark = pytest.mark.thorough
+
 DAY = "2024-01-01T00:00:00Z"
 
 

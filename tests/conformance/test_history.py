@@ -21,7 +21,7 @@ from tests.conformance.support import SECOND, one
 from tests.effort import tries
 from tests.raw import raw
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.thorough]
 
 TOTALS = FeatureView("totals", CARD, SOURCE, {"n": Count().over("lifetime"), "points": Sum("points").over("lifetime")})
 PARTED = FeatureView(

@@ -28,6 +28,8 @@ from featurestore.online.writer import FencedWriter
 from featurestore.testing.replay import Replay
 from tests.streaming.support import Shop
 
+pytestmark = pytest.mark.thorough
+
 SHOP = Shop("rebuilt")
 SERVICE = SHOP.service
 DEFINITIONS = Definitions.of([SERVICE])

@@ -21,6 +21,8 @@ from tests.conformance.support import SECOND, Online, one
 from tests.faults.proxy import HoldingProxy
 from tests.raw import raw
 
+pytestmark = pytest.mark.thorough
+
 
 class Slamming:
     """A server that closes every connection once it was sent something, or answers by ``reply``; it counts what came."""

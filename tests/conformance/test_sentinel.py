@@ -15,7 +15,7 @@ from featurestore.online.redis_store import RedisOnlineStore
 from tests.conformance.support import Online, one
 from tests.servers import Watched
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.thorough]
 
 
 class Both:

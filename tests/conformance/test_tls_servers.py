@@ -21,7 +21,7 @@ from tests.conformance.test_sentinel import Both, until_it_answers
 from tests.servers import Cluster, Watched
 from tests.tls import TlsFront, server_context
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.thorough]
 CARDS = 40
 KEYS = [{"card_id": f"c{number}"} for number in range(CARDS)]
 

@@ -15,6 +15,8 @@ from tests.conformance.cases import LIFETIME, MANY, SEVERAL, SKETCHES, SOURCE, W
 from tests.effort import tries
 from tests.unit.offline.local import run
 
+pytestmark = pytest.mark.thorough
+
 SERVICES = [
     pytest.param((SEVERAL, SKETCHES), id="several-sketches"),
     pytest.param((MANY, WIDE), id="many-wide"),

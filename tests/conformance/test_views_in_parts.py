@@ -15,6 +15,8 @@ from tests.effort import tries
 from tests.laws.wide import Longest, Texts
 from tests.raw import raw
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(autouse=True)
 def _wide_aggregates_are_known(monkeypatch):

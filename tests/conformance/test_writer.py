@@ -15,6 +15,8 @@ from featurestore.testing.streams import shape_events
 from tests.conformance.cases import SOURCE
 from tests.conformance.support import SECOND, VIEWS, Online, batches, one, stream_of
 
+pytestmark = pytest.mark.thorough
+
 # ------------------------------------------------------------------------------------------------ exactly once
 
 

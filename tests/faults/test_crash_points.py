@@ -16,6 +16,8 @@ from featurestore.online.redis_store import RedisOnlineStore
 from tests.faults.feeding import ShopWithIds, Watcher, feed_process, with_ids, wrong_values
 from tests.streaming.support import Shop, ends_of, simple_events
 
+pytestmark = pytest.mark.thorough
+
 KEYS = 20
 EVENTS = 400
 PLACES = {  # each dies in a later batch than the one before, in batches of another size

@@ -23,7 +23,7 @@ from tests.faults.feeding import Feeder, Watcher, batches, wrong_values
 from tests.servers import Watched
 from tests.streaming.support import Shop, simple_events, wait_for
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.thorough]
 
 KEYS = 20
 EVENTS = simple_events(400, keys=KEYS)

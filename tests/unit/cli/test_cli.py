@@ -15,6 +15,8 @@ import featurestore
 from featurestore.cli.exits import error_line, exit_code
 from featurestore.errors import FeatureStoreError, OnlineStoreTimeoutError, StackError, SubmitError, UnknownNameError
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture
 def project(tmp_path, monkeypatch, run):

@@ -11,6 +11,8 @@ from featurestore.offline.events import write_events
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.testing.replay import replay
 
+pytestmark = pytest.mark.thorough
+
 AT = "2024-01-01T12:30:00Z"
 
 

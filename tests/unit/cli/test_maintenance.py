@@ -12,6 +12,8 @@ from featurestore.testing.replay import Replay
 from tests.streaming.support import Shop
 from tests.unit.offline.test_quarantine import write as write_quarantine
 
+pytestmark = pytest.mark.thorough
+
 SHOP = Shop("kept")
 
 

@@ -17,6 +17,8 @@ from featurestore.scoring.auth import new_key
 from featurestore.stack.valkey import OnlineServer
 from tests.unit.scoring.real import fill, payments, store_model
 
+pytestmark = pytest.mark.thorough
+
 BODY = {"keys": {"card_id": "a"}, "request": {"amount": 1.0}}
 
 

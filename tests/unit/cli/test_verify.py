@@ -9,6 +9,8 @@ import pytest
 from featurestore.timeline import HOUR
 from tests.conformance.planted import BUGS
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture
 def project(tmp_path, monkeypatch, run):

@@ -15,6 +15,8 @@ from featurestore.timeline import HOUR, MINUTE, SECOND
 from tests.conformance.cases import SOURCE
 from tests.conformance.support import one
 
+pytestmark = pytest.mark.thorough
+
 CARD = Entity("card", keys={"card_id": "string"})
 
 

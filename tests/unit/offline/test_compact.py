@@ -24,6 +24,8 @@ from featurestore.timeline import DAY, HOUR, VirtualClock
 from tests.streaming.support import Shop
 from tests.unit.offline.test_quarantine import write as write_quarantine
 
+pytestmark = pytest.mark.thorough
+
 SHOP = Shop("compacted")
 VIEWS = SHOP.views
 

@@ -18,6 +18,8 @@ from tests.effort import tries
 from tests.streaming.support import Shop, differences, oracle
 from tests.unit.offline.local import keys_at, leaks, run
 
+pytestmark = pytest.mark.thorough
+
 SHOP = Shop("offline")
 
 

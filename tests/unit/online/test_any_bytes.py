@@ -28,6 +28,8 @@ from tests.conformance.cases import SOURCE
 from tests.conformance.cases import VIEWS as CASES
 from tests.effort import tries
 
+pytestmark = pytest.mark.thorough
+
 SECOND = 1_000_000
 # Aggregates that only tests have are in no plan; test_parts_codec has theirs.
 VIEWS = [view for view in CASES if list(view.entity.keys) == ["card_id"] and view.name not in {"wide", "texts"}]

@@ -25,6 +25,8 @@ from featurestore.scoring.model import OnnxModel
 from featurestore.scoring.parity import compare, to_matrix
 from tests.unit.scoring.support import onnx_bytes
 
+pytestmark = pytest.mark.thorough
+
 COLUMNS = ("a.x_1h", "a.y_1h", "a.z_1h", "hour")
 LIGHT = {"objective": "binary", "verbose": -1, "num_threads": 1, "num_leaves": 15}
 

@@ -18,6 +18,8 @@ from featurestore.scoring.trial import try_model
 from tests.effort import tries
 from tests.unit.scoring.support import INPUTS, build_onnx, onnx_bytes
 
+pytestmark = pytest.mark.thorough
+
 GOOD = onnx_bytes()
 
 

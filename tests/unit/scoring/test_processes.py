@@ -27,6 +27,8 @@ from tests.unit.scoring.conftest import running
 from tests.unit.scoring.real import fill, payments, served, store_model
 from tests.unit.scoring.support import MemoryReader
 
+pytestmark = pytest.mark.thorough
+
 BODY = {"keys": {"card_id": "a"}, "request": {"amount": 1.0}}
 
 

@@ -23,6 +23,8 @@ from featurestore.scoring.served import ModelSet, ServedModel
 from tests.unit.scoring.conftest import running
 from tests.unit.scoring.support import FIELDS, MemoryReader, onnx_bytes
 
+pytestmark = pytest.mark.thorough
+
 WEIGHTS = {1: (1.0, 0.0, 0.0), 2: (-1.0, 0.0, 0.0), 3: (0.0, 0.0, 0.0)}
 SCORES = {1: 0.7310586, 2: 0.2689414, 3: 0.5}
 """What each version gives for an amount of 1: a score tells which model gave it."""

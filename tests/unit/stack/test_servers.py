@@ -24,6 +24,8 @@ from featurestore.stack.valkey import find_server, parse_server_version
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.thorough
+
 SLEEP = [sys.executable, "-c", "import time; print('started', flush=True); time.sleep(600)"]
 STUBBORN = [
     sys.executable,

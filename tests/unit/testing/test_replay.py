@@ -14,6 +14,8 @@ from featurestore.testing.replay import replay
 from featurestore.timeline import HOUR, to_instant
 from tests.conformance.cases import COMPOSITE, CONDITIONS, MANY, SHORT
 
+pytestmark = pytest.mark.thorough
+
 CARDS = FeatureService("cards", [MANY, CONDITIONS])
 C1 = {"card_id": "c1"}
 DAY = "2024-01-01T00:00:00Z"

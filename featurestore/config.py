@@ -108,7 +108,7 @@ class SparkSettings(BaseModel):
     """Where Spark runs, and its own settings, verbatim."""
 
     model_config = _CLOSED
-    master: str = "local[2]"
+    master: str = "local[4]"
     conf: Verbatim = Field(default_factory=dict)
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:

@@ -21,7 +21,7 @@ definitions = "features.py"
 # "security.protocol" = "PLAINTEXT"
 
 [spark]
-master = "local[2]"                       # whatever spark-submit takes
+master = "local[4]"                       # whatever spark-submit takes
 
 # [spark.conf]                            # Spark's own settings, verbatim
 # "spark.sql.shuffle.partitions" = "8"

@@ -16,6 +16,7 @@ from featurestore.stack.java import find_java
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+_POOLS = Path(__file__).with_name("pools.xml")
 _LOGGING = Path(__file__).with_name("log4j2.properties")
 
 SQL_CONF: dict[str, str] = {
@@ -34,6 +35,7 @@ LOCAL_CONF: dict[str, str] = {
     "spark.driver.memory": "2g",
     "spark.driver.extraJavaOptions": f"-Xss8m -Dlog4j2.configurationFile={_LOGGING.as_uri()}",
     "spark.scheduler.mode": "FAIR",
+    "spark.scheduler.allocation.file": _POOLS.as_uri(),
     "spark.sql.shuffle.partitions": "2",
     "spark.sql.adaptive.enabled": "false",
     "spark.ui.enabled": "false",

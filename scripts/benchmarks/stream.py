@@ -67,18 +67,25 @@ def main() -> int:
                     {"contender": name, "round": number, **size, "partitions": given.partitions, **run}
                 )
                 print(json.dumps(found["runs"][-1]), flush=True)
+                _write(given.out, found)
         for mode in [mode for mode in given.freshness.split(";") if mode]:
             with OnlineServer(Path(folder) / f"online-fresh-{mode}") as server:
                 found["freshness"].append(
                     freshness(mode, broker, server.url, Path(folder), rate=given.rate, seconds=given.seconds)
                 )
             print(json.dumps(found["freshness"][-1]), flush=True)
-    found["summary"] = summary(found["runs"])
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(found, indent=1) + "\n")
+            _write(given.out, found)
+    _write(given.out, found)
     print(table(found))
     print(f"written: {given.out}")
     return 0
+
+
+def _write(out: Path, found: dict[str, Any]) -> None:
+    """Write what has been measured so far: a run of an hour that is stopped keeps what it has."""
+    found["summary"] = summary(found["runs"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _arguments() -> argparse.Namespace:

@@ -37,7 +37,7 @@ def freshness(mode: str, broker: str, url: str, folder: Path, *, rate: int, seco
     root = folder / topic
     store = FeatureStore.open(root=root, project=topic, kafka=kafka, online={"url": url, "timeout": "5s"})
     store.apply(definitions(folder, topic), create_topics=True)
-    job = store.submit("materialize", service="cards", master="local[2]", **MODES[mode])
+    job = store.submit("materialize", service="cards", master="local[4]", **MODES[mode])
     try:
         job.wait_until("running", timeout=300)
         sender = producer(kafka)

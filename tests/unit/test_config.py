@@ -30,7 +30,7 @@ def test_without_file_and_variables_the_defaults_hold(folder):
     assert settings.offline == str(folder / ".featurestore/offline")
     assert settings.models == folder / ".featurestore/models"
     assert settings.online.timeout == "50ms"
-    assert settings.spark.master == "local[2]"
+    assert settings.spark.master == "local[4]"
 
 
 def test_the_file_is_found_in_the_working_directory_named_by_variable_or_given(folder, monkeypatch, tmp_path_factory):

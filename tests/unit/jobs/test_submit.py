@@ -76,7 +76,7 @@ def test_the_call_of_a_local_master(settings):
     assert argv[0].endswith("pyspark/bin/spark-submit")
     assert without_conf(argv)[1:] == [
         "--master",
-        "local[2]",
+        "local[4]",
         "--name",
         "materialize-fraud",
         "--jars",

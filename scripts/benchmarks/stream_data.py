@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featurestore import Count, Entity, EventSource, FeatureService, FeatureView, Max, Sum
-from featurestore.events.broker import ensure_topics, producer
+from featurestore.events.broker import ensure_topics
 from featurestore.timeline import DAY, to_datetime
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 WINDOWS = ("5m", "1h", "24h", "7d")
 START = 1_750_000_000_000_000
 SPAN = DAY
+_QUEUED = 100_000
 CONTRACT = {
     "type": "object",
     "required": ["card_id", "event_time", "amount"],
@@ -67,17 +68,22 @@ def records(events: int, keys: int, hot: float) -> Iterator[tuple[int, bytes]]:
 
 def fill(broker: str, topic: str, events: int, *, partitions: int, keys: int, hot: float = 0.0) -> None:
     """Make a topic and send the events, a card always to the same partition."""
-    settings = {"bootstrap.servers": broker}
-    ensure_topics(settings, {topic: partitions}, config={"retention.ms": "-1"})
-    sender = producer(
-        settings, linger_ms=50, batch_size=1 << 20, compression_type=None, acks=1, enable_idempotence=False
+    from confluent_kafka import Producer  # filling a topic is not measured, and ten million events are many
+
+    ensure_topics({"bootstrap.servers": broker}, {topic: partitions}, config={"retention.ms": "-1"})
+    sender = Producer(
+        {"bootstrap.servers": broker, "linger.ms": 50, "acks": 1, "queue.buffering.max.messages": _QUEUED}
     )
+    # Arrival just after the latest event time, so that nothing counts as ahead of the clock.
+    arrival = (START + SPAN) // 1_000 + 1
     for number, (card, value) in enumerate(records(events, keys, hot)):
-        # Arrival just after the latest event time, so that nothing counts as ahead of the clock.
-        sender.send(topic, value, partition=(card + number if card == 0 else card) % partitions,
-                    timestamp_ms=(START + SPAN) // 1_000 + 1)  # fmt: skip
-    sender.flush()
-    sender.close()
+        place = (card + number if card == 0 else card) % partitions
+        sender.produce(topic, value, partition=place, timestamp=arrival)
+        if number % (_QUEUED // 2) == 0:
+            sender.flush()
+    left = sender.flush(60)
+    if left:
+        raise SystemExit(f"{left} events did not get into topic {topic}.")
 
 
 def expected(events: int, keys: int, hot: float, sample: int = 200) -> dict[str, tuple[int, float, float]]:

@@ -70,6 +70,22 @@ def realtime(order: dict[str, Any], folder: Path) -> dict[str, Any]:
     return _measured(order, work)
 
 
+def archive(order: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The archive query, from Kafka to Delta: event log and tiles."""
+    from featurestore.jobs.archive import ArchiveBatch, start_archive
+
+    session = _session(order, settings=JOB_CONF)
+    kafka = {"bootstrap.servers": order["broker"]}
+
+    def work(topic: str, _events: int) -> None:
+        batch = ArchiveBatch(str(folder / f"offline-{topic}"), by_topic(definitions(folder, topic).views))
+        query = start_archive(session, batch, kafka, checkpoint=str(folder / f"checkpoint-{topic}"), every="0 seconds")
+        query.processAllAvailable()
+        query.stop()
+
+    return _measured(order, work)
+
+
 def floor(order: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Spark from Kafka through from_json to nowhere."""
     session = _session(order)
@@ -206,6 +222,7 @@ def _measured(order: dict[str, Any], work: Callable[[str, int], None]) -> dict[s
 CONTENDERS = {
     "ours": ours,
     "realtime": realtime,
+    "archive": archive,
     "floor": floor,
     "spark-1h": spark_1h,
     "spark-5m": spark_5m,

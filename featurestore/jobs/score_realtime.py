@@ -137,11 +137,12 @@ class ScoreConsumer(RealtimeConsumer):
         return {place: OffsetAndMetadata(offset, "", -1) for place, offset in self._sent.items() if place in mine}
 
     def close(self) -> None:
-        """Commit what has been sent, and leave the group."""
+        """Commit what has been sent, leave the group, and close the connections."""
         with contextlib.suppress(KafkaError):
             self._consumer.commit(self._reached())
         self._consumer.close()
         self._producer.close()
+        self._model.close()
 
 
 def begin_at_the_end(kafka: Mapping[str, str], group: str, topic: str) -> None:

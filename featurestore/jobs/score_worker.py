@@ -46,6 +46,11 @@ class ScoreWorker:
         """
         return self._followed.scorer()
 
+    def close(self) -> None:
+        """Close the scorer's client, if there is one; the scorer is not used after."""
+        if "_followed" in self.__dict__:
+            self._followed.close()
+
     @cached_property
     def _followed(self) -> FollowedModel:
         return FollowedModel(self.spec)
@@ -86,6 +91,10 @@ class FollowedModel:
             self._looked = now
             self._follow(now)
         return self._scorer
+
+    def close(self) -> None:
+        """Close the client."""
+        self._client.close()
 
     def _follow(self, now: float) -> None:
         served = self._scorer.manifest

@@ -56,8 +56,9 @@ def main(argv: list[str]) -> int:
         # A file of its own: the job's own process is found by the name of the settings in its command.
         own = Path(shutil.copy2(arguments.config_json, folder / "workers.json"))
         words = {
-            "--config-json": str(own), "--service": arguments.service, "--model": spec.model, "--source": spec.source.name,
-            "--topic": spec.topic, "--envelope": str(spec.envelope), "--starting": spec.starting,
+            "--config-json": str(own), "--service": arguments.service, "--source": spec.source.name,
+            "--model": spec.model.partition(":")[0] if spec.follow_s else spec.model, "--follow": arguments.follow,
+            "--topic": spec.topic, "--envelope": str(spec.envelope), "--starting": spec.starting, "--at": spec.at,
         }  # fmt: skip
         return score_realtime(job, [word for pair in words.items() for word in pair])
     from featurestore.engines.session import build_session

@@ -62,15 +62,15 @@ class Scored:
         self.save(store)
         return store
 
-    def save(self, store):
-        """Save a version of the model."""
-        save_model(
-            store.settings.models, "fraud", onnx_bytes(weights=WEIGHTS), service="fraud",
-            service_fingerprint=self.service.fingerprint, keys=self.service.keys, inputs=["amount", *FEATURES],
-            request_inputs=["amount"], feature_inputs=FEATURES,
-        )  # fmt: skip
+    def save(self, store, **changes):
+        """Save a version of the model, with these fields of its manifest in place of the right ones."""
+        right = {
+            "service": "fraud", "service_fingerprint": self.service.fingerprint, "keys": self.service.keys,
+            "inputs": ["amount", *FEATURES], "request_inputs": ["amount"], "feature_inputs": FEATURES,
+        }  # fmt: skip
+        save_model(store.settings.models, "fraud", onnx_bytes(weights=WEIGHTS), **right | changes)
 
-    def spec(self, store, *, topic="out", envelope=Envelope.NONE):
+    def spec(self, store, *, topic="out", envelope=Envelope.NONE, **more):
         """Return what a scoring job is told about checkouts."""
         settings = store.settings
         return ScoreSpec(
@@ -83,6 +83,7 @@ class Scored:
             offline=str(settings.offline),
             kafka=dict(settings.kafka),
             envelope=envelope,
+            **more,
         )
 
     def fill(self, url):

@@ -5,13 +5,11 @@ Rules:
     2. Its columns are the static ones first (``STATIC_FEATURES``, sent by the caller), then the service's features
        (looked up).
     3. Training is deterministic: one seed, one order of rows, LightGBM's deterministic mode.
-    4. The stored graph gives the booster's own probability within 1e-5 on every row it is compared on, or is not
-       stored.
+    4. The library converts it, and stores the graph only if it gives the booster's own probability.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from featurestore.errors import ModelError, StackError
+from featurestore.scoring.convert import convert
 from featurestore.scoring.manifest import save_model
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ The month is left out on purpose: a model that is asked about months it never sa
 0.639).
 """
 LABEL = "late"
-PARITY_TOLERANCE = 1e-5
 ROUNDS = 200
 PARAMETERS: dict[str, Any] = {
     "objective": "binary",
@@ -53,7 +51,6 @@ PARAMETERS: dict[str, Any] = {
     "verbose": -1,
 }
 _CODED = ("carrier", "origin", "dest")
-_OPSET = 15
 
 
 @dataclass(frozen=True)
@@ -152,7 +149,7 @@ def train(frame: pd.DataFrame, inputs: Sequence[str], *, label: str = LABEL, rou
         raise ModelError(f"the {len(labels)} known labels in {label!r} are all alike; a model needs both kinds.")
     data = lightgbm.Dataset(matrix(known, inputs), labels, free_raw_data=True)
     booster = lightgbm.train(PARAMETERS, data, num_boost_round=rounds)
-    return TrainedModel(_as_float32(booster), tuple(inputs))
+    return TrainedModel(booster, tuple(inputs))
 
 
 def evaluate(labels: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray) -> dict[str, float]:
@@ -184,42 +181,6 @@ def evaluate(labels: Sequence[float] | np.ndarray, scores: Sequence[float] | np.
     }
 
 
-def to_onnx(model: TrainedModel) -> bytes:
-    """Return the ONNX file: float32 "input" [rows, inputs], and the classes' probabilities as float32 [rows, 2]."""
-    from onnxmltools import convert_lightgbm
-    from onnxmltools.convert.common.data_types import FloatTensorType
-
-    graph = convert_lightgbm(
-        model.booster,
-        name="flight_delay",  # the default is random, and the file should depend on the trees alone
-        initial_types=[("input", FloatTensorType([None, len(model.inputs)]))],
-        zipmap=False,
-        target_opset=_OPSET,
-    )
-    return bytes(graph.SerializeToString())
-
-
-def check_parity(model: TrainedModel, onnx_bytes: bytes, frame: pd.DataFrame) -> dict[str, float]:
-    """Return rows compared, largest difference and tolerance, once the graph agrees with the booster on a frame's rows.
-
-    Besides the rows themselves, the same rows are compared with every second value replaced by null.
-
-    Raises:
-        ModelError: A difference is above ``PARITY_TOLERANCE``.
-    """
-    from featurestore.scoring.model import OnnxModel
-
-    graph = OnnxModel(onnx_bytes, name="parity", version=1, inputs=model.inputs)
-    rows = matrix(frame, model.inputs)
-    holes = rows.copy()
-    holes.reshape(-1)[np.random.default_rng(PARAMETERS["seed"]).random(holes.size) < 0.5] = np.nan
-    both = np.concatenate([rows, holes])
-    worst = float(np.abs(graph.predict(both) - model.booster.predict(both, num_threads=2)).max(initial=0.0))
-    if worst > PARITY_TOLERANCE:
-        raise ModelError(f"the ONNX graph differs from its booster by {worst:.3g}; {PARITY_TOLERANCE:.0e} is allowed.")
-    return {"rows": len(both), "max_difference": worst, "tolerance": PARITY_TOLERANCE}
-
-
 def store(
     root: str | Path,
     name: str,
@@ -231,7 +192,9 @@ def store(
     metrics: Mapping[str, Any],
     training_set: Mapping[str, Any],
 ) -> ModelVersion:
-    """Convert, check parity on ``sample`` and store the model as the next version of its name.
+    """Convert, compare on ``sample`` and store the model as the next version of its name.
+
+    ``FeatureStore.models.register`` does the same and keeps count in MLflow, which this example does without.
 
     Args:
         root: The directory of all models.
@@ -244,9 +207,9 @@ def store(
         training_set: What it was trained on: Delta versions, times, rows, digest.
 
     Raises:
-        ModelError: Parity fails, or the model is refused.
+        ModelError: ONNX and booster differ, or the model is refused.
     """
-    content = to_onnx(model)
+    content, parity = convert(model.booster, model.inputs, matrix(sample, model.inputs), name=name)
     return save_model(
         root,
         name,
@@ -259,26 +222,5 @@ def store(
         feature_inputs=[column for column in model.inputs if column not in STATIC_FEATURES],
         metrics=metrics,
         training_set={**training_set, "codes": codes.to_dict()},
-        parity=check_parity(model, content, sample),
+        parity=parity.to_dict(),
     )
-
-
-def _as_float32(booster: lightgbm.Booster) -> lightgbm.Booster:
-    """Return the same trees with thresholds that are float32 numbers: equal scores on every float32 input.
-
-    LightGBM puts a threshold, a double, between two values that it saw. ONNX keeps it as float32, and where the two
-    values are neighbours among the float32 numbers, rounding to the nearest may reach the upper one and send it the
-    other way. Rounded down, it stays at or above the lower value and below the upper one.
-    """
-    lightgbm = _lightgbm()
-
-    def rounded_down(line: re.Match[str]) -> str:
-        exact = np.array(line[1].split(), dtype="float64")
-        with np.errstate(over="ignore"):
-            nearest = exact.astype("float32")
-            down = np.where(nearest > exact, np.nextafter(nearest, np.float32(-np.inf)), nearest)
-        return "threshold=" + " ".join(f"{value:.17g}" for value in down.tolist())
-
-    text = re.sub(r"^threshold=(.+)$", rounded_down, booster.model_to_string(), flags=re.MULTILINE)
-    # The header's sizes of the trees in bytes are optional, and no longer right.
-    return lightgbm.Booster(model_str=re.sub(r"^tree_sizes=.*\n", "", text, flags=re.MULTILINE))

@@ -46,6 +46,10 @@ models_app = typer.Typer(
     help="Register, promote, roll back and list models.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(models_app, name="models")
+predictions_app = typer.Typer(
+    help="Take the prediction log from its topic to Delta.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(predictions_app, name="predictions")
 
 
 def _print_version(wanted: bool) -> None:
@@ -73,7 +77,17 @@ def options(
 
 def add_verbs() -> None:
     """Give the app all its verbs."""
-    from featurestore.cli import checks, jobs, maintenance, models, project, quarantine, serving, stack  # noqa: F401 - importing them adds their verbs
+    from featurestore.cli import (  # noqa: F401 - importing them adds their verbs
+        checks,
+        jobs,
+        maintenance,
+        models,
+        predictions,
+        project,
+        quarantine,
+        serving,
+        stack,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -62,6 +62,12 @@ def submit(
     starting: Annotated[
         str | None, typer.Option(help="score: earliest (default) or latest, where a new job begins.")
     ] = None,
+    at: Annotated[
+        str | None, typer.Option(help="score: features of the clock (default) or of the event's time.")
+    ] = None,
+    follow: Annotated[
+        str | None, typer.Option(help="score: how often to look whether another version is champion; 2s by default.")
+    ] = None,
     accept_loss: Annotated[
         bool,
         typer.Option("--accept-loss", help="Go on without records that Kafka no longer has, and write down which."),
@@ -79,6 +85,8 @@ def submit(
         "topic": topic,
         "envelope": envelope,
         "starting": starting,
+        "at": at,
+        "follow": follow,
     }
     settings = {}
     for each in conf or []:

@@ -20,6 +20,7 @@ from featurestore.cli.output import (
     print_table,
     progress_bar,
 )
+from featurestore.datatypes import DataType
 from featurestore.errors import ConfigError
 from featurestore.timeline import HOUR, parse_duration
 
@@ -175,3 +176,49 @@ def compact(
         return
     rows = [(each.table, each.rows_merged, each.files_before, each.files_after, each.deleted) for each in done]
     print_table(("table", "rows merged", "files before", "files after", "deleted"), rows)
+
+
+@app.command(
+    epilog=example("featurestore erase card card_id=c1", "featurestore erase card card_id=c1 --vacuum 7d"),
+)
+def erase(
+    entity: Annotated[str, typer.Argument(help="Name of the entity.")],
+    keys: Annotated[list[str], typer.Argument(help="Its key columns, name=value each.")],
+    vacuum: Annotated[
+        str | None, typer.Option(help="Also delete files that are unused for so long; a week at least.")
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete an entity's predictions, and its events that could not be scored, from Delta. Streams may go on.
+
+    Event log, tiles, training sets, topics and the online store keep theirs.
+    """
+    from featurestore.cli.serving import parse_keys
+    from featurestore.errors import UnknownNameError, did_you_mean
+    from featurestore.jobs.score_erase import erase_scored
+    from featurestore.offline.compact import LEAST_RETENTION_H
+
+    store = open_store(config)
+    definitions = store.definitions()
+    if entity not in definitions.entities:
+        raise UnknownNameError(
+            f"no entity {entity!r} is applied.", hint=did_you_mean(entity, definitions.entities, what="entities")
+        )
+    hours = None if vacuum is None else -(-parse_duration(vacuum) // HOUR)
+    if hours is not None and hours < LEAST_RETENTION_H:
+        raise ConfigError(
+            f"--vacuum {vacuum} is under a week.", hint="readers may still need the files; run it later again."
+        )
+    values = parse_keys(
+        f"entity {entity}", keys, {name: DataType(kind) for name, kind in definitions.entities[entity].keys.items()}
+    )
+    erased = erase_scored(store.settings.offline, values, definitions.sources, retention_hours=hours)
+    if as_json:
+        print_json(erased.to_dict())
+        return
+    print_table(
+        ("table", "rows erased", "files deleted"),
+        [(name, rows, erased.files_deleted.get(name, 0)) for name, rows in erased.rows.items()],
+    )
+    note("files that were written before hold the rows until they are a week old and vacuumed: --vacuum 7d")

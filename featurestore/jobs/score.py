@@ -14,21 +14,24 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from featurestore.datatypes import DataType
-from featurestore.errors import ContractError, FeatureStoreError, ModelError, ModelInputError, did_you_mean
+from featurestore.errors import (
+    ContractError,
+    FeatureStoreError,
+    ModelError,
+    ModelInputError,
+    did_you_mean,
+)
 from featurestore.events.wire import Reason
 from featurestore.jobs.worker import decoder_of
-from featurestore.online.client import FeatureClient
 from featurestore.scoring.inputs import CheckedRow, ScoreRequest
 from featurestore.scoring.kafka_envelope import Envelope, Headers, unwrap
 from featurestore.scoring.prediction_log import PredictionRecord, ServedValue
-from featurestore.scoring.served import ServedModel, load_models
 from featurestore.timeline import SystemClock
 
 if TYPE_CHECKING:
@@ -38,9 +41,10 @@ if TYPE_CHECKING:
     from featurestore.events.decode import Decoded
     from featurestore.scoring.manifest import ModelManifest
     from featurestore.scoring.scorer import Prediction
+    from featurestore.scoring.served import ServedModel
+    from featurestore.timeline import Instant
 
-LOOKUP_TIMEOUT = "5s"
-"""A job waits longer for the store than a caller would."""
+CLOCK, EVENT = "clock", "event"
 MODEL_INPUT = "model_input"
 """Reason of a refusal: the event has no value of the model's type for a key or request input."""
 FEATURES = "features"
@@ -55,13 +59,15 @@ class ScoreSpec:
         project: Namespace of the online store.
         source: Whose topic is scored.
         models: Folder of the models.
-        model: NAME:VERSION; the version stays while the job runs.
+        model: NAME:VERSION, to begin with.
         topic: Where predictions go; refusals go to ``quarantine_topic``.
         online_url: The online store.
         offline: Root of the Delta tables.
         kafka: Kafka settings.
         envelope: How predictions are wrapped; other than none, events may be CloudEvents too.
         starting: "earliest" or "latest": where the job begins that has no offsets yet.
+        at: "clock" or "event": the time that features are looked up for.
+        follow_s: Seconds between two looks at which version is champion; 0 keeps the version.
     """
 
     project: str
@@ -74,6 +80,8 @@ class ScoreSpec:
     kafka: dict[str, str] = field(repr=False)
     envelope: Envelope = Envelope.NONE
     starting: str = "earliest"
+    at: str = CLOCK
+    follow_s: float = 0.0
 
     @property
     def quarantine_topic(self) -> str:
@@ -117,16 +125,25 @@ class EventScorer:
         source: The source.
         served: The model, with the client that looks its features up.
         envelope: Other than none: records may be CloudEvents.
+        at: CLOCK, or EVENT: features are those of the event's own time, a lookup for each such time; an event whose time the
+            store has passed is refused.
 
     Raises:
         ModelError: The events lack a column of the model, or have it in another type.
     """
 
-    def __init__(self, source: EventSource, served: ServedModel, envelope: Envelope = Envelope.NONE) -> None:
+    def __init__(
+        self, source: EventSource, served: ServedModel, envelope: Envelope = Envelope.NONE, *, at: str = CLOCK
+    ) -> None:
         check_columns(source, served.manifest)
-        self._source, self._served, self._envelope = source, served, envelope
+        self._source, self._served, self._envelope, self._at = source, served, envelope, at
         self._decoder = decoder_of(source)
         self._view_of = {name: name.partition(".")[0] for name in served.manifest.feature_inputs}
+
+    @property
+    def manifest(self) -> ModelManifest:
+        """Of the model."""
+        return self._served.manifest
 
     def bind(self) -> None:
         """Return once model and store agree on the definition.
@@ -163,8 +180,10 @@ class EventScorer:
         decoded = self._decoder.decode(values, arrival[kept])
         refused += [Refused(int(kept[one.row]), str(one.reason), one.detail) for one in decoded.rejected]
         requests = self._requests(decoded)
-        rows, checked, sent = [], [], []
-        for at, request in zip(kept[decoded.rows].tolist(), requests, strict=True):
+        rows, checked, sent, times = [], [], [], []
+        for at, request, time_us in zip(
+            kept[decoded.rows].tolist(), requests, decoded.event_time_us.tolist(), strict=True
+        ):
             try:
                 checked.append(self._served.inputs.check(request))
             except ModelInputError as error:
@@ -172,8 +191,9 @@ class EventScorer:
             else:
                 rows.append(at)
                 sent.append(request)
+                times.append(time_us)
         began = time.perf_counter()
-        predictions = self._score(checked)
+        predictions = self._score(checked) if self._at == CLOCK else self._score_at(checked, times)
         took = round((time.perf_counter() - began) * 1e6)
         scored_at = SystemClock().now()
         scored: list[int] = []
@@ -215,17 +235,27 @@ class EventScorer:
             for at in range(decoded.batch.num_rows)
         ]
 
-    def _score(self, rows: list[CheckedRow]) -> Sequence[Prediction | FeatureStoreError]:
+    def _score_at(self, rows: list[CheckedRow], times: list[int]) -> Sequence[Prediction | FeatureStoreError]:
+        """Return a prediction of every row with the features of its own time, a lookup for each."""
+        together: dict[int, list[int]] = {}
+        for place, time_us in enumerate(times):
+            together.setdefault(time_us, []).append(place)
+        found: dict[int, Prediction | FeatureStoreError] = {}
+        for time_us, places in together.items():
+            found.update(zip(places, self._score([rows[place] for place in places], time_us), strict=True))
+        return [found[place] for place in range(len(rows))]
+
+    def _score(self, rows: list[CheckedRow], now: Instant | None = None) -> Sequence[Prediction | FeatureStoreError]:
         """Return a prediction of every row; where the batch fails for a reason of some rows, those have it in their place."""
         try:
-            return self._served.scorer().score_checked(rows, None, explain=[True] * len(rows))[0]
+            return self._served.scorer().score_checked(rows, now, explain=[True] * len(rows))[0]
         except (ConnectionError, TimeoutError, ModelError):
             raise
         except FeatureStoreError as error:
             if len(rows) == 1:
                 return [error]
             half = len(rows) // 2
-            return [*self._score(rows[:half]), *self._score(rows[half:])]
+            return [*self._score(rows[:half], now), *self._score(rows[half:], now)]
 
     def _record(
         self, place: str, row: CheckedRow, request: ScoreRequest, found: Prediction, scored_at: int, took: int
@@ -251,30 +281,6 @@ class EventScorer:
             complete_through=found.complete_through,
             latency_us=took,
         )
-
-
-@dataclass(frozen=True)
-class ScoreWorker:
-    """An ``EventScorer`` that can go to another process: it is made there, when it is first asked for."""
-
-    spec: ScoreSpec
-
-    @cached_property
-    def scorer(self) -> EventScorer:
-        """The scorer, with a client of its own.
-
-        Raises:
-            ModelError: The model is not stored, or does not fit the events.
-        """
-        client = FeatureClient(self.spec.online_url, project=self.spec.project, timeout=LOOKUP_TIMEOUT)
-        (loaded,) = load_models(self.spec.models, [self.spec.model])
-        return EventScorer(self.spec.source, ServedModel(loaded, client), self.spec.envelope)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"spec": self.spec}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
 
 def check_columns(source: EventSource, manifest: ModelManifest) -> None:

@@ -24,12 +24,13 @@ from featurestore.jobs.consumers import Consumers
 from featurestore.jobs.driver import _first_line, _stop
 from featurestore.jobs.metrics import serve_metrics
 from featurestore.jobs.report import Reporter
-from featurestore.jobs.score import ScoreSpec, check_columns
+from featurestore.jobs.score import CLOCK, EVENT, ScoreSpec, check_columns
 from featurestore.jobs.score_log import PREDICTIONS, QUARANTINE, PredictionCopier
 from featurestore.jobs.score_realtime import begin_at_the_end
 from featurestore.scoring.folder import read_aliases
 from featurestore.scoring.kafka_envelope import Envelope
 from featurestore.scoring.manifest import find_model, list_models
+from featurestore.timeline import SECOND, parse_duration
 
 if TYPE_CHECKING:
     import argparse
@@ -82,11 +83,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--envelope", choices=[*Envelope], default="none", help="CloudEvents around predictions and events"
     )
+    parser.add_argument("--at", choices=(CLOCK, EVENT), default=CLOCK, help="the time that features are looked up for")
+    parser.add_argument("--follow", default="2s", help="time between two looks at which version is champion")
     parser.add_argument("--starting", choices=STARTING, default="earliest", help="where a job without offsets begins")
 
 
 def spec_of(arguments: argparse.Namespace) -> ScoreSpec:
-    """Return what to score; the model's version is fixed here.
+    """Return what to score; a model that is named with its version keeps it.
 
     Raises:
         UnknownNameError: There is no such service or source, or none is named and there is not exactly one.
@@ -130,6 +133,8 @@ def spec_of(arguments: argparse.Namespace) -> ScoreSpec:
         kafka=dict(settings.kafka),
         envelope=Envelope(arguments.envelope),
         starting=arguments.starting,
+        at=arguments.at,
+        follow_s=0.0 if version else parse_duration(arguments.follow) / SECOND,
     )
 
 

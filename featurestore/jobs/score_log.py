@@ -24,13 +24,13 @@ from deltalake.exceptions import DeltaError
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from featurestore.errors import ContractError, OfflineError, OffsetsGoneError
+from featurestore.errors import ContractError, OfflineError, OfflineStoreUnavailableError, OffsetsGoneError
 from featurestore.events.broker import client_options, ensure_topics, mapped_errors
 from featurestore.scoring.kafka_envelope import unwrap
 from featurestore.scoring.prediction_log import arrow_schema, from_json, to_arrow
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from kafka.consumer.fetcher import ConsumerRecord
 
@@ -129,12 +129,40 @@ class PredictionCopier(threading.Thread):
         if self._failure is not None:
             raise self._failure
 
+    def copy_once(self) -> int:
+        """Copy what the topics hold now, on the caller's thread, and return how many records that were.
+
+        Raises:
+            OffsetsGoneError: Kafka no longer has records that were to be copied next.
+            BrokerUnavailableError: The broker cannot be reached.
+            OfflineStoreUnavailableError: A table cannot be written; what was copied before is noted.
+        """
+        before = self.copied
+        try:
+            with mapped_errors(self._kafka, "copying predictions"), self._consuming() as (consumer, places):
+                ends = consumer.end_offsets(places)
+                while any(consumer.position(place) < ends[place] for place in places):
+                    self._round(consumer, last=True)
+        except (DeltaError, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise OfflineStoreUnavailableError(f"{self._root}: predictions cannot be written: {reason}.") from error
+        return self.copied - before
+
     def stop(self) -> None:
         """Copy what is there, then end."""
         self._halt.set()
         self.join(30.0)
 
     def _copy(self) -> None:
+        with self._consuming() as (consumer, places):
+            last = False
+            while not last and self._places(consumer) == places:  # partitions may be added
+                last = self._halt.is_set()
+                self._round(consumer, last=last)
+
+    @contextlib.contextmanager
+    def _consuming(self) -> Iterator[tuple[KafkaConsumer, list[TopicPartition]]]:
+        """Yield a consumer that stands where Delta does, and its partitions."""
         with mapped_errors(self._kafka, "connecting a copier"):
             consumer = KafkaConsumer(
                 **client_options(self._kafka), enable_auto_commit=False, auto_offset_reset="none", group_id=None,
@@ -144,10 +172,7 @@ class PredictionCopier(threading.Thread):
             places = self._places(consumer)
             consumer.assign(places)
             self._seek(consumer, places)
-            last = False
-            while not last and self._places(consumer) == places:  # partitions may be added
-                last = self._halt.is_set()
-                self._round(consumer, last=last)
+            yield consumer, places
         finally:
             consumer.close()
 

@@ -25,7 +25,7 @@ from kafka.structs import OffsetAndMetadata
 from featurestore.errors import OnlineError
 from featurestore.events.broker import client_options, mapped_errors, producer
 from featurestore.jobs.realtime import RealtimeConsumer, run_consumer
-from featurestore.jobs.score import ScoreWorker
+from featurestore.jobs.score_worker import ScoreWorker
 from featurestore.scoring.kafka_envelope import wrap
 from featurestore.scoring.prediction_log import to_json
 
@@ -50,12 +50,12 @@ class _Scorer:
 
     def __init__(self, spec: ScoreSpec) -> None:
         self.sources: dict[str, tuple[EventSource, tuple[FeatureView, ...]]] = {spec.source.topic: (spec.source, ())}
-        self.scorer = ScoreWorker(spec).scorer
+        self.model = ScoreWorker(spec)
 
     def prepare(self) -> None:
         """Bind the model; a store that is away is waited for later, with the first event."""
         with contextlib.suppress(ConnectionError, TimeoutError):
-            self.scorer.bind()
+            self.model.scorer.bind()
 
     def progress(self, _topic: str) -> dict[int, tuple[int, int]]:
         """Nothing: where a group of scorers has got to, its own offsets say, and nobody else."""
@@ -80,7 +80,7 @@ class ScoreConsumer(RealtimeConsumer):
         self, spec: ScoreSpec, group: str, *, instance: str | None = None, batch_rows: int = BATCH_ROWS
     ) -> None:
         worker: Any = _Scorer(spec)
-        self._spec, self._scorer = spec, worker.scorer
+        self._spec, self._model = spec, worker.model
         self._sent: dict[TopicPartition, int] = {}
         self._producer = producer(spec.kafka, linger_ms=0)
         super().__init__(worker, spec.kafka, group, batch_rows=batch_rows, instance=instance)
@@ -95,7 +95,7 @@ class ScoreConsumer(RealtimeConsumer):
         tries = 0
         while not stop.is_set():
             try:
-                outcome = self._scorer.score(place.partition, offsets, arrival, values, headers)
+                outcome = self._model.scorer.score(place.partition, offsets, arrival, values, headers)
                 self._send(records, outcome)
             except (ConnectionError, TimeoutError, KafkaError) as error:
                 self.error = f"Kafka: {type(error).__name__}: {error}" if isinstance(error, KafkaError) else str(error)
@@ -137,11 +137,12 @@ class ScoreConsumer(RealtimeConsumer):
         return {place: OffsetAndMetadata(offset, "", -1) for place, offset in self._sent.items() if place in mine}
 
     def close(self) -> None:
-        """Commit what has been sent, and leave the group."""
+        """Commit what has been sent, leave the group, and close the connections."""
         with contextlib.suppress(KafkaError):
             self._consumer.commit(self._reached())
         self._consumer.close()
         self._producer.close()
+        self._model.close()
 
 
 def begin_at_the_end(kafka: Mapping[str, str], group: str, topic: str) -> None:

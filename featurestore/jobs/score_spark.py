@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from featurestore.jobs.archive import QUARANTINE_SCHEMA
 from featurestore.jobs.hot import _runs
-from featurestore.jobs.score import ScoreWorker
 from featurestore.jobs.score_log import PREDICTIONS, QUARANTINE
+from featurestore.jobs.score_worker import ScoreWorker
 from featurestore.scoring.kafka_envelope import Envelope, wrap
 from featurestore.scoring.prediction_log import arrow_schema, to_arrow, to_json
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from featurestore.definitions.service import FeatureService
 
 JOBS = ("materialize", "score")
-_SCORE_ONLY = ("model", "source", "topic", "envelope", "starting")
+_SCORE_ONLY = ("model", "source", "topic", "envelope", "starting", "at", "follow")
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,126}")
 _PACKAGE = Path(featurestore.__file__).resolve().parent
 
@@ -62,6 +62,8 @@ class SubmitOptions:
         topic: Of a scoring job: where predictions go; "predictions_MODEL" when None.
         envelope: Of a scoring job: "none", "cloudevents-binary" or "cloudevents-structured"; none when None.
         starting: Of a scoring job: "earliest" or "latest", where a job without offsets begins; the earliest when None.
+        at: Of a scoring job: "clock" or "event", the time that features are looked up for; the clock's when None.
+        follow: Of a scoring job whose model has no version: how often to look which version is champion; "2s" when None.
         accept_loss: Whether to go on without records that Kafka no longer has; which those are is written down in the Delta
             table ``losses``. Meant for one start: a job started so goes on whatever else goes missing.
         use_packages: Whether Spark fetches its connectors itself; None decides by the master.
@@ -81,6 +83,8 @@ class SubmitOptions:
     topic: str | None = None
     envelope: str | None = None
     starting: str | None = None
+    at: str | None = None
+    follow: str | None = None
     accept_loss: bool = False
     use_packages: bool | None = None
     extra: Sequence[str] = ()

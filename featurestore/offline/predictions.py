@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from deltalake import write_deltalake
 from deltalake.exceptions import DeltaError
 
 from featurestore.errors import OfflineStoreUnavailableError
+from featurestore.offline.compact import retried
 from featurestore.scoring.prediction_log import to_arrow
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from featurestore.scoring.prediction_log import PredictionRecord
 
 TABLE = "predictions"
@@ -31,11 +35,16 @@ class DeltaSink:
     def write(self, records: list[PredictionRecord]) -> int:
         """Append records, all or none."""
         try:
-            write_deltalake(self.path, to_arrow(records), mode="append")
+            retried(TABLE, partial(self._append, to_arrow(records)))
         except (DeltaError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise OfflineStoreUnavailableError(f"{self.path} cannot be written: {reason}.") from error
         return len(records)
+
+    def _append(self, rows: pa.Table) -> int:
+        """Append rows; an erasure that commits meanwhile makes it fail, and it is tried again."""
+        write_deltalake(self.path, rows, mode="append")
+        return len(rows)
 
     def close(self) -> None:
         """Return; nothing is held open."""

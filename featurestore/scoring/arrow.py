@@ -164,7 +164,10 @@ def _options(schema: Any) -> ArrowOptions:
 
 
 def write_predictions(predictions: Sequence[Prediction], manifest: ModelManifest) -> bytes:
-    """Return the stream of an answer; the columns of features are there when the predictions have their vectors."""
+    """Return the stream of an answer; the columns of features are there when the predictions have their vectors.
+
+    ``prediction_id`` is there with a prediction log.
+    """
     import pyarrow as pa
 
     instant = pa.timestamp("us", "UTC")
@@ -173,6 +176,8 @@ def write_predictions(predictions: Sequence[Prediction], manifest: ModelManifest
         "at": pa.array([one.at for one in predictions], instant),
         "complete_through": pa.array([one.complete_through for one in predictions], instant),
     }
+    if predictions[0].prediction_id is not None:
+        columns["prediction_id"] = pa.array([one.prediction_id for one in predictions], pa.string())
     vectors = [one.vector for one in predictions if one.vector is not None]
     if len(vectors) == len(predictions):
         for name in manifest.feature_inputs:

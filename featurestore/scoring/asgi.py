@@ -46,10 +46,24 @@ _numbers = _Numbers()
 
 def request_id_of(headers: Headers) -> str:
     """Return the caller's ``x-request-id`` if it is one plain word, else a fresh one: the process's prefix and a number."""
+    return given_id(headers) or _numbers.next()
+
+
+def given_id(headers: Headers) -> str | None:
+    """Return the caller's ``x-request-id``; None where there is none, or it is not one plain word of 64 letters at most."""
     for name, value in headers:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return value.decode("ascii")
-    return _numbers.next()
+    return None
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text may stand for a request in headers and logs.
+
+    >>> is_plain("order-7.retry_2"), is_plain("a b"), is_plain("")
+    (True, False, False)
+    """
+    return len(text) <= 64 and _REQUEST_ID.fullmatch(text.encode("utf-8", "replace")) is not None
 
 
 def body_type(headers: Headers, *, arrow: bool) -> bytes:

@@ -15,15 +15,17 @@ import hmac
 import ipaddress
 import re
 import secrets
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurestore.errors import ConfigError
 from featurestore.scoring.problems import forbidden, unauthorized
+from featurestore.scoring.read_again import ReadAgain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from featurestore.scoring.tokens import Tokens
 
@@ -163,6 +165,25 @@ class ApiKeys:
         return self._callers.get(key_id) if is_live else None
 
 
+class KeyFile:
+    """The keys of a file, which is read again when it changes.
+
+    Args:
+        path: The file.
+        clock: Seconds.
+
+    Raises:
+        ConfigError: As of ``ApiKeys.from_file``.
+    """
+
+    def __init__(self, path: str | Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._keys = ReadAgain([path], lambda: ApiKeys.from_file(path), clock=clock)
+
+    def caller(self, key: bytes) -> Caller | None:
+        """Return whose key it is; None for no key that is alive as of a second ago at the latest."""
+        return self._keys.now().caller(key)
+
+
 class Gate:
     """Lets a request in by its one credential: ``X-API-Key: KEY``, ``Authorization: Bearer KEY`` or ``Bearer TOKEN``.
 
@@ -171,7 +192,7 @@ class Gate:
         tokens: Verifies tokens.
     """
 
-    def __init__(self, keys: ApiKeys | None = None, tokens: Tokens | None = None) -> None:
+    def __init__(self, keys: ApiKeys | KeyFile | None = None, tokens: Tokens | None = None) -> None:
         self._keys = keys
         self._tokens = tokens
 

@@ -163,11 +163,18 @@ class Follower:
         return ServedModel(champion, self._models.client, challenger=challenger, company=self._models.company)
 
     def _load(self, name: str, version: int) -> LoadedModel:
-        found = find_model(self._root, name, version)
-        if self._try_first and found.manifest.runtime == ONNX:
-            inputs = found.manifest.inputs
-            nothing = np.empty((0, len(inputs)), np.float32)
-            try_model(
-                read_model(found), nothing, name=name, version=version, inputs=inputs, output=found.manifest.output
-            )
-        return load_model(self._root, name, version)
+        return load_tried(self._root, name, version) if self._try_first else load_model(self._root, name, version)
+
+
+def load_tried(root: str | Path, name: str, version: int) -> LoadedModel:
+    """Return a version that was loaded in a process of its own before.
+
+    Raises:
+        ModelError: It is not there, or was refused.
+    """
+    found = find_model(root, name, version)
+    if found.manifest.runtime == ONNX:
+        inputs = found.manifest.inputs
+        nothing = np.empty((0, len(inputs)), np.float32)
+        try_model(read_model(found), nothing, name=name, version=version, inputs=inputs, output=found.manifest.output)
+    return load_model(root, name, version)

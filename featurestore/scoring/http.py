@@ -10,7 +10,8 @@
 Rules:
     1. A body is read up to a limit and a deadline, must be of a type that the route takes, and is decoded strictly.
     2. Whatever fails is answered by scoring/problems.py; a lookup that failed is a 503, never a score of nulls.
-    3. Every answer carries the request's id, taken from ``x-request-id`` if it is a plain word, else made up.
+    3. Every answer carries the request's id, and so does the prediction log: ``x-request-id`` if it is a plain word, else the
+       ``id`` of an inference request if that is one, else one made up.
     4. With a gate, every path but health needs a credential, known path or not.
     5. What is let in is answered within its deadline; what would wait too long is not let in (scoring/admission.py).
 """
@@ -34,7 +35,9 @@ from featurestore.scoring.asgi import (
     answer_type,
     body_type,
     deadline_of,
+    given_id,
     head_of,
+    is_plain,
     read_body,
     request_id_of,
     send_answer,
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from featurestore.scoring.routes import Background
     from featurestore.scoring.scorer import Prediction, Timings
     from featurestore.scoring.served import ModelSet, ServedModel
+    from featurestore.scoring.wire import InferBody
     from featurestore.timeline import Instant
 
 __all__ = ["ScorerLimits", "ScoringApp"]
@@ -81,7 +85,7 @@ _LOG = logging.getLogger("featurestore.scoring")
 _NOW_RANGE = range(-62_135_596_800_000_000, 253_402_300_800_000_000)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Call:
     """One scoring request: what its path says, its id and when it came."""
 
@@ -90,6 +94,11 @@ class _Call:
     version: str | None
     request_id: str
     started: float
+
+    def take_id(self, headers: Headers, own: str | None) -> None:
+        """Take the id that the body has, where the headers have none."""
+        if own and is_plain(own) and given_id(headers) is None:
+            self.request_id = own
 
 
 class ScoringApp:
@@ -236,31 +245,33 @@ class ScoringApp:
             if served is None:
                 return await self._look_up(call.name, body, wanted, expires), wanted
             if call.route == "infer":
-                return await self._infer(served, body, expires), wanted
+                request = decode_infer(body)
+                call.take_id(headers, request.id or None)
+                return await self._infer(served, request, call.request_id, expires), wanted
             if kind == ARROW:
-                return await self._score_arrow(served, body, wanted, expires), wanted
-            return await self._score(served, body, wanted, expires), wanted
+                return await self._score_arrow(served, body, call.request_id, wanted, expires), wanted
+            return await self._score(served, body, call.request_id, wanted, expires), wanted
         finally:
             self._admission.leave(ticket, loop.time())
 
-    async def _infer(self, served: ServedModel, body: bytes, expires: float) -> bytes:
-        request = decode_infer(body)
+    async def _infer(self, served: ServedModel, request: InferBody, request_id: str, expires: float) -> bytes:
         parameters = request.parameters or {}
         unknown = [name for name in parameters if name != "now"]
         if unknown:
             raise ModelInputError(f"parameter {unknown[0][:80]!r} is unknown.", hint="the only one is 'now'.")
         now = self._now(parameters.get("now"))
         rows = read_rows(request, served.manifest, max_rows=self.limits.rows)
-        predictions = await self._batcher.score(served, _check(served, rows), now, expires=expires)
-        return self._encode(write_response(predictions, served.manifest, request.id or None))
+        predictions = await self._batcher.score(served, _check(served, rows, request_id), now, expires=expires)
+        return self._encode(write_response(predictions, served.manifest, request.id or request_id))
 
-    async def _score(self, served: ServedModel, body: bytes, wanted: bytes, expires: float) -> bytes:
+    async def _score(self, served: ServedModel, body: bytes, request_id: str, wanted: bytes, expires: float) -> bytes:
         request = decode_score(body)
         rows = score_rows(request)
         check_row_count(len(rows), self.limits.rows)
         explain = request.explain is True
         now = self._now(None if request.now is UNSET else request.now)
-        predictions = await self._batcher.score(served, _check(served, rows), now, explain=explain, expires=expires)
+        checked = _check(served, rows, request_id)
+        predictions = await self._batcher.score(served, checked, now, explain=explain, expires=expires)
         if wanted == ARROW:
             return arrow.write_predictions(predictions, served.manifest)
         answer: dict[str, Any] = {"model": served.manifest.name, "version": served.manifest.version}
@@ -268,10 +279,12 @@ class ScoringApp:
             return self._encode(answer | shown(predictions[0], explain=explain))
         return self._encode(answer | {"predictions": [shown(one, explain=explain) for one in predictions]})
 
-    async def _score_arrow(self, served: ServedModel, body: bytes, wanted: bytes, expires: float) -> bytes:
+    async def _score_arrow(
+        self, served: ServedModel, body: bytes, request_id: str, wanted: bytes, expires: float
+    ) -> bytes:
         rows, options = arrow.read_rows(body, served.manifest, max_rows=self.limits.rows)
         now = self._now(options.now)
-        checked = _check(served, rows)
+        checked = _check(served, rows, request_id)
         predictions = await self._batcher.score(served, checked, now, explain=options.explain, expires=expires)
         if wanted == ARROW:
             return arrow.write_predictions(predictions, served.manifest)
@@ -335,11 +348,11 @@ class ScoringApp:
             self._on_close()
 
 
-def _check(served: ServedModel, rows: list[ScoreRequest]) -> list[CheckedRow]:
+def _check(served: ServedModel, rows: list[ScoreRequest], request_id: str) -> list[CheckedRow]:
     check = served.inputs.check
     if len(rows) == 1:
-        return [check(rows[0])]
-    return [check(row, at=f"row {index}: ") for index, row in enumerate(rows)]
+        return [check(rows[0], request_id=request_id)]
+    return [check(row, at=f"row {index}: ", request_id=request_id) for index, row in enumerate(rows)]
 
 
 def _hot_route(path: bytes) -> str | None:

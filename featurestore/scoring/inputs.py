@@ -43,6 +43,8 @@ class CheckedRow:
     keys: dict[str, Any]
     values: tuple[float, ...]
     request: dict[str, Any] = field(default_factory=dict)
+    request_id: str | None = None
+    """Of the request that the row came with; for the prediction log."""
 
 
 class ModelInputs:
@@ -56,12 +58,13 @@ class ModelInputs:
         self._request_names = frozenset(manifest.sent)
         self._label = manifest.label
 
-    def check(self, row: ScoreRequest, *, at: str = "") -> CheckedRow:
+    def check(self, row: ScoreRequest, *, at: str = "", request_id: str | None = None) -> CheckedRow:
         """Return the row, checked.
 
         Args:
             row: Keys and request inputs.
             at: Where the row is, for messages: ``"row 3: "``.
+            request_id: Of the request that it came with.
 
         Raises:
             ModelInputError: A name is missing or unknown, or a value has the wrong type.
@@ -73,12 +76,12 @@ class ModelInputs:
         keys = {name: self._typed("key", name, kind, row.keys[name], at) for name, kind in self.keys.items()}
         values = tuple([self._number(name, row.request[name], at) for name in self.request_inputs])
         if not self.request_values:
-            return CheckedRow(keys, values)
+            return CheckedRow(keys, values, request_id=request_id)
         request = {
             name: self._typed("request input", name, kind, row.request[name], at)
             for name, kind in self.request_values.items()
         }
-        return CheckedRow(keys, values, request)
+        return CheckedRow(keys, values, request, request_id)
 
     def _refuse_names(self, given: Iterable[str], wanted: frozenset[str], what: str, at: str) -> None:
         names = set(given)

@@ -25,6 +25,8 @@ class ScorerLimits:
     """Request line and headers together."""
     body_seconds: float = 10.0
     """How long headers and a body may take to arrive."""
+    handshake_seconds: float = 5.0
+    """How long a TLS handshake may take."""
     deadline_seconds: float = 1.0
     """How long after its body a request is answered at the latest; a caller may ask for less by ``x-deadline-ms``."""
     queue_seconds: float = 0.25

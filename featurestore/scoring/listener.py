@@ -20,6 +20,7 @@ from featurestore.errors import ConfigError
 from featurestore.scoring.asgi import WHOLE
 from featurestore.scoring.limits import ScorerLimits
 from featurestore.scoring.problems import PROBLEM_JSON, Refusal
+from featurestore.scoring.read_again import ReadAgain
 
 if TYPE_CHECKING:
     import asyncio
@@ -58,11 +59,32 @@ class TlsFiles:
             ) from None
 
     def options(self) -> dict[str, Any]:
-        """Return them as uvicorn takes them."""
+        """Return them as uvicorn takes them. A handshake gets the files of a second ago at the latest."""
         asked = (
             {} if self.client_ca is None else {"ssl_ca_certs": str(self.client_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
         )
-        return {"ssl_certfile": str(self.certificate), "ssl_keyfile": str(self.key), **asked}
+        return {
+            "ssl_certfile": str(self.certificate),
+            "ssl_keyfile": str(self.key),
+            "ssl_context_factory": self._following,
+            **asked,
+        }
+
+    def _following(self, _config: uvicorn.Config, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+        """Return a context whose handshakes go on with one of the files as they are by then."""
+
+        def read() -> ssl.SSLContext:
+            self.check()
+            return make()
+
+        files = ReadAgain([each for each in (self.certificate, self.key, self.client_ca) if each is not None], read)
+
+        def choose(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+            connection.context = files.now()
+
+        first = files.now()
+        first.sni_callback = choose
+        return first
 
 
 class BoundedProtocol(HttpToolsProtocol):

@@ -155,6 +155,7 @@ def records_of(batch: ScoredBatch) -> list[PredictionRecord]:
             records.append(
                 PredictionRecord(
                     prediction_id=f"{batch.batch_id}-{index}",
+                    request_id=checked.request_id,
                     model=manifest.name,
                     version=manifest.version,
                     role=part.role,

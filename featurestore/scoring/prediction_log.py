@@ -43,7 +43,7 @@ class PredictionRecord(msgspec.Struct, frozen=True, kw_only=True):
     prediction_id: str
     """Names the prediction, whichever models made it: of random bits, or TOPIC/PARTITION/OFFSET of the event scored."""
     request_id: str | None = None
-    """The caller's own id of the request, which may repeat and may cover many predictions."""
+    """The id of the request over HTTP, the caller's own or one made up: it may repeat and may cover many predictions."""
     model: str
     version: int
     role: Role

@@ -126,19 +126,20 @@ def _column(tensor: InputTensor) -> list[Any]:
     return values
 
 
-def write_response(
-    predictions: Sequence[Prediction], manifest: ModelManifest, request_id: str | None
-) -> dict[str, Any]:
+def write_response(predictions: Sequence[Prediction], manifest: ModelManifest, request_id: str) -> dict[str, Any]:
     """Return the answer; freshness covers all rows, so the oldest of each is given.
 
-    Where a canary scored all rows, the version is its own; where it scored some, the champion's.
+    Where a canary scored all rows, the version is its own; where it scored some, the champion's. With a prediction log,
+    the parameter ``prediction_id`` has the rows' ids in order, separated by commas.
     """
     versions = {one.version for one in predictions}
     version = str(versions.pop() if len(versions) == 1 else manifest.version)
-    answer: dict[str, Any] = {"model_name": manifest.name, "model_version": version}
-    if request_id is not None:
-        answer["id"] = request_id
-    answer["parameters"] = {"model_version": version, **freshness(predictions)}
+    answer: dict[str, Any] = {"model_name": manifest.name, "model_version": version, "id": request_id}
+    parameters = {"model_version": version, **freshness(predictions)}
+    ids = [one.prediction_id for one in predictions if one.prediction_id is not None]
+    if ids:
+        parameters["prediction_id"] = ",".join(ids)
+    answer["parameters"] = parameters
     answer["outputs"] = [
         {
             "name": OUTPUT,

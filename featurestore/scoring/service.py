@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import ConfigError
-from featurestore.scoring.auth import ApiKeys, Gate, require_safe_bind
+from featurestore.scoring.auth import Gate, KeyFile, require_safe_bind
 from featurestore.scoring.follow import Follower
+from featurestore.scoring.limits import ScorerLimits
 from featurestore.scoring.log_queue import PredictionLog
 from featurestore.scoring.routing import Challenge, ShadowRunner
 from featurestore.scoring.served import Company, ModelSet, load_models
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator, Sequence
 
-    from featurestore.scoring.http import ScorerLimits, ScoringApp
+    from featurestore.scoring.http import ScoringApp
     from featurestore.scoring.listener import TlsFiles
     from featurestore.scoring.log_queue import Sink
     from featurestore.scoring.scorer import FeatureReader
@@ -93,7 +94,7 @@ def build_gate(api_key_file: str | Path | None, tokens: TokenSettings | None) ->
     """
     if api_key_file is None and tokens is None:
         return None
-    keys = None if api_key_file is None else ApiKeys.from_file(api_key_file)
+    keys = None if api_key_file is None else KeyFile(api_key_file)
     return Gate(keys, None if tokens is None else Tokens(tokens))
 
 
@@ -169,7 +170,7 @@ def serve(
             build_app, models_root, client_factory, allow_now=allow_now, models=models, gate=gate, limits=limits,
             follow_s=follow_s, challenger=challenger, sink_factory=sink_factory,
         )  # fmt: skip
-        process = _Process(build, listener, admin, gate, tls, limits)
+        process = _Process(build, listener, admin, gate, tls, limits or ScorerLimits())
 
         def announce() -> None:
             print("\n".join(said), flush=True)  # noqa: T201 - what whoever started it waits for
@@ -191,7 +192,7 @@ class _Process:
         admin: socket.socket | None,
         gate: Gate | None,
         tls: TlsFiles | None,
-        limits: ScorerLimits | None,
+        limits: ScorerLimits,
     ) -> None:
         self._build = build
         self._listener = listener
@@ -203,7 +204,7 @@ class _Process:
     def run_alone(self, started: Callable[[], None]) -> None:
         """Serve both listeners from this process."""
         app = self._build_for_good()
-        server = _server(self._config(app), started)
+        server = _server(self._config(app), self._limits, started)
         if self._admin is not None:
             server.beside(self._admin_server(app.metrics.render), self._admin)
         server.run(sockets=[self._listener])
@@ -221,7 +222,7 @@ class _Process:
                 run_all(tasks, folder=folder, started=started)
 
     def _run_worker(self, started: Callable[[], None], alive: int) -> None:
-        _server(self._config(self._build_for_good()), started, alive).run(sockets=[self._listener])
+        _server(self._config(self._build_for_good()), self._limits, started, alive).run(sockets=[self._listener])
 
     def _build_for_good(self) -> ScoringApp:
         app = self._build()
@@ -232,7 +233,8 @@ class _Process:
         from featurestore.scoring.metrics import render_all
 
         assert self._admin is not None  # noqa: S101 - or there is no such task
-        _server(self._admin_config(partial(render_all, folder)), started, alive).run(sockets=[self._admin])
+        config = self._admin_config(partial(render_all, folder))
+        _server(config, self._limits, started, alive).run(sockets=[self._admin])
 
     def _config(self, app: Any, **options: Any) -> Any:
         from featurestore.scoring.listener import uvicorn_config
@@ -245,10 +247,10 @@ class _Process:
         return self._config(AdminApp(render, gate=self._gate), lifespan="off")
 
     def _admin_server(self, render: Callable[[], bytes]) -> Any:
-        return _server(self._admin_config(render), lambda: None)
+        return _server(self._admin_config(render), self._limits, lambda: None)
 
 
-def _server(config: Any, started: Callable[[], None], alive: int | None = None) -> Any:
+def _server(config: Any, limits: ScorerLimits, started: Callable[[], None], alive: int | None = None) -> Any:
     """Return a server that calls ``started`` once it answers, and ends when ``alive`` is readable.
 
     With ``beside`` it runs another one on the same event loop, which is up before ``started`` and ends after the last request.
@@ -264,15 +266,35 @@ def _server(config: Any, started: Callable[[], None], alive: int | None = None) 
             self.other, self._other_socket = other, its_socket
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if not self.started:
-                return
+            await self._listen(sockets or ())
             if alive is not None:
                 asyncio.get_running_loop().add_reader(alive, self._parent_vanished)
             if self.other is not None:
                 await self.other.lifespan_free_start([self._other_socket])
                 self._other_task = asyncio.create_task(self.other.main_loop())
             started()
+
+        async def _listen(self, sockets: Sequence[socket.socket]) -> None:
+            """Start the application, then accept; uvicorn's own way gives a handshake a minute."""
+            await self.lifespan.startup()
+            if self.lifespan.should_exit:
+                raise SystemExit(3)  # uvicorn's code for it; the log has the reason
+
+            def protocol() -> asyncio.Protocol:
+                made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+                    config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+                )
+                return made
+
+            loop, tls = asyncio.get_running_loop(), self.config.ssl
+            seconds = None if tls is None else limits.handshake_seconds
+            self.servers = [
+                await loop.create_server(
+                    protocol, sock=each, ssl=tls, ssl_handshake_timeout=seconds, backlog=self.config.backlog
+                )
+                for each in sockets
+            ]
+            self.started = True
 
         async def lifespan_free_start(self, sockets: list[socket.socket]) -> None:
             self.config.load()

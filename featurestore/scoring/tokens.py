@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import ConfigError
 from featurestore.scoring.auth import Caller
+from featurestore.scoring.read_again import ReadAgain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA", "HS256")
 _MAX_TOKEN_BYTES = 8192
 _KEPT = 1024
-_LOOK_AGAIN_S = 5.0
 _LEAST_SECRET_BYTES = 32
 
 
@@ -79,17 +79,18 @@ class Tokens:
         self._settings = settings
         self._clock = clock
         self._verified: OrderedDict[bytes, tuple[Caller, float, float]] = OrderedDict()
-        self._looked = self._clock()
-        self._stamp = self._file_stamp()
-        self._keys = self._read_keys()
+        self._file = ReadAgain([settings.key_file], self._read_keys, clock=clock)
+        self._keys = self._file.now()
 
     def caller(self, token: bytes) -> Caller | None:
         """Return whose token it is; None for one that is not valid now."""
         if len(token) > _MAX_TOKEN_BYTES:
             return None
         now = self._clock()
-        if now - self._looked > _LOOK_AGAIN_S:
-            self._look_again(now)
+        keys = self._file.now()
+        if keys is not self._keys:
+            self._keys = keys
+            self._verified.clear()
         digest = hashlib.sha256(token).digest()
         known = self._verified.get(digest)
         if known is None:
@@ -134,24 +135,6 @@ class Tokens:
         subject = claims.get("sub")
         name = subject if isinstance(subject, str) else "token"
         return Caller(name, frozenset(word for word in words if isinstance(word, str))), begins, ends
-
-    def _look_again(self, now: float) -> None:
-        """Read the file again if it has changed; one that cannot be read leaves the keys as they are."""
-        self._looked = now
-        try:
-            stamp = self._file_stamp()
-            if stamp != self._stamp:
-                self._keys, self._stamp = self._read_keys(), stamp
-                self._verified.clear()
-        except ConfigError:
-            return
-
-    def _file_stamp(self) -> tuple[int, int, int]:
-        try:
-            found = Path(self._settings.key_file).stat()
-        except OSError as error:
-            raise self._unreadable(type(error).__name__) from error
-        return found.st_mtime_ns, found.st_size, found.st_ino
 
     def _read_keys(self) -> dict[str | None, Any]:
         """Return the keys by id; None is the id of the only key of a file that names none."""

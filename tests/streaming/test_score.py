@@ -17,6 +17,7 @@ from featurestore.errors import JobError, SubmitError, UnknownNameError
 from featurestore.events.broker import ensure_topics
 from featurestore.jobs.score_log import read_predictions
 from featurestore.jobs.score_realtime import ScoreConsumer
+from featurestore.scoring.folder import write_aliases
 from featurestore.scoring.kafka_envelope import unwrap
 from featurestore.scoring.prediction_log import from_json
 from featurestore.stack.valkey import OnlineServer
@@ -309,3 +310,34 @@ def test_what_cannot_be_scored_is_said_before_anything_runs(kafka_server, online
     job = store.submit("score", service="fraud", freshness="realtime", model="fraud:7")
     with pytest.raises(JobError, match="has no version 7"):
         job.wait_until("running")
+
+
+def test_a_light_worker_scores_with_what_is_promoted_while_it_runs(kafka_server, online_url, tmp_path, reading):
+    scored, broker = Scored("score_promoted"), kafka_server.bootstrap_servers
+    store = scored.open(tmp_path, broker, online_url)
+    scored.save(store)
+    write_aliases(store.settings.models, "fraud", {"champion": 1})
+    spec = scored.spec(store, topic="score_promoted_out", follow_s=0.1)
+    ensure_topics(spec.kafka, {spec.topic: 2})
+    first, _ = send(broker, scored, 20)
+    consumer, stop = ScoreConsumer(spec, scored.name), threading.Event()
+    thread = threading.Thread(target=consumer.run, args=(stop,))
+    thread.start()
+    topic, sent = reading(spec.topic), len(first)
+    try:
+        wait_for("the first predictions", lambda: len(topic.predictions()) >= sent)
+        assert {one.version for one in topic.predictions()} == {1}
+        write_aliases(store.settings.models, "fraud", {"champion": 2})
+
+        def promoted():
+            nonlocal sent
+            sent += len(send(broker, scored, 2, begin=sent)[0])
+            wait_for("more predictions", lambda: len(topic.predictions()) >= sent)
+            return 2 in {one.version for one in topic.predictions()}
+
+        wait_for("predictions of the new champion", promoted)
+    finally:
+        stop.set()
+        thread.join(30)
+        consumer.close()
+    assert len({one.prediction_id for one in topic.predictions()}) == len(topic.records) == sent

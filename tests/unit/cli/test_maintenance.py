@@ -8,6 +8,7 @@ import pytest
 
 from featurestore import FeatureStore
 from featurestore.offline.events import write_events
+from featurestore.offline.predictions import DeltaSink
 from featurestore.testing.replay import Replay
 from tests.streaming.support import Shop
 from tests.unit.offline.test_quarantine import write as write_quarantine
@@ -116,3 +117,22 @@ def test_tables_are_compacted_and_a_second_run_finds_nothing(project, run):
     assert "no table 'event'" in err
     code, out, _ = run("compact", "--vacuum", "8d", "--dry-run", "--json")
     assert json.loads(out)[0]["deleted"] == 0
+
+
+def test_an_entity_is_erased_from_what_scoring_keeps(project, run):
+    from tests.unit.jobs.test_score_erase import ids, prediction
+
+    DeltaSink(project.settings.offline).write([prediction(1, card_id="c1"), prediction(2, card_id="c2")])
+    code, out, err = run("erase", "card", "card_id=c1", "--vacuum", "7d", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {"rows": {"predictions": 1}, "files_deleted": {"predictions": 0}}
+    assert ids(project.settings.offline) == ["p/0/2"]
+    code, out, err = run("erase", "card", "card_id=c2")
+    assert (code, "predictions" in out, "until they are a week old" in err) == (0, True, True)
+    for arguments, words in (
+        (("cart", "card_id=c1"), "no entity 'cart' is applied"),
+        (("card", "card=c1"), "has no key 'card'"),
+        (("card", "card_id=c1", "--vacuum", "1h"), "under a week"),
+    ):
+        code, _, err = run("erase", *arguments)
+        assert (code, words in err) == (4, True)

@@ -12,16 +12,17 @@ import pytest
 from pyspark import cloudpickle
 
 from featurestore.errors import ModelError, OnlineStoreUnavailableError
-from featurestore.jobs.score import EventScorer, ScoreWorker, check_columns
+from featurestore.jobs.score import EventScorer, check_columns
 from featurestore.jobs.score_driver import add_arguments, spec_of
 from featurestore.jobs.score_log import once
 from featurestore.jobs.score_spark import SCHEMA, ScoreRows
+from featurestore.jobs.score_worker import FollowedModel, ScoreWorker
 from featurestore.scoring.folder import write_aliases
 from featurestore.scoring.kafka_envelope import Envelope, unwrap
 from featurestore.scoring.manifest import find_model
 from featurestore.scoring.prediction_log import PredictionRecord, from_json, to_arrow, to_json
 from featurestore.stack.valkey import OnlineServer
-from featurestore.timeline import SystemClock
+from featurestore.timeline import SystemClock, format_instant
 from tests.scored import Scored, assert_right, checkout
 
 
@@ -196,3 +197,85 @@ def _columns(schema):
         else:
             parts[-1] += letter
     return parts
+
+
+def versions(outcome):
+    return {one.version for one in outcome.predictions}
+
+
+def test_a_job_goes_over_to_the_champion_between_two_batches_and_keeps_what_it_has_over_a_refused_one(
+    online_url, tmp_path, caplog
+):
+    scored = Scored("unit_follow")
+    store = scored.open(tmp_path, "none:1", online_url)
+    scored.save(store)
+    scored.save(store, service_fingerprint="0" * 16)
+    scored.save(store, service="other")
+    models, now = store.settings.models, [100.0]
+    followed = FollowedModel(scored.spec(store, follow_s=2.0), clock=lambda: now[0])
+    fixed = FollowedModel(scored.spec(store), clock=lambda: now[0])
+
+    def promoted(version, after):
+        write_aliases(models, "fraud", {"champion": version})
+        now[0] += after
+        outcome = score(followed.scorer(), [checkout("c1", 1.0), checkout("c2", 2.0)])
+        assert_right(outcome.predictions, {(1, 100): (1, 1.0), (1, 101): (2, 2.0)})
+        return versions(outcome)
+
+    assert promoted(1, 2.1) == {1}
+    assert promoted(2, 1.9) == {1}  # it is looked at every two seconds
+    assert promoted(2, 0.2) == {2}
+    for refused, words in ((3, "trained on"), (4, "of service 'other', not of 'fraud'"), (9, "fraud")):
+        caplog.clear()
+        assert promoted(refused, 2.1) == {2}
+        (line,) = caplog.messages
+        assert f"model fraud:{refused} is refused, version 2 stays" in line
+        assert words in line
+        assert promoted(refused, 2.1) == {2}
+        assert len(caplog.messages) == 1  # not tried again at once
+    for _ in range(5):
+        scored.save(store)
+    assert promoted(9, 61.0) == {9}  # what was refused may be right a minute later
+    assert promoted(1, 2.1) == {1}
+    assert versions(score(fixed.scorer(), [checkout("c1", 1.0)])) == {1}
+
+
+def test_a_scorer_that_spark_makes_anew_for_each_batch_follows_too(online_url, tmp_path):
+    scored = Scored("unit_follow_spark")
+    store = scored.open(tmp_path, "none:1", online_url)
+    scored.save(store)
+    sent = cloudpickle.dumps(ScoreWorker(scored.spec(store, follow_s=2.0)))
+    for version in (1, 2, 2, 1):
+        write_aliases(store.settings.models, "fraud", {"champion": version})
+        assert versions(score(cloudpickle.loads(sent).scorer, [checkout("c1", 1.0)])) == {version}
+    fixed = ScoreWorker(scored.spec(store)).scorer
+    assert versions(score(fixed, [checkout("c1", 1.0)])) == {1}
+
+
+def test_features_of_the_events_own_time_or_a_refusal(online_url, tmp_path):
+    scored = Scored("unit_event_time")
+    begin = SystemClock().now() - 60_000_000
+    store = scored.open(tmp_path, "none:1", online_url)
+
+    def count(record):
+        return record.features["card.count_lifetime"].value
+
+    def event(card, at):
+        return json.dumps(json.loads(checkout(card, 1.0)) | {"event_time": format_instant(at)}).encode()
+
+    newest = score(ScoreWorker(scored.spec(store)).scorer, [checkout("c9", 1.0)]).predictions[0]
+    assert count(newest) == 10
+    last = newest.features["card.count_lifetime"].as_of
+    times = [last + 1, last, last - 3, begin + 30_000_000]
+    values = [event("c9", at) for at in times] + [event("nobody", last), event("c9", last)]
+    outcome = score(ScoreWorker(scored.spec(store, at="event")).scorer, values)
+    assert outcome.rows == [0, 3, 4]
+    assert [(one.at, count(one)) for one in outcome.predictions] == [
+        (last + 1, 10),
+        (begin + 30_000_000, 10),
+        (last, None),
+    ]
+    # The store has counted these cards' events at those times already, and cannot take them out again.
+    assert [(one.row, one.reason) for one in outcome.refused] == [(1, "features"), (2, "features"), (5, "features")]
+    assert all("is not after the newest applied event" in one.detail for one in outcome.refused)
+    assert {one.at for one in score(ScoreWorker(scored.spec(store)).scorer, values).predictions}.isdisjoint(times)

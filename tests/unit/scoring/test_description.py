@@ -50,7 +50,8 @@ def test_an_inference_is_answered_in_its_form(http, path, more):
     for output in content["outputs"]:
         fits(output["data"], protocol.DATA)
         assert len(output["data"]) == output["shape"][0]
-    assert content.get("id") == more.get("id")  # "if it was given, it is in the response"
+    # "if it was given, it is in the response", else the id of the headers and of the log is
+    assert content["id"] == more.get("id", answer.headers["x-request-id"])
 
 
 @pytest.mark.parametrize("datatype", protocol.DATATYPES)

@@ -84,7 +84,6 @@ def test_infer_takes_columns_nested_and_flat_alike(http):
 def test_a_version_in_the_path_is_the_one_that_scores(http):
     body = http.post("/v2/models/fraud/versions/1/infer", json=infer_body()).json()
     assert body["model_version"] == "1"
-    assert "id" not in body
 
 
 @pytest.mark.parametrize("now", [1_500_000, "1970-01-01T00:00:01.5Z"])

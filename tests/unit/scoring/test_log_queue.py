@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 
 import httpx
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
@@ -18,7 +19,7 @@ from featurestore.scoring.manifest import load_model, save_model
 from featurestore.scoring.routing import Challenge, RoutedScorer
 from featurestore.scoring.service import build_app
 from tests.unit.scoring.conftest import running
-from tests.unit.scoring.support import AS_OF, COMPLETE_THROUGH, FIELDS, MemoryReader, onnx_bytes
+from tests.unit.scoring.support import AS_OF, COMPLETE_THROUGH, FIELDS, MemoryReader, infer_body, onnx_bytes
 
 VALUES = {f"k{i}": [float(i), i, None if i % 2 else 1.0] for i in range(100)}
 
@@ -223,3 +224,38 @@ def test_the_service_logs_champion_and_shadow_under_the_ids_that_it_answers(mode
         {(each, version, role): 1 for each in answered for version, role in ((1, "champion"), (2, "shadow"))}
     )
     assert 'prediction_log_records_total{outcome="logged"} 120.0' in app.metrics.render().decode()
+
+
+# Ids ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_and_its_predictions_are_found_in_the_log_by_their_ids(models):
+    sink = MemorySink()
+    app = build_app(models, lambda: MemoryReader(VALUES), sink_factory=lambda: sink)
+    row = {"keys": {"card_id": "k1"}, "request": {"amount": 1}}
+    arrow = {"accept": "application/vnd.apache.arrow.stream"}
+    with running(app) as url, httpx.Client(base_url=url, trust_env=False) as http:
+        infer, score = "/v2/models/fraud/infer", "/score/fraud"
+        answers = [
+            http.post(score, json=row, headers={"x-request-id": "by-header"}),
+            http.post(score, json=row),
+            http.post(infer, json=infer_body(("k1", "k2"), (1, 2), id="by-id")),
+            http.post(infer, json=infer_body(("k1",), id="other"), headers={"x-request-id": "by-header-2"}),
+            http.post(infer, json=infer_body(("k1",), id="x" * 65)),
+            http.post(infer, json=infer_body(("k1",), id="two words\r\nx: y")),
+            http.post(infer, json=infer_body(("k1",))),
+        ]
+        table = pa.ipc.open_stream(http.post(score, json=row, headers=arrow).content).read_all()
+        refused = http.post(infer, json=infer_body(("k1",), id="by-id-2", parameters={"no": 1}))
+    assert refused.status_code == 400
+    assert refused.headers["x-request-id"] == "by-id-2"
+    ids = [one.headers["x-request-id"] for one in answers]
+    assert [ids[at] for at in (0, 2, 3)] == ["by-header", "by-id", "by-header-2"]
+    assert all(len(ids[at]) == 16 for at in (1, 4, 5, 6))
+    assert [one.json().get("id") for one in answers[2:]] == ["by-id", "other", "x" * 65, "two words\r\nx: y", ids[6]]
+    by_prediction = {one.prediction_id: one for one in sink.records}
+    for answer, request_id in zip(answers, ids, strict=True):
+        body = answer.json()
+        for each in (body.get("parameters") or body)["prediction_id"].split(","):
+            assert by_prediction.pop(each).request_id == request_id
+    assert [*by_prediction] == table["prediction_id"].to_pylist()  # and nothing else was logged

@@ -121,6 +121,11 @@ async def storm(port, callers, seconds):
     return found
 
 
+def p99(seconds):
+    """Return what 99 of 100 requests stayed below."""
+    return sorted(seconds)[len(seconds) * 99 // 100]
+
+
 @pytest.mark.server
 @pytest.mark.thorough
 def test_what_is_let_in_keeps_its_time_and_what_is_shed_is_told_at_once(tmp_path):
@@ -157,3 +162,5 @@ def test_what_is_let_in_keeps_its_time_and_what_is_shed_is_told_at_once(tmp_path
 
     # A third, measured alone on a quiet machine; how much of that other processes leave is theirs to say.
     assert mean(seen) < mean(control) * 0.85
+    # And so do the slowest of them, as their callers see it: not the mean alone, which a few that waited for all would not move.
+    assert p99(shedding[200]) < p99(open_[200]) * 0.85

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -21,7 +22,8 @@ from featurestore.scoring.folder import read_aliases
 from featurestore.scoring.manifest import find_model, list_models, load_model, save_model
 from featurestore.scoring.registry import ModelRegistry
 from featurestore.scoring.sync import keep_in_step
-from tests.unit.scoring.real import payments
+from featurestore.stack.valkey import OnlineServer
+from tests.unit.scoring.real import fill, payments
 from tests.unit.scoring.support import FIELDS, onnx_bytes
 
 pytestmark = pytest.mark.thorough  # importing MLflow and making its tables takes seconds
@@ -170,9 +172,10 @@ def test_a_registry_that_is_away_is_an_error_of_its_own(tmp_path, monkeypatch):
     assert "pa55" not in str(caught.value)
 
 
-@pytest.fixture
-def server(tmp_path):
-    """A real MLflow server; ``start`` it again after ``kill``."""
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A real MLflow server, which takes long to start; ``start`` it again after ``kill``."""
+    tmp_path = tmp_path_factory.mktemp("server")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [
@@ -243,3 +246,59 @@ def test_a_server_keeps_the_files_for_other_machines_and_may_be_away(server, ser
     assert caplog.text.count("not in step") == 1  # it was away
     assert shown == [{"fraud": {"champion": 2, "previous": 1}}]  # and is back
     assert read_aliases(scorer.root, "fraud") == {"champion": 2, "previous": 1}
+
+
+def is_gone(pid):
+    """Whether a process has ended, reaped or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_serve_follows_a_server_by_a_process_of_its_own_that_ends_with_it(server, service, tmp_path):
+    trainer = ModelRegistry(server.url, tmp_path / "trainer")
+    register(trainer, "live", service)
+    trainer.promote("live", 1, applied=applied(service))
+    deadline = time.monotonic() + 120
+    with OnlineServer(tmp_path / "store") as store:
+        fill(store.url, service)
+        (tmp_path / "featurestore.toml").write_text(
+            f'registry = "{server.url}"\nmodels = "served"\n[online]\nurl = "{store.url}"\ntimeout = "5s"\n'
+        )
+        command = [
+            sys.executable,
+            "-m",
+            "featurestore.cli",
+            "serve",
+            "--port",
+            "0",
+            "--follow",
+            "1s",
+            "--model",
+            "live",
+        ]
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as serving:
+            try:
+                url = serving.stdout.readline().removeprefix("listening on ").strip()
+                (syncing,) = Path(f"/proc/{serving.pid}/task/{serving.pid}/children").read_text().split()
+
+                def version():
+                    assert time.monotonic() < deadline
+                    body = {"keys": {"card_id": "a"}, "request": {"amount": 1.0}}
+                    return httpx.post(f"{url}/score/live", json=body, trust_env=False, timeout=20).json()["version"]
+
+                assert version() == 1  # its folder was empty
+                assert b"sync" in Path(f"/proc/{syncing}/cmdline").read_bytes()
+                register(trainer, "live", service, weights=(0.5, 0, 0))
+                trainer.promote("live", 2, applied=applied(service))
+                while version() != 2:
+                    time.sleep(0.2)
+                assert not is_gone(syncing)
+                serving.kill()  # it has no time to end anything
+                serving.wait(30)
+                while not is_gone(syncing):
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+            finally:
+                serving.kill()

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from featurestore.definitions.source import EventSource
+    from featurestore.events.decode import Decoder
 
 _READ = ("source", "_topic", "_partition", "_offset", "_arrival", "raw")
 _AT_ONCE = 5_000
@@ -126,10 +127,18 @@ def _places(
     batch: pa.RecordBatch, keys: Mapping[str, Any], sources: Mapping[str, EventSource]
 ) -> Iterator[tuple[str, int, int]]:
     words = [re.compile(rb"(?<![\w.-])" + re.escape(_word(value)) + rb"(?![\w.-])") for value in keys.values()]
-    rows = batch.to_pylist()
-    for row in rows:
+    decoders = {
+        name: decoder_of(source)
+        for name, source in sources.items()
+        if all(column in source.contract.columns for column in keys)
+    }
+    for row in batch.to_pylist():
         raw = row["raw"] or b""
-        has = _event_has(raw, row["_arrival"], keys, sources.get(row["source"]))
+        has = None
+        if row["source"] in decoders:
+            has = _decoded_has(raw, row["_arrival"], keys, decoders[row["source"]])
+        if has is None:
+            has = _json_has(raw, keys)
         if has is None:
             has = all(word.search(raw) for word in words)
         if has:
@@ -140,21 +149,23 @@ def _word(value: Any) -> bytes:
     return value.encode() if isinstance(value, str) else value_text(value).encode()
 
 
-def _event_has(raw: bytes, arrival: int, keys: Mapping[str, Any], source: EventSource | None) -> bool | None:
-    """Return whether an event has a key; None where it cannot be read."""
-    if source is not None and all(name in source.contract.columns for name in keys):
-        decoded = decoder_of(source).decode([raw], np.array([arrival], np.int64))
-        if len(decoded.rows):
-            found = {name: decoded.batch.column(name) for name in keys}
-            return all(_plain(found[name], source.contract.columns[name]) == value for name, value in keys.items())
+def _decoded_has(raw: bytes, arrival: int, keys: Mapping[str, Any], decoder: Decoder) -> bool | None:
+    """Return whether an event has a key; None where its contract refuses it."""
+    batch = decoder.decode([raw], np.array([arrival], np.int64)).batch
+    if not batch.num_rows:
+        return None
+    return all(_plain(batch.column(name), decoder.contract.columns[name]) == value for name, value in keys.items())
+
+
+def _json_has(raw: bytes, keys: Mapping[str, Any]) -> bool | None:
+    """Return whether an object in a JSON document has a key; None where it is no JSON, or none has any of the columns."""
     try:
-        content = json.loads(raw)
+        objects = list(_objects(json.loads(raw)))
     except ValueError:
         return None
-    objects = list(_objects(content))
-    return any(all(one.get(name) == value for name, value in keys.items()) for one in objects) or (
-        None if not any(keys.keys() & one.keys() for one in objects) else False
-    )
+    if any(all(one.get(name) == value for name, value in keys.items()) for one in objects):
+        return True
+    return False if any(keys.keys() & one.keys() for one in objects) else None
 
 
 def _plain(column: pa.Array, kind: DataType) -> Any:

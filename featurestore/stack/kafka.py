@@ -84,9 +84,8 @@ class KafkaServer:
             self.ports = (broker, controller)
         properties = self.directory / "server.properties"
         properties.write_text(server_properties(self.directory / "data", *self.ports))
-        quick = (
-            "-XX:TieredStopAtLevel=1"  # the optimising compiler would take more than a broker of this size gives back
-        )
+        # The optimising compiler would take more than a broker of this size gives back.
+        quick = "-XX:TieredStopAtLevel=1"
         classpath = [str(java), quick, _LOG_LEVEL, "-cp", f"{jars}/*"]
         self._formatted_now = not self._meta.exists()
         if self._formatted_now:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from featurestore.algebra.aggregate import Columns, EventOrder, Partial
 
 _LOW = 0xFFFFFFFF
+_EXACT = 9007199254740992.0
+"""2**53: integers below it are exact as doubles."""
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
@@ -276,4 +278,11 @@ class Mean(Sum):
 
     def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:
         """Return sum / n; null without values."""
-        return self.total_columns(partial) / np.maximum(partial[0], 1), partial[0] > 0
+        total, valid = self.total_columns(partial), partial[0] > 0
+        means = total / np.maximum(partial[0], 1)
+        if self.is_integer:
+            # Beyond 2**53 they have been rounded already; dividing what is exact rounds once, as ``finalize`` does.
+            wide = np.maximum(np.abs(total), partial[0]) >= _EXACT
+            for row in np.flatnonzero(wide & valid).tolist():
+                means[row] = self.total(tuple(slot.item(row) for slot in partial)) / partial[0].item(row)
+        return means, valid

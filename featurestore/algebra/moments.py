@@ -118,7 +118,9 @@ class _Moments(Aggregate):
             return b
         if not b[0]:
             return a
-        merged = _combine(a, b)
+        # Counts as doubles, as in columns: beyond 2**53, where only spoiled bytes get, an integer is rounded elsewhere.
+        merged = _combine((float(a[0]), *a[1:]), (float(b[0]), *b[1:]))
+        merged[0] = a[0] + b[0]
         if not math.isfinite(merged[3]):  # then it stays so, and the mean no longer matters
             merged[1:4] = 0.0, 0.0, a[3] + b[3] + math.inf  # NaN if one of them was, else infinite
         return tuple(merged)

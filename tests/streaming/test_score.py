@@ -243,6 +243,7 @@ def test_offsets_are_committed_after_the_predictions_or_events_would_be_lost(
         dying.run(threading.Event())
     dying._consumer.close()
     dying._producer.close()
+    dying._model.close()
     successor, stop = ScoreConsumer(spec, group), threading.Event()
     thread = threading.Thread(target=successor.run, args=(stop,))
     thread.start()

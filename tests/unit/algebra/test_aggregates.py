@@ -309,3 +309,12 @@ def test_pairs_of_edges_cover_the_line_once():
     for low, high in pairwise(edges):
         inside = histogram.finalize(merged(histogram, [low, math.nextafter(high, low)]))
         assert max(inside) == 2
+
+
+# -------------------------------------------------------------------------------------------------- mean
+
+
+@pytest.mark.parametrize("values", [[2**53 + 1, 2**53, 1], [2**62 + 5, 2**62 + 3, 7], [-(2**63), -(2**63) + 3, 4]])
+def test_a_mean_of_integers_that_no_double_holds_is_rounded_once(values):
+    mean = Mean("x").bind(DataType.INT64)
+    assert both(mean, merged(mean, values), 10, Lifetime()) == sum(values) / len(values)

@@ -176,3 +176,17 @@ def test_slots_and_sharing():
     assert len({Variance("x").partial_identity, StdDev("x", population=True).partial_identity}) == 1
     assert len({Skew("x").partial_identity, Kurtosis("x").partial_identity}) == 1
     assert [8 * len(kind("x").slots) for kind in (Variance, StdDev, Skew, Kurtosis)] == [32, 32, 48, 48]
+
+
+@pytest.mark.parametrize("kind", [Variance, Skew])
+@pytest.mark.parametrize("counts", [(2**53 + 4, 1), (1, 2**53 + 1), (2**60 + 3, 2**53 + 1)])
+def test_counts_that_no_double_holds_are_merged_in_columns_as_they_are_one_by_one(kind, counts):
+    aggregate = kind("x").bind(DataType.FLOAT64)
+    powers = [1.5] * aggregate.powers
+    a, b = ((n, mean, 0.0, *powers) for n, mean in zip(counts, (19.25, -3.7), strict=True))
+    columns = [
+        tuple(np.array([x], dtype=slot) for x, slot in zip(each, aggregate.slots, strict=True)) for each in (a, b)
+    ]
+    merged = aggregate.merge(a, b)
+    assert merged[0] == sum(counts)
+    assert partial_at(aggregate.merge_columns(*columns), 0) == merged

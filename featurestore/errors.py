@@ -25,6 +25,7 @@
     ├── BrokerUnavailableError (ConnectionError)
     ├── JobError
     │   ├── CheckpointMismatchError
+    │   ├── LeaseError                        another job writes the same views, or has taken them over
     │   ├── OffsetsGoneError                  Kafka has deleted records that a job has not read yet
     │   ├── QuarantineLimitError              more of a source's records violate its contract than it allows
     │   └── SubmitError
@@ -161,6 +162,10 @@ class JobError(FeatureStoreError):
 
 class CheckpointMismatchError(JobError):
     """A checkpoint that belongs to another job, definition or topic."""
+
+
+class LeaseError(JobError):
+    """Another job writes the same views of the project, or has taken them over."""
 
 
 class OffsetsGoneError(JobError):

@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--consumers", type=int, default=1, help="real-time consumers beside this driver")
     parser.add_argument("--metrics-port", type=int, help="port on loopback for Prometheus; none by default")
     parser.add_argument("--accept-loss", action="store_true", help="go on without records that Kafka no longer has")
+    parser.add_argument("--take-over", action="store_true", help="take the views from another job that writes them")
     arguments = parser.parse_args(argv)
 
     settings = Settings.from_json(arguments.config_json)
@@ -53,6 +54,7 @@ def main(argv: list[str]) -> int:
         consumers=arguments.consumers,
         metrics_port=arguments.metrics_port,
         accept_loss=arguments.accept_loss,
+        take_over=arguments.take_over,
     )
     session = build_session(f"materialize-{arguments.service}", master=None, conf=settings.spark.conf)
     try:

@@ -72,6 +72,9 @@ def submit(
         bool,
         typer.Option("--accept-loss", help="Go on without records that Kafka no longer has, and write down which."),
     ] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Take the views from another job that writes them; that one ends.")
+    ] = False,
     wait: Annotated[str | None, typer.Option(help='Wait so long for it to run, for example "2m".')] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the spark-submit call and do nothing.")] = False,
     config: ConfigOption = None,
@@ -110,6 +113,7 @@ def submit(
             metrics_port=metrics_port,
             **of_score,
             accept_loss=accept_loss,
+            take_over=take_over,
         )
         job_name, folder = spark.job_folder(job, store.settings, definition.name, name)
         argv = spark.build_argv(job, store.settings, service=service, name=job_name, folder=folder, options=options)
@@ -120,7 +124,8 @@ def submit(
         return
     submitted = store.submit(
         job, service=service, master=master, name=name, deploy_mode=deploy_mode, conf=settings, queries=queries,
-        freshness=freshness, consumers=consumers, metrics_port=metrics_port, accept_loss=accept_loss, **of_score,
+        freshness=freshness, consumers=consumers, metrics_port=metrics_port, accept_loss=accept_loss,
+        take_over=take_over, **of_score,
     )  # fmt: skip
     status = submitted.wait_until("running", wait) if wait else submitted.status()
     if as_json:

@@ -33,6 +33,7 @@ from featurestore.jobs.archive import ArchiveBatch, start_archive
 from featurestore.jobs.checkpoint import ASYNCHRONOUS, SYNCHRONOUS
 from featurestore.jobs.consumers import Consumers
 from featurestore.jobs.hot import HotWorker, start_hot, warm_up
+from featurestore.jobs.lease import Lease, LeaseKeeper, job_id, who_is
 from featurestore.jobs.metrics import serve_metrics
 from featurestore.jobs.online_epoch import HotStart, begin_hot
 from featurestore.jobs.report import Reporter
@@ -75,6 +76,7 @@ class MaterializeSpec:
         consumers: How many of them.
         metrics_port: Loopback port of the Prometheus endpoint; None opens none.
         accept_loss: Whether to go on where Kafka no longer has records that were to come next, and write down which.
+        take_over: Whether to take the views from another job that writes them.
     """
 
     project: str
@@ -91,6 +93,7 @@ class MaterializeSpec:
     consumers: int = 1
     metrics_port: int | None = None
     accept_loss: bool = False
+    take_over: bool = False
 
     def by_topic(self) -> dict[str, tuple[EventSource, tuple[FeatureView, ...]]]:
         """Return topic to source and its views."""
@@ -177,6 +180,7 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
     metrics = contextlib.ExitStack()
     running: list[StreamingQuery] = []
     consumers: Consumers | None = None
+    keeper: LeaseKeeper | None = None
     publisher: CompletionPublisher | None = None
     try:
         if spec.metrics_port is not None:
@@ -190,6 +194,8 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
         reporter.state = "warming"
         reporter.write()
         if "hot" in spec.queries:
+            keeper = LeaseKeeper(_lease_of(spec), over=spec.take_over)
+            keeper.start()
             store = RedisOnlineStore(spec.online_url, spec.project)
             begun = begin_hot(store, spec.offline, spec.kafka, topics, spec.checkpoints)
             hot = Path(begun.checkpoint)
@@ -220,6 +226,8 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
         while not stop.wait(_TICK_S) and all(query.isActive for query in running):
             for query in running:
                 reporter.collect(query)
+            if keeper is not None:
+                keeper.check()
             if publisher is not None:
                 publisher.check()
                 publisher.reached = reporter.reached
@@ -248,11 +256,19 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
         if consumers is not None:
             consumers.stop()
             reporter.collect_consumers(consumers)
+        if keeper is not None:
+            keeper.stop()
     metrics.close()
     if reporter.state != "failed":
         reporter.state = "stopped"
     reporter.write()
     return 1 if reporter.state == "failed" else 0
+
+
+def _lease_of(spec: MaterializeSpec) -> Lease:
+    folder = Path(spec.checkpoints)
+    store = RedisOnlineStore(spec.online_url, spec.project)
+    return Lease(store, spec.views, job_id(folder), who_is(folder))
 
 
 def _resume_of(spec: MaterializeSpec) -> Resume:

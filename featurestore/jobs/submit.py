@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 JOBS = ("materialize", "score")
 _SCORE_ONLY = ("model", "source", "topic", "envelope", "starting", "at", "follow")
+_FLAGS = ("accept_loss", "take_over")
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,126}")
 _PACKAGE = Path(featurestore.__file__).resolve().parent
 
@@ -66,6 +67,7 @@ class SubmitOptions:
         follow: Of a scoring job whose model has no version: how often to look which version is champion; "2s" when None.
         accept_loss: Whether to go on without records that Kafka no longer has; which those are is written down in the Delta
             table ``losses``. Meant for one start: a job started so goes on whatever else goes missing.
+        take_over: Whether to take the views from another job that writes them; meant for one start too.
         use_packages: Whether Spark fetches its connectors itself; None decides by the master.
         extra: Further arguments of spark-submit, verbatim.
     """
@@ -86,6 +88,7 @@ class SubmitOptions:
     at: str | None = None
     follow: str | None = None
     accept_loss: bool = False
+    take_over: bool = False
     use_packages: bool | None = None
     extra: Sequence[str] = ()
 
@@ -174,12 +177,13 @@ def _job_arguments(service: str, folder: Path, options: SubmitOptions) -> list[s
         value = getattr(options, name)
         if value is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
-    return [*words, "--accept-loss"] if options.accept_loss else words
+    flags = [f"--{name.replace('_', '-')}" for name in _FLAGS if getattr(options, name)]
+    return [*words, *flags]
 
 
 def _check_options(job: str, options: SubmitOptions) -> None:
     """Refuse options of another job."""
-    foreign = ("queries", "accept_loss") if job == "score" else _SCORE_ONLY
+    foreign = ("queries", *_FLAGS) if job == "score" else _SCORE_ONLY
     given = [name for name in foreign if getattr(options, name) not in (None, False)]
     if given:
         raise SubmitError(f"a {job} job takes no {given[0]}.", hint="see featurestore jobs submit --help.")

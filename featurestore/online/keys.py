@@ -10,6 +10,7 @@
     fs:{PROJECT}:complete:SOURCE                    instant (us) up to which every partition has been applied
     fs:{PROJECT}:plan:SERVICE                       the compiled lookup plan, JSON
     fs:{PROJECT}:services                           set: the services that have a plan
+    fs:{PROJECT}:leases                             hash: VIEW@FINGERPRINT -> the job that writes it (see ``jobs.lease``)
 
 BB is the bucket of the entity key, two hex digits. The braces are Redis Cluster's hash tag: all views of a key, and the
 fence that guards them, live in one slot. N is the smallest number with which the slot of bucket BB lies in the middle eighth
@@ -135,3 +136,8 @@ class KeySpace:
     def services(self) -> bytes:
         """The name of the set of services that have a plan."""
         return f"fs:{{{self.project}}}:services".encode()
+
+    @property
+    def leases(self) -> bytes:
+        """The name of the hash of who writes which view."""
+        return f"fs:{{{self.project}}}:leases".encode()

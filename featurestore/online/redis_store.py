@@ -239,6 +239,11 @@ class RedisOnlineStore:
         names = [*self.space.copies(name), name] if self._is_cluster else [name]
         self._write(*((each, (b"SET", each, instant)) for each in names))
 
+    def evaluate(self, script: str, key: bytes, *args: Any) -> Any:
+        """Return what a script on one key returns; it may be run twice."""
+        with mapped_errors(self.url):
+            return _first_error(self._link.each([(key, (b"EVAL", script.encode(), 1, key, *args))]))[0]
+
     def _write(self, *commands: Command) -> None:
         """Send commands that may be sent twice."""
         with mapped_errors(self.url):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from featurestore.jobs.lease import Lease
 from featurestore.stack.valkey import OnlineServer
 from tests.faults.proxy import HoldingProxy
 from tests.streaming.support import (
@@ -62,8 +63,41 @@ def test_an_outage_of_the_store_ends_the_job_with_its_cause_and_loses_nothing(sp
         assert places == {(event.partition, event.offset): 1 for event in events}
 
 
-def test_of_two_drivers_one_reports_the_other_and_nothing_is_doubled(spark, kafka_server, online_server, tmp_path):
-    """Two processes on one project; the appends of one are held up on their way, so that the other overtakes it."""
+def test_a_second_driver_is_refused_by_name_and_takes_over_only_when_told(spark, kafka_server, online_server, tmp_path):
+    shop = Shop("leased")
+    broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
+    store = shop.open(tmp_path, broker, url)
+    events = simple_events(200, keys=20)
+    produce_events(broker, topic, events[:100])
+    first = InProcess(spark, store, shop, tmp_path / "one", queries=("hot",))
+    second = None
+    try:
+        wait_applied(url, shop.name, ends_of(events[:100]), first)
+        second = InProcess(spark, store, shop, tmp_path / "two", queries=("hot",))
+        assert second.wait_end() == 1
+        assert "view visit: another job writes it, one (pid " in second.status().error
+        assert "--take-over" in second.status().error
+        assert first.is_alive
+
+        second = InProcess(spark, store, shop, tmp_path / "two", queries=("hot",), take_over=True)
+        assert first.wait_end() == 1
+        assert "view visit: another job has taken it over, two (pid " in first.status().error
+        produce_events(broker, topic, events[100:])
+        wait_applied(url, shop.name, ends_of(events), second)
+        assert second.stop().state == "stopped"
+        assert online_differences(store, shop, events) == []
+    finally:
+        for job in (first, second):
+            if job is not None:
+                job.stop()
+
+
+def test_of_two_drivers_without_a_lease_one_is_refused_by_the_fences(
+    spark, kafka_server, online_server, tmp_path, monkeypatch
+):
+    """The one in this process heeds no lease; the appends of the other are held up on their way, so that it is overtaken."""
+    for word in ("take", "renew", "release"):
+        monkeypatch.setattr(Lease, word, lambda *_, **__: None)
     shop = Shop("twins")
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
     events = []
@@ -72,10 +106,13 @@ def test_of_two_drivers_one_reports_the_other_and_nothing_is_doubled(spark, kafk
             shop.open(tmp_path / "one", broker, url),
             shop.open(tmp_path / "two", broker, f"redis://127.0.0.1:{proxy.port}"),
         ]
-        twins = [store.submit("materialize", service="shop", queries="hot") for store in stores]
+        twins = [
+            InProcess(spark, stores[0], shop, tmp_path / "heedless", queries=("hot",)),
+            stores[1].submit("materialize", service="shop", queries="hot"),
+        ]
         try:
             for twin in twins:
-                twin.wait_until("running", timeout="90s")
+                wait_for("a driver", lambda twin=twin: twin.status().state == "running", job=twin)
 
             def overtaken():
                 more = simple_events(100, keys=20, begin=len(events))

@@ -7,16 +7,21 @@ import os
 import shutil
 import signal
 import subprocess
+import uuid
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import redis
 from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 
 from featurestore.engines.oracle import without_repetitions
 from featurestore.failpoints import VARIABLE
+from featurestore.jobs.archive import ArchiveBatch
+from featurestore.jobs.resume import Resume
 from featurestore.offline.losses import Losses
+from featurestore.online.epoch import EPOCH
 from tests.faults.feeding import ShopWithIds, Watcher, with_ids
 from tests.streaming.support import (
     InProcess,
@@ -55,6 +60,33 @@ def assert_archived(offline, events):
     assert tile_count(offline) == len(events)
 
 
+def forget_last_commit(folder):
+    """Leave a checkpoint as a crash between the archive's write and its commit does; return the batch that is run again."""
+    commits = folder / "checkpoints" / "archive" / "commits"
+    last = max(int(each.name) for each in commits.glob("[0-9]*"))
+    for name in (f"{last}", f".{last}.crc"):
+        (commits / name).unlink()
+    return commits / f"{last}"
+
+
+def doubled_without_guard(spark, store, shop, folder, events, monkeypatch):
+    """Return which events the log has twice once Delta is not told which batch is written: the negative control."""
+    append = ArchiveBatch._append
+
+    def anonymous(self, frame, table, query_id, batch_id, **options):
+        return append(self, frame, table, uuid.uuid4(), batch_id, **options)
+
+    again = forget_last_commit(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(ArchiveBatch, "_append", anonymous)
+        job = InProcess(spark, store, shop, folder, queries=("archive",))
+        wait_for("the batch that is run again", again.exists, job=job)
+        job.stop()
+    places = places_of(store.settings.offline, "events/payments")
+    assert places.keys() == once(events).keys()
+    return [place for place, count in places.items() if count > 1]
+
+
 def test_a_driver_killed_at_every_step_of_an_archive_batch_writes_each_table_once(
     spark, kafka_server, online_server, tmp_path, monkeypatch
 ):
@@ -80,6 +112,9 @@ def test_a_driver_killed_at_every_step_of_an_archive_batch_writes_each_table_onc
         assert_archived(offline, events)
     finally:
         job.stop()
+    assert doubled_without_guard(spark, store, shop, job.checkpoints.parent, events, monkeypatch), (
+        "the test finds nothing"
+    )
 
 
 def test_a_killed_python_worker_ends_the_job_and_the_next_goes_on(spark, kafka_server, online_server, tmp_path):
@@ -103,6 +138,17 @@ def test_a_killed_python_worker_ends_the_job_and_the_next_goes_on(spark, kafka_s
         assert again.stop().state == "stopped"
     assert online_differences(store, shop, [*events, *more]) == []
     assert watcher.back == []
+
+    # Negative control: without fences, what is run again counts twice.
+    with redis.Redis.from_url(url) as raw:
+        for name in raw.scan_iter(f"fs:{{{shop.name}.*}}:fence"):
+            raw.hdel(name, *(set(raw.hkeys(name)) - {EPOCH}))
+        raw.delete(f"fs:{{{shop.name}}}:progress:payments")
+    shutil.rmtree(tmp_path / "job" / "checkpoints")
+    again = InProcess(spark, store, shop, tmp_path / "job", queries=("hot",))
+    wait_for("everything again", lambda: reached(applied_offsets(url, shop.name), ends_of([*events, *more])))
+    assert again.stop().state == "stopped"
+    assert len(online_differences(store, shop, [*events, *more])) >= KEYS, "without its guard the test finds nothing"
 
 
 def _is_worker(pid):
@@ -136,7 +182,7 @@ def fill(folder):
 
 
 @pytest.mark.parametrize("full", ["tables", "checkpoint"])
-def test_a_full_disk_ends_the_job_and_tears_nothing(spark, kafka_server, online_server, tmp_path, full):
+def test_a_full_disk_ends_the_job_and_tears_nothing(spark, kafka_server, online_server, tmp_path, monkeypatch, full):
     shop = Shop(f"full_{full}")
     broker, url = kafka_server.bootstrap_servers, online_server.url
     events = simple_events(400, keys=KEYS)
@@ -160,10 +206,11 @@ def test_a_full_disk_ends_the_job_and_tears_nothing(spark, kafka_server, online_
         wait_archived(offline, len(events), job)
         assert_archived(offline, events)
         assert job.stop().state == "stopped"
+        assert doubled_without_guard(spark, store, shop, folder, events, monkeypatch), "the test finds nothing"
 
 
 def test_records_gone_stop_the_queries_with_their_range_and_are_accepted_as_a_loss(
-    spark, kafka_server, online_server, tmp_path
+    spark, kafka_server, online_server, tmp_path, monkeypatch
 ):
     shop = Shop("gone")
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
@@ -184,6 +231,18 @@ def test_records_gone_stop_the_queries_with_their_range_and_are_accepted_as_a_lo
     assert "--accept-loss" in job.status().error
     assert Losses(offline).rows() == []
     kept = [event for event in events if event.partition == 1 or not 50 <= event.offset < 90]
+
+    # Negative control, on a copy: without the look at Kafka the archive goes on and nobody learns what is missing.
+    copy = shop.open(tmp_path / "copy", broker, url, offline=shutil.copytree(offline, tmp_path / "copy" / "lake"))
+    shutil.copytree(tmp_path / "job" / "checkpoints", tmp_path / "copied" / "checkpoints")
+    with monkeypatch.context() as patched:
+        patched.setattr(Resume, "_gone", lambda *_: True)
+        job = InProcess(spark, copy, shop, tmp_path / "copied", queries=("archive",))
+        wait_archived(copy.settings.offline, len(kept), job)
+        assert job.stop().state == "stopped"
+    assert places_of(copy.settings.offline, "events/payments") == once(kept) != once(events)
+    assert Losses(copy.settings.offline).rows() == []
+
     job = InProcess(spark, store, shop, tmp_path / "job", accept_loss=True)
     wait_for("online", lambda: reached(applied_offsets(url, shop.name), ends_of(events)))
     wait_archived(offline, len(kept))
@@ -202,6 +261,16 @@ def test_records_gone_stop_the_queries_with_their_range_and_are_accepted_as_a_lo
     job = InProcess(spark, store, shop, tmp_path / "job", queries=("archive",))
     assert job.wait_end() == 1
     assert "is older than the tables" in job.status().error
+
+    # Negative control: it does.
+    more = simple_events(20, keys=KEYS, begin=200)
+    produce_events(broker, topic, more)
+    with monkeypatch.context() as patched:
+        patched.setattr("featurestore.jobs.resume.refuse_other_tables", lambda *_: None)
+        job = InProcess(spark, store, shop, tmp_path / "job", queries=("archive",))
+        wait_for("the batch that is taken for another", (archive / "commits" / str(newest)).exists, job=job)
+        job.stop()
+    assert places_of(offline, "events/payments") == once(kept), "the newest events are left out"
 
 
 def test_repetitions_are_in_the_log_marked_and_in_no_value(spark, kafka_server, online_server, tmp_path):

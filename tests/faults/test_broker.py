@@ -8,6 +8,7 @@ import threading
 import warnings
 
 import pytest
+import redis
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
@@ -46,9 +47,10 @@ def _sockets_that_kafka_python_forgets():
 class Consuming:
     """A real-time consumer on a thread of this process."""
 
-    def __init__(self, shop, url, broker):
+    def __init__(self, shop, url, broker, *, group=""):
         worker = HotWorker(url, shop.name, by_topic(shop.views))
-        self.consumer = RealtimeConsumer(worker, {"bootstrap.servers": broker}, group_of(shop.name, shop.views))
+        group = group_of(shop.name, shop.views) + group
+        self.consumer = RealtimeConsumer(worker, {"bootstrap.servers": broker}, group)
         self._stop, self.failed = threading.Event(), []
         self._thread = threading.Thread(target=self._run)
 
@@ -82,6 +84,15 @@ def admin_of(broker):
         admin.close()
 
 
+def wrong_without_fences(shop, url, broker, events):
+    """Return what is wrong once the fences are gone and a consumer begins again: the negative control."""
+    with redis.Redis.from_url(url) as raw:
+        raw.delete(*raw.scan_iter(f"fs:{{{shop.name}.*}}:fence"), f"fs:{{{shop.name}}}:progress:payments")
+    with Consuming(shop, url, broker, group="-again") as job:
+        job.wait("everything again", lambda: reached(applied_offsets(url, shop.name), ends_of(events)))
+    return wrong_values(shop, url, events)
+
+
 def test_a_broker_that_is_killed_and_comes_back_loses_and_doubles_nothing(kafka_server, online_url):
     shop, broker = Shop("broker_back"), kafka_server.bootstrap_servers
     events = simple_events(600, keys=KEYS)
@@ -101,6 +112,7 @@ def test_a_broker_that_is_killed_and_comes_back_loses_and_doubles_nothing(kafka_
     assert wrong_values(shop, online_url, events) == []
     assert watcher.back == []
     assert job.consumer.counts["consumed"] == len(events)
+    assert len(wrong_without_fences(shop, online_url, broker, events)) >= KEYS, "the test finds nothing"
 
 
 @pytest.mark.thorough
@@ -125,16 +137,17 @@ def test_another_broker_takes_over_from_a_leader_that_is_killed(online_url, tmp_
             wait_for("another leader", lambda: leader_of(living) not in {victim, None, -1})
             produce_events(living, topic, events[300:])
             job.wait("the rest", lambda: reached(applied_offsets(online_url, shop.name), ends_of(events)))
-    assert wrong_values(shop, online_url, events) == []
-    assert watcher.back == []
-    assert job.consumer.counts["consumed"] == len(events)
+        assert wrong_values(shop, online_url, events) == []
+        assert watcher.back == []
+        assert job.consumer.counts["consumed"] == len(events)
+        assert len(wrong_without_fences(shop, online_url, living, events)) >= KEYS, "the test finds nothing"
 
 
-def test_a_topic_that_was_made_anew_ends_the_job(kafka_server, online_url):
+def test_a_topic_that_was_made_anew_ends_the_job(kafka_server, online_url, monkeypatch):
     shop, broker = Shop("anew"), kafka_server.bootstrap_servers
-    topic = shop.source.topic
+    topic, events = shop.source.topic, simple_events(100, keys=KEYS)
     ensure_topics({"bootstrap.servers": broker}, {topic: 2})
-    produce_events(broker, topic, simple_events(100, keys=KEYS))
+    produce_events(broker, topic, events)
     with Consuming(shop, online_url, broker) as job:
         job.wait("all", lambda: reached(applied_offsets(online_url, shop.name), {0: 50, 1: 50}))
         with admin_of(broker) as admin:
@@ -144,6 +157,13 @@ def test_a_topic_that_was_made_anew_ends_the_job(kafka_server, online_url):
         produce_events(broker, topic, simple_events(20, keys=KEYS))
         with pytest.raises(OffsetsGoneError, match="was made anew"):
             job.wait("the end", lambda: False)
+
+    # Negative control: a consumer that goes on all the same has its new events dropped by the fences of the old ones.
+    monkeypatch.setattr("featurestore.jobs.realtime.losses", lambda *_: [])
+    with Consuming(shop, online_url, broker, group="-again") as job:
+        job.wait("the new events", lambda: job.consumer.counts["consumed"] == 20)
+    assert job.consumer.counts["applied"] == 0 < job.consumer.counts["fenced"]
+    assert wrong_values(shop, online_url, events) == [], "nothing of the new topic counts"
 
 
 def test_added_partitions_are_found_and_aborted_transactions_are_not_applied(kafka_server, online_url):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections import Counter
 
 from kafka import KafkaConsumer, TopicPartition
@@ -14,6 +13,7 @@ from featurestore.scoring.log_queue import KafkaSink, PredictionLog
 from featurestore.scoring.manifest import load_model, save_model
 from featurestore.scoring.prediction_log import from_json, value_text
 from featurestore.scoring.routing import RoutedScorer
+from tests.streaming.support import wait_for
 from tests.unit.scoring.support import FIELDS, MemoryReader, onnx_bytes
 
 VALUES = {f"k{i}": [float(i), i, 1.0] for i in range(50)}
@@ -39,28 +39,27 @@ def test_what_a_broker_acknowledged_is_logged_and_the_rest_is_counted(kafka_serv
     log = PredictionLog(KafkaSink(settings, "predictions", timeout_s=3.0))
     scorer = RoutedScorer(load_model(tmp_path, "fraud"), MemoryReader(VALUES), watchers=[log.watch])
     requests = [ScoreRequest({"card_id": f"k{i}"}, {"amount": i}) for i in range(50)]
-    deadline = time.monotonic() + 120
 
     def score() -> list[str]:
         return [one.prediction_id for one in scorer.score(requests)]
 
     first = [each for _ in range(20) for each in score()]
-    while log.logged < 1000:
-        assert time.monotonic() < deadline
+    wait_for("the first predictions in the log", lambda: log.logged >= 1000)
     os.kill(kafka_server.pid, signal.SIGSTOP)
     try:
         score()
-        while (
-            not log.dropped
-        ):  # the fault has happened: what was sent while the broker stood still is lost, and counted
-            assert time.monotonic() < deadline
+        # the fault has happened: what was sent while the broker stood still is lost, and counted
+        wait_for("the loss", lambda: log.dropped)
         assert log.counts == Counter(logged=1000, sink_failed=50)
     finally:
         os.kill(kafka_server.pid, signal.SIGCONT)
-    while log.logged < 1050:  # the broker is back, and so is the log
+
+    def is_back() -> bool:
         if log.offered == log.logged + log.dropped:
             score()
-        assert time.monotonic() < deadline
+        return log.logged >= 1050
+
+    wait_for("the log, now that the broker is back", is_back)
     log.close()
     assert log.offered == log.logged + log.dropped
 

@@ -14,6 +14,7 @@ from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 
 from featurestore.errors import JobError, OffsetsGoneError, SubmitError
+from featurestore.failpoints import VARIABLE
 from featurestore.jobs.consumers import Consumers, consumer_command
 from featurestore.jobs.hot import HotWorker
 from featurestore.jobs.realtime import RealtimeConsumer, group_of
@@ -42,12 +43,12 @@ def started(tmp_path):
     """Start consumer processes of a store's service; all are stopped at the end."""
     all_of_them = []
 
-    def start(store, number=1):
+    def start(store, number=1, until=lambda made: made.check() or made.ready):
         config = tmp_path / f"config-{len(all_of_them)}.json"
         store.settings.to_json(config)
         made = Consumers(consumer_command(config, "shop"), number)
         all_of_them.append(made)
-        wait_for("consumers", lambda: made.check() or made.ready)
+        wait_for("consumers", lambda: until(made))
         return made
 
     yield start
@@ -103,6 +104,40 @@ def test_a_consumer_that_is_killed_neither_loses_nor_doubles_events(kafka_server
         raw.delete(*raw.scan_iter(f"fs:{{{shop.name}.*}}:fence"), f"fs:{{{shop.name}}}:progress:payments")
     _run(in_process(store, shop, "rt_killed_again"), lambda: reached(applied_offsets(url, shop.name), ends_of(events)))
     assert len(online_differences(store, shop, events)) >= KEYS, "without its guard the test finds nothing"
+
+
+@pytest.mark.parametrize("place", ["consumer.polled:2", "consumer.committed"])
+def test_a_consumer_that_dies_once_it_polled_or_committed_goes_on(
+    kafka_server, online_server, tmp_path, started, monkeypatch, place
+):
+    shop = Shop(f"rt_{place.partition(':')[0].replace('.', '_')}")
+    broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
+    store = shop.open(tmp_path, broker, url)
+    events = simple_events(30_000, keys=KEYS)
+    produce_events(broker, topic, events[:25_000])
+    monkeypatch.setenv(VARIABLE, place)
+    consumers = started(store, until=lambda made: not Path(f"/proc/{made.status()['pids'][0]}/exe").exists())
+    assert consumers._running[0].process.wait(30) == -signal.SIGKILL
+    applied = applied_offsets(url, shop.name)
+    committed = _committed(broker, group_of(shop.name, shop.views), topic)
+    assert all(applied.get(partition, 0) >= offset for partition, offset in committed.items())
+    if place == "consumer.committed":
+        assert sum(committed.values()) > 0
+    else:
+        assert 0 < sum(applied.values()) < 25_000, "it died with records in hand, of which the store knows nothing"
+    monkeypatch.delenv(VARIABLE)
+    produce_events(broker, topic, events[25_000:])
+    wait_for("the rest", lambda: consumers.check() or reached(applied_offsets(url, shop.name), ends_of(events)))
+    assert online_differences(store, shop, events) == []
+
+
+def _committed(broker, group, topic):
+    admin = KafkaAdminClient(bootstrap_servers=broker)
+    try:
+        found = admin.list_group_offsets(group)[group]
+    finally:
+        admin.close()
+    return {place.partition: each.offset for place, each in found.items() if place.topic == topic}
 
 
 def _run(consumer, until):

@@ -1,4 +1,4 @@
-"""Verbs that keep the stores healthy: rebuild-online, compact."""
+"""Verbs that keep the stores healthy: rebuild-online, prune-online, compact."""
 
 from __future__ import annotations
 
@@ -115,6 +115,38 @@ def rebuild_online(
                 f"{source}: the stream goes on from {', '.join(f'{p}:{offset:,}' for p, offset in sorted(until.items()))}"
             )
         note("submit the job again")
+
+
+@app.command(
+    name="prune-online",
+    epilog=example("featurestore prune-online --dry-run", "featurestore prune-online"),
+)
+def prune_online(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would be removed.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove what the online store holds of views that are not defined any more, or were defined otherwise. Starts no JVM.
+
+    Their values, the ids of their events and their fences. A view that a job still writes is left alone.
+    """
+    from featurestore.jobs.prune import prune_online as prune
+    from featurestore.online.redis_store import RedisOnlineStore
+
+    project = open_store(config)
+    online = RedisOnlineStore(project.settings.online.url, project.settings.project)
+    try:
+        online.ping()
+        found = prune(online, project.definitions().views.values(), dry_run=dry_run)
+    finally:
+        online.close()
+    if as_json:
+        print_json([each.to_dict() for each in found])
+        return
+    print_table(("view", "values", "id hashes"), [(each.view, each.blobs, each.ids) for each in found])
+    for each in found:
+        if each.held is not None:
+            note(f"left alone: {each.held}")
 
 
 def _waiting(duration: str) -> Callable[[], bool]:

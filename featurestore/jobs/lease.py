@@ -26,7 +26,7 @@ from featurestore.online.redis_scripts import LEASE
 from featurestore.timeline import format_instant
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from featurestore.definitions.view import FeatureView
@@ -42,7 +42,7 @@ class Lease:
 
     Attributes:
         store: The online store.
-        views: The views.
+        names: The views, each with its fingerprint (``stored_names``).
         job: Stays the same when the job is started again (``job_id``).
         words: Who that is, for people.
         keep_ms: How long it is held from each renewal on.
@@ -50,7 +50,7 @@ class Lease:
     """
 
     store: RedisOnlineStore
-    views: Sequence[FeatureView]
+    names: Sequence[str]
     job: str
     words: str
     keep_ms: int = KEEP_MS
@@ -93,9 +93,9 @@ class Lease:
 
     def _ask(self, mode: str) -> tuple[str, str, str, str] | None:
         """Return the first view that another holds: who, since when and until when."""
-        names = [f"{view.name}@{view.layout.fingerprint}" for view in self.views]
         store = self.store
-        reply = store.evaluate(LEASE, store.space.leases, mode, self.run, self.job, self.keep_ms, self.words, *names)
+        who = (self.run, self.job, self.keep_ms, self.words)
+        reply = store.evaluate(LEASE, store.space.leases, mode, *who, *self.names)
         if not reply:
             return None
         _, _, until, since, who = reply[1].decode().split(" ", 4)
@@ -104,6 +104,11 @@ class Lease:
 
 def _time(milliseconds: str) -> str:
     return format_instant(int(milliseconds) * 1_000)
+
+
+def stored_names(views: Iterable[FeatureView]) -> list[str]:
+    """Return what the online store calls views: a changed definition is another one."""
+    return [f"{view.name}@{view.layout.fingerprint}" for view in views]
 
 
 def job_id(checkpoints: Path) -> str:

@@ -20,7 +20,7 @@ from featurestore.online.redis_url import parse_url, safe_url
 from featurestore.online.store import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from featurestore.online.redis_url import Address
     from featurestore.online.store import Append, KeptIds, Replacement
@@ -233,6 +233,11 @@ class RedisOnlineStore:
                 (reply,) = self._link.each([command])
             _first_error([reply])
 
+    def remember_topics(self, ids: Mapping[str, str]) -> None:
+        """Keep the ids of topics."""
+        name = self.space.topics
+        self._write(*((name, (b"HSET", name, topic, made)) for topic, made in ids.items()))
+
     def publish_complete(self, source: str, instant: Instant) -> None:
         """Say that everything of a source that arrived up to ``instant`` has been applied."""
         name = self.space.complete(source)
@@ -259,6 +264,24 @@ class RedisOnlineStore:
         """Remove values; harmless where there are none."""
         if names:  # their memory is freed behind the scenes
             self._write(*((name, (b"UNLINK", name)) for name in names))
+
+    def belongings(self) -> Iterator[bytes]:
+        """Yield the names of all blobs and ids of all views, by one scan; a name can come twice."""
+        with mapped_errors(self.url):
+            for names in self._scan(f"fs:{{{self.project}.*}}:*"):
+                yield from (name for name in names if self.space.view_in(name) is not None)
+
+    def fence_fields(self) -> set[bytes]:
+        """Return the fields of all fences."""
+        hashes = [self.space.fence(bucket) for bucket in range(BUCKETS)]
+        with mapped_errors(self.url):
+            replies = _first_error(self._link.each([(name, (b"HKEYS", name)) for name in hashes]))
+        return {field for reply in replies for field in reply}
+
+    def remove_fences(self, fields: Sequence[bytes]) -> None:
+        """Remove fences, in every bucket: for views whose blobs are gone."""
+        hashes = [self.space.fence(bucket) for bucket in range(BUCKETS)] if fields else []
+        self._write(*((name, (b"HDEL", name, *fields)) for name in hashes))
 
     def forget_project(self) -> None:
         """Remove everything the project has in the store: for stores made for a check, never for one that serves."""

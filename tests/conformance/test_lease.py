@@ -8,14 +8,14 @@ import signal
 import pytest
 
 from featurestore.errors import LeaseError, OnlineError
-from featurestore.jobs.lease import Lease, LeaseKeeper, job_id
+from featurestore.jobs.lease import Lease, LeaseKeeper, job_id, stored_names
 from featurestore.online.redis_store import RedisOnlineStore
 from tests.raw import raw
 from tests.streaming.support import Shop, wait_for
 
 pytestmark = pytest.mark.server
 
-VISIT, CARD = Shop("lease").views
+VISIT, CARD = stored_names(Shop("lease").views)
 
 
 @pytest.fixture(params=["server", "cluster"])

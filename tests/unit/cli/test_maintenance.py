@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from featurestore import FeatureStore
+from featurestore import FeatureService, FeatureStore
 from featurestore.offline.events import write_events
 from featurestore.offline.predictions import DeltaSink
 from featurestore.testing.replay import Replay
-from tests.streaming.support import Shop
+from tests.faults.feeding import Feeder
+from tests.streaming.support import Shop, simple_events
 from tests.unit.offline.test_quarantine import write as write_quarantine
 
 pytestmark = pytest.mark.thorough
@@ -136,3 +137,14 @@ def test_an_entity_is_erased_from_what_scoring_keeps(project, run):
     ):
         code, _, err = run("erase", *arguments)
         assert (code, words in err) == (4, True)
+
+
+def test_what_is_no_longer_applied_is_pruned(project, run, online_url):
+    Feeder(SHOP, online_url).apply(simple_events(100, keys=10))
+    assert run("prune-online", "--json") == (0, "[]\n", "")
+    project.apply(FeatureService("shop", [SHOP.views[1]]), prune=True)
+    for options in (["--dry-run"], []):
+        (found,) = json.loads(run("prune-online", "--json", *options)[1])
+        assert found["view"].startswith("visit@")
+        assert (found["blobs"], found["ids"], found["held"]) == (10, 0, None)
+    assert run("prune-online") == (0, "view  values  id hashes\n", "")

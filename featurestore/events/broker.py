@@ -157,3 +157,15 @@ def stamps_on_append(settings: Mapping[str, str], topic: str) -> bool:
         finally:
             admin.close()
     return "LogAppendTime" in repr(found)
+
+
+def topic_ids(settings: Mapping[str, str], topics: Iterable[str]) -> dict[str, str]:
+    """Return the ids that Kafka gave topics when they were made; none of those that are not there, and none before Kafka 2.8."""
+    with mapped_errors(settings, "describing topics"):
+        admin = KafkaAdminClient(**client_options(settings), bootstrap_timeout_ms=_WAIT_MS)
+        try:
+            found = admin.describe_topics(sorted(topics))
+        finally:
+            admin.close()
+    ids = {each["name"]: each.get("topic_id") for each in found if not each["error_code"]}
+    return {topic: str(made) for topic, made in ids.items() if made and getattr(made, "int", 1)}

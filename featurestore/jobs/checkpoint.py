@@ -30,6 +30,10 @@ _CHOICES = {
     "archive": "restore it from a copy that is as new as the tables; or move the offline tables and the checkpoint away, and "
     "the topics are read again from their first records.",
 }
+_ANEW = (
+    "offsets begin again there, and fences and event log know the old ones. Restore the topic; or give the new one, and its "
+    "source, another name; or begin anew: empty the online store, and move the offline tables and the checkpoints away."
+)
 
 
 @dataclass(frozen=True)
@@ -123,12 +127,45 @@ def refuse_foreign(path: Path, found: Checkpoint | None, project: str, progress:
         raise _mismatch(path, f"its progress is {note['progress']}, this query's is {progress}; the two do not mix")
 
 
-def remember(path: Path, query_id: str, project: str, progress: str) -> None:
-    """Note beside a checkpoint whose it is, for ``refuse_foreign``."""
+def remember(path: Path, query_id: str, project: str, progress: str, topics: Mapping[str, str] | None = None) -> None:
+    """Note beside a checkpoint whose it is, for ``refuse_foreign``, and the ids of the topics that its offsets are of."""
     note = _note(path)
     partial = note.with_suffix(".partial")
-    partial.write_text(json.dumps({"query": query_id, "project": project, "progress": progress}), encoding="utf-8")
+    told = {
+        "query": query_id,
+        "project": project,
+        "progress": progress,
+        "topics": {**noted_topics(path), **(topics or {})},
+    }
+    partial.write_text(json.dumps(told), encoding="utf-8")
     partial.replace(note)
+
+
+def noted_topics(path: Path) -> dict[str, str]:
+    """Return the ids of the topics that a checkpoint's offsets are of, as far as they were noted."""
+    try:
+        return dict(json.loads(_note(path).read_text(encoding="utf-8"))["topics"])
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def refuse_other_topics(where: str, known: Mapping[str, str], ids: Mapping[str, str]) -> None:
+    """Raise when a topic is not the one that offsets are of: its name came back, and its offsets began again.
+
+    Args:
+        where: What knows the old offsets.
+        known: Topic to the id it had.
+        ids: Topic to the id it has; one that is not there, or has none, is not judged.
+
+    Raises:
+        OffsetsGoneError: It is not.
+    """
+    for topic, before in sorted(known.items()):
+        now = ids.get(topic, before)
+        if now != before:
+            raise OffsetsGoneError(
+                f"topic {topic} was made anew: its id is {now}, and {where} knows offsets of {before}.", hint=_ANEW
+            )
 
 
 def _note(path: Path) -> Path:
@@ -204,8 +241,7 @@ def losses(needed: Mapping[str, Mapping[int, int]], firsts: Offsets, ends: Offse
     if anew:
         raise OffsetsGoneError(
             f"the topic is another one than before: {'; '.join(anew)}.",
-            hint="offsets begin again there, and fences and event log know the old ones. Restore the topic, or give the new "
-            "one, and its source, another name.",
+            hint=_ANEW,
         )
     return found
 

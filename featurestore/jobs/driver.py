@@ -28,16 +28,17 @@ from featurestore.errors import (
     OnlineError,
     OnlineStoreLostError,
 )
-from featurestore.events.broker import OffsetReader, ensure_topics, stamps_on_append
+from featurestore.events.broker import OffsetReader, ensure_topics, stamps_on_append, topic_ids
 from featurestore.jobs.archive import ArchiveBatch, start_archive
 from featurestore.jobs.checkpoint import ASYNCHRONOUS, SYNCHRONOUS
 from featurestore.jobs.consumers import Consumers
 from featurestore.jobs.hot import HotWorker, start_hot, warm_up
-from featurestore.jobs.lease import Lease, LeaseKeeper, job_id, who_is
+from featurestore.jobs.lease import Lease, LeaseKeeper, job_id, stored_names, who_is
 from featurestore.jobs.metrics import serve_metrics
 from featurestore.jobs.online_epoch import HotStart, begin_hot
 from featurestore.jobs.report import Reporter
 from featurestore.jobs.resume import Resume
+from featurestore.jobs.topics import TopicWatch
 from featurestore.jobs.worker import by_topic, complete_through
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.timeline import SystemClock
@@ -182,6 +183,7 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
     consumers: Consumers | None = None
     keeper: LeaseKeeper | None = None
     publisher: CompletionPublisher | None = None
+    topic_watch: TopicWatch | None = None
     try:
         if spec.metrics_port is not None:
             metrics.enter_context(serve_metrics(reporter, spec.metrics_port))
@@ -198,6 +200,7 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
             keeper.start()
             store = RedisOnlineStore(spec.online_url, spec.project)
             begun = begin_hot(store, spec.offline, spec.kafka, topics, spec.checkpoints)
+            resume.online(store)
             hot = Path(begun.checkpoint)
             lenient = not spec.realtime and resume.hot(hot, store)
             store.close()
@@ -223,9 +226,12 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
             )  # fmt: skip
             running.append(query)
             resume.remember(archived, query, SYNCHRONOUS)
+        topic_watch = TopicWatch(spec.kafka, resume.ids, stop)
+        topic_watch.start()
         while not stop.wait(_TICK_S) and all(query.isActive for query in running):
             for query in running:
                 reporter.collect(query)
+            topic_watch.check()
             if keeper is not None:
                 keeper.check()
             if publisher is not None:
@@ -268,12 +274,12 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
 def _lease_of(spec: MaterializeSpec) -> Lease:
     folder = Path(spec.checkpoints)
     store = RedisOnlineStore(spec.online_url, spec.project)
-    return Lease(store, spec.views, job_id(folder), who_is(folder))
+    return Lease(store, stored_names(spec.views), job_id(folder), who_is(folder))
 
 
 def _resume_of(spec: MaterializeSpec) -> Resume:
     topics = {topic: source.name for topic, (source, _) in spec.by_topic().items()}
-    return Resume(spec.project, spec.offline, spec.kafka, topics, spec.accept_loss)
+    return Resume(spec.project, spec.offline, spec.kafka, topics, spec.accept_loss, topic_ids(spec.kafka, topics))
 
 
 def _in_words(query: StreamingQuery, failure: BaseException, resume: Resume, path: Path, spec: MaterializeSpec) -> str:

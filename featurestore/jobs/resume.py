@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from deltalake import DeltaTable
@@ -15,9 +15,11 @@ from featurestore.jobs.checkpoint import (
     SYNCHRONOUS,
     Checkpoint,
     losses,
+    noted_topics,
     refuse_foreign,
     refuse_losses,
     refuse_other_tables,
+    refuse_other_topics,
     remember,
 )
 from featurestore.offline.losses import Losses
@@ -42,6 +44,7 @@ class Resume:
         kafka: Kafka settings.
         topics: Topic to the name of its source.
         accept_loss: Whether to go on without records that Kafka no longer has, and write that down.
+        ids: Topic to the id that Kafka gave it.
     """
 
     project: str
@@ -49,6 +52,19 @@ class Resume:
     kafka: Mapping[str, str]
     topics: Mapping[str, str]
     accept_loss: bool = False
+    ids: Mapping[str, str] = field(default_factory=dict)
+
+    def online(self, store: OnlineStore) -> None:
+        """Check that the topics are those that the store has offsets of; a store that has none yet is told.
+
+        Raises:
+            OffsetsGoneError: One was made anew.
+        """
+        (known,) = store.read_hashes([(store.space.topics, None)])
+        refuse_other_topics(
+            "the online store", {name.decode(): made.decode() for name, made in known.items()}, self.ids
+        )
+        store.remember_topics(self.ids)
 
     def hot(self, path: Path, store: OnlineStore) -> bool:
         """Check the hot query's checkpoint and what the store waits for; return whether it begins before Kafka does, and may.
@@ -74,16 +90,19 @@ class Resume:
 
         Raises:
             CheckpointMismatchError: It is lost, damaged, truncated or foreign.
-            OffsetsGoneError: Kafka no longer has what comes next, and that is not accepted.
+            OffsetsGoneError: Kafka no longer has what comes next, and that is not accepted; or a topic was made anew.
         """
         found = Checkpoint.read(path)
         refuse_foreign(path, found, self.project, SYNCHRONOUS)
         refuse_other_tables(path, found, None if found is None else self._written(found.query_id), self._table())
-        return found is not None and self._gone("archive", found.ends, found.ends)
+        if found is None:
+            return False
+        refuse_other_topics(f"checkpoint {path}", noted_topics(path), self.ids)
+        return self._gone("archive", found.ends, found.ends)
 
     def remember(self, path: Path, query: StreamingQuery, progress: str) -> None:
         """Note whose checkpoint it is, once its query has begun."""
-        remember(path, str(query.id), self.project, progress)
+        remember(path, str(query.id), self.project, progress, self.ids)
 
     def _written(self, query_id: str) -> int | None:
         """Return the newest batch of a query in the tables.

@@ -10,6 +10,7 @@
     fs:{PROJECT}:complete:SOURCE                    instant (us) up to which every partition has been applied
     fs:{PROJECT}:plan:SERVICE                       the compiled lookup plan, JSON
     fs:{PROJECT}:services                           set: the services that have a plan
+    fs:{PROJECT}:topics                             hash: topic -> the id of that topic whose offsets are known here
     fs:{PROJECT}:leases                             hash: VIEW@FINGERPRINT -> the job that writes it (see ``jobs.lease``)
 
 BB is the bucket of the entity key, two hex digits. The braces are Redis Cluster's hash tag: all views of a key, and the
@@ -89,6 +90,14 @@ class KeySpace:
         end = f":v:{view}@{fingerprint}".encode()
         return tag in _buckets(self.project) and rest.startswith(end) and rest[len(end) : len(end) + 1] in (b":", b"/")
 
+    def view_in(self, name: bytes) -> str | None:
+        """Return the view and fingerprint whose blob or ids a name is of; None for every other name."""
+        tag, _, rest = name.partition(b"}:")
+        kind, _, rest = rest.partition(b":")
+        if tag not in _buckets(self.project) or kind not in (b"v", b"ids"):
+            return None
+        return rest.partition(b":")[0].partition(b"/")[0].decode()
+
     def bucket_in(self, name: bytes) -> int:
         """Return the bucket that the name of a blob names."""
         return _buckets(self.project)[name[: name.index(b"}")]]
@@ -141,3 +150,8 @@ class KeySpace:
     def leases(self) -> bytes:
         """The name of the hash of who writes which view."""
         return f"fs:{{{self.project}}}:leases".encode()
+
+    @property
+    def topics(self) -> bytes:
+        """The name of the hash of topics' ids."""
+        return f"fs:{{{self.project}}}:topics".encode()

@@ -12,7 +12,7 @@ from featurestore.online.lookup import LookupPlan
 from featurestore.online.store import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from featurestore.online.store import Append, KeptIds, Replacement
     from featurestore.timeline import Instant
@@ -127,6 +127,12 @@ class MemoryOnlineStore:
             progress = self._progress.setdefault(source, {})
             offset, newest = progress.get(partition, (until, arrival))
             progress[partition] = max(offset, until), max(newest, arrival)
+
+    def remember_topics(self, ids: Mapping[str, str]) -> None:
+        """Keep the ids of topics."""
+        with self._lock:
+            kept = self.hashes.setdefault(self.space.topics, {})
+            kept.update({topic.encode(): made.encode() for topic, made in ids.items()})
 
     def publish_complete(self, source: str, instant: Instant) -> None:
         """Say that everything of a source that arrived up to ``instant`` has been applied."""

@@ -151,6 +151,9 @@ class OnlineStore(Protocol):
     def record_progress(self, source: str, partition: int, until: int, arrival: Instant) -> None:
         """Move the progress of a partition forward; neither number ever goes back."""
 
+    def remember_topics(self, ids: Mapping[str, str]) -> None:
+        """Keep the ids of topics, in the hash ``KeySpace.topics``."""
+
     def publish_complete(self, source: str, instant: Instant) -> None:
         """Say that everything of a source that arrived up to ``instant`` has been applied."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from featurestore.online.keys import KeySpace
     from featurestore.online.lookup import LookupPlan
@@ -88,6 +88,10 @@ class CrashingStore:
     def record_progress(self, source: str, partition: int, until: int, arrival: Instant) -> None:
         """Pass on."""
         self.inner.record_progress(source, partition, until, arrival)
+
+    def remember_topics(self, ids: Mapping[str, str]) -> None:
+        """Pass on."""
+        self.inner.remember_topics(ids)
 
     def publish_complete(self, source: str, instant: Instant) -> None:
         """Pass on."""

@@ -6,6 +6,8 @@ import contextlib
 import gc
 import threading
 import warnings
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import redis
@@ -13,13 +15,15 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from featurestore.errors import OffsetsGoneError
-from featurestore.events.broker import OffsetReader, ensure_topics, producer
+from featurestore.events.broker import OffsetReader, ensure_topics, producer, topic_ids
 from featurestore.jobs.hot import HotWorker
 from featurestore.jobs.realtime import RealtimeConsumer, group_of
+from featurestore.jobs.topics import TopicWatch
 from featurestore.jobs.worker import by_topic
 from tests.faults.brokers import three_brokers
 from tests.faults.feeding import Watcher, wrong_values
 from tests.streaming.support import (
+    InProcess,
     Shop,
     applied_offsets,
     ends_of,
@@ -164,6 +168,53 @@ def test_a_topic_that_was_made_anew_ends_the_job(kafka_server, online_url, monke
         job.wait("the new events", lambda: job.consumer.counts["consumed"] == 20)
     assert job.consumer.counts["applied"] == 0 < job.consumer.counts["fenced"]
     assert wrong_values(shop, online_url, events) == [], "nothing of the new topic counts"
+
+
+def test_a_topic_made_anew_that_has_grown_past_the_old_offsets_is_told_by_its_id(
+    kafka_server, online_url, tmp_path, monkeypatch
+):
+    shop, broker = Shop("regrown"), kafka_server.bootstrap_servers
+    settings, topic = {"bootstrap.servers": broker}, shop.source.topic
+    project = shop.open(tmp_path, broker, online_url)
+    events = simple_events(100, keys=KEYS)
+    produce_events(broker, topic, events)
+    no_spark = SimpleNamespace(newSession=lambda: None)  # real-time consumers alone need none
+    job = InProcess(no_spark, project, shop, tmp_path / "job", freshness="realtime", queries=("hot",))
+    wait_for("all", lambda: reached(applied_offsets(online_url, shop.name), ends_of(events)), job=job)
+    assert job.stop().state == "stopped"
+
+    (before,) = topic_ids(settings, [topic]).values()
+    ended = threading.Event()
+    watch = TopicWatch(settings, {topic: before}, ended, every_s=0.1)
+    watch.start()
+    watch.check()
+    with admin_of(broker) as admin:
+        admin.delete_topics([topic])
+        wait_for("the topic's end", lambda: topic not in admin.list_topics())
+    ensure_topics(settings, {topic: 2})
+    new = simple_events(300, keys=KEYS, begin=1_000)
+    new = [replace(event, offset=event.offset - 500) for event in new]
+    produce_events(broker, topic, new)
+    try:
+        wait_for("the word", lambda: not watch.is_alive(), 30.0)  # a running job learns it
+        with pytest.raises(OffsetsGoneError, match=f"topic {topic} was made anew: its id is .*offsets of {before}"):
+            watch.check()
+    finally:
+        ended.set()
+    job = InProcess(no_spark, project, shop, tmp_path / "job", freshness="realtime", queries=("hot",))
+    assert job.wait_end() == 1
+    assert f"topic {topic} was made anew" in job.status().error
+    assert "empty the online store" in job.status().error
+    assert applied_offsets(online_url, shop.name) == ends_of(events)
+
+    # Negative control: offsets alone do not tell, and the first events of the new topic are in no value.
+    monkeypatch.setattr("featurestore.jobs.resume.refuse_other_topics", lambda *_: None)
+    job = InProcess(no_spark, project, shop, tmp_path / "job", freshness="realtime", queries=("hot",))
+    wait_for("the rest", lambda: reached(applied_offsets(online_url, shop.name), ends_of(new)), job=job)
+    assert job.stop().state == "stopped"
+    assert wrong_values(shop, online_url, [*events, *new])
+    missed = [event for event in new if event.offset < 50]
+    assert wrong_values(shop, online_url, [*events, *(event for event in new if event not in missed)]) == []
 
 
 def test_added_partitions_are_found_and_aborted_transactions_are_not_applied(kafka_server, online_url):

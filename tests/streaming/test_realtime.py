@@ -113,8 +113,8 @@ def test_a_consumer_that_dies_once_it_polled_or_committed_goes_on(
     shop = Shop(f"rt_{place.partition(':')[0].replace('.', '_')}")
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
     store = shop.open(tmp_path, broker, url)
-    events = simple_events(30_000, keys=KEYS)
-    produce_events(broker, topic, events[:25_000])
+    events = simple_events(14_000, keys=KEYS)
+    produce_events(broker, topic, events[:12_000])
     monkeypatch.setenv(VARIABLE, place)
     consumers = started(store, until=lambda made: not Path(f"/proc/{made.status()['pids'][0]}/exe").exists())
     assert consumers._running[0].process.wait(30) == -signal.SIGKILL
@@ -124,9 +124,9 @@ def test_a_consumer_that_dies_once_it_polled_or_committed_goes_on(
     if place == "consumer.committed":
         assert sum(committed.values()) > 0
     else:
-        assert 0 < sum(applied.values()) < 25_000, "it died with records in hand, of which the store knows nothing"
+        assert 0 < sum(applied.values()) < 12_000, "it died with records in hand, of which the store knows nothing"
     monkeypatch.delenv(VARIABLE)
-    produce_events(broker, topic, events[25_000:])
+    produce_events(broker, topic, events[12_000:])
     wait_for("the rest", lambda: consumers.check() or reached(applied_offsets(url, shop.name), ends_of(events)))
     assert online_differences(store, shop, events) == []
 

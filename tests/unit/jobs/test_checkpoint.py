@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -21,6 +22,7 @@ from featurestore.jobs.checkpoint import (
 )
 from featurestore.jobs.resume import Resume
 from featurestore.offline.losses import Losses
+from featurestore.online.memory import MemoryOnlineStore
 
 
 def checkpoint(path, *, planned=3, committed=2, query="q1"):
@@ -115,6 +117,35 @@ def test_one_of_the_same_moment_is_not(tmp_path, batch):
     resume = Resume("shop", str(tmp_path / "lake"), {}, {"pay": "payments"})
     with pytest.raises(ConfigError, match=r"bootstrap\.servers"):  # the topics are asked next
         resume.archive(tmp_path / "archive")
+
+
+def test_offsets_of_a_topic_that_was_made_anew_are_refused(tmp_path):
+    path = checkpoint(tmp_path / "archive")
+    tables(tmp_path / "lake")
+
+    def resume(**ids):
+        return Resume("shop", str(tmp_path / "lake"), {}, {"pay": "payments"}, ids=ids).archive(path)
+
+    remember(path, "q1", "shop", SYNCHRONOUS)
+    with pytest.raises(ConfigError):  # no id was noted: the topics' offsets are asked next
+        resume(pay="b")
+    remember(path, "q1", "shop", SYNCHRONOUS, {"pay": "a"})
+    for known in ({"pay": "a"}, {}, {"other": "c"}):
+        with pytest.raises(ConfigError):
+            resume(**known)
+    with pytest.raises(
+        OffsetsGoneError, match=r"topic pay was made anew: its id is b, and checkpoint .* of a.*move the"
+    ):
+        resume(pay="b")
+    store = MemoryOnlineStore("shop")
+    online = Resume("shop", "", {}, {"pay": "payments"}, ids={"pay": "a"})
+    online.online(store)
+    online.online(store)
+    with pytest.raises(
+        OffsetsGoneError, match="pay was made anew: its id is b, and the online store knows offsets of a"
+    ):
+        replace(online, ids={"pay": "b"}).online(store)
+    replace(online, ids={"more": "c"}).online(store)  # another source; of the first nothing was said
 
 
 def test_one_that_was_stopped_in_its_first_batch_goes_on(tmp_path):

@@ -1,0 +1,95 @@
+"""SIGKILL of an executor in the middle of a batch: Spark runs its tasks again elsewhere, the job goes on, all is there once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pyspark
+import pytest
+
+from tests.faults.feeding import Watcher
+from tests.streaming.support import (
+    Shop,
+    applied_offsets,
+    birth,
+    ends_of,
+    online_differences,
+    places_of,
+    process_tree,
+    produce_events,
+    reached,
+    simple_events,
+    table,
+    wait_applied,
+    wait_archived,
+    wait_for,
+)
+
+pytestmark = pytest.mark.jvm
+
+KEYS = 40
+OPTIONS = {
+    "master": "local-cluster[2,1,1024]",  # a master, two workers and an executor of one core each, as processes of their own
+    "archive_every": "1 second",
+    "conf": {
+        "spark.executor.memory": "1g",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "100",  # many small writes in one micro-batch
+    },
+}
+
+
+def executors_of(job):
+    """Return (pid, start time) of the executors of a job."""
+    found = []
+    for pid, born in process_tree(job.record["pid"]):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"CoarseGrainedExecutorBackend" in command:
+            found.append((pid, born))
+    return found
+
+
+@pytest.fixture
+def spark_home(tmp_path, monkeypatch):
+    """A Spark whose workers write below the test's own folder."""
+    home = tmp_path / "spark"
+    home.mkdir()
+    for each in Path(pyspark.__file__).parent.iterdir():
+        (home / each.name).symlink_to(each)
+    monkeypatch.setenv("SPARK_HOME", str(home))
+
+
+@pytest.mark.usefixtures("spark_home")
+def test_a_killed_executor_neither_loses_nor_doubles_events(kafka_server, online_server, tmp_path):
+    shop = Shop("executors")
+    broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
+    store = shop.open(tmp_path, broker, url)
+    offline = store.settings.offline
+    events = simple_events(10_000, keys=KEYS)
+    job = store.submit("materialize", service="shop", **OPTIONS)
+    try:
+        job.wait_until("running")
+        before = wait_for("two executors", lambda: len(found := executors_of(job)) == 2 and found, job=job)
+        produce_events(broker, topic, events)
+        with Watcher(shop, url, events) as watcher:
+            wait_for("the first write", lambda: sum(applied_offsets(url, shop.name).values()) > 0, job=job)
+            victim, born = before[0]
+            os.kill(victim, signal.SIGKILL)
+            assert not reached(applied_offsets(url, shop.name), ends_of(events)), "the batch was over before the kill"
+            wait_for("its end", lambda: birth(victim) != born)
+            wait_applied(url, shop.name, ends_of(events), job)
+            wait_archived(offline, len(events), job)
+        assert watcher.back == []
+        after = wait_for("another executor", lambda: len(found := executors_of(job)) == 2 and found, job=job)
+        assert set(after) - set(before), "the executor was not replaced"
+        assert online_differences(store, shop, events) == []
+        assert places_of(offline, "events/payments") == {(event.partition, event.offset): 1 for event in events}
+        rows = table(offline, "tiles").to_pylist()
+        assert sum(int.from_bytes(row["row"][:8], "little") for row in rows if row["view"] == "visit") == len(events)
+        assert job.stop().state == "stopped"
+    finally:
+        job.stop()

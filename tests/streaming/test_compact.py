@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError
 
 from featurestore.errors import OfflineError
+from featurestore.offline import compact, tile_merge
 from featurestore.offline.compact import Compaction
 from featurestore.timeline import HOUR, SystemClock
 from tests.streaming.support import InProcess, Shop, places_of, produce_events, simple_events, wait_archived, wait_for
@@ -73,3 +76,76 @@ def test_the_archive_goes_on_beside_a_compaction_and_each_event_is_there_once(
         assert len(rows) == 1
         left, right = (values(views[name[0]], name[2], each) for each in (rows, expected[name]))
         assert [partial for _, partial in left] == [partial for _, partial in right]
+
+
+def counted(offline):
+    """Return how many events the tiles of a view hold: the first slot of its first measure counts them."""
+    rows = DeltaTable(f"{offline}/tiles").to_pyarrow_table().to_pylist()
+    return sum(int.from_bytes(row["row"][:8], "little") for row in rows if row["view"] == "visit")
+
+
+def test_a_merge_that_the_archive_got_into_is_made_again_and_no_tile_is_lost_or_doubled(
+    spark, kafka_server, online_url, tmp_path, monkeypatch
+):
+    """The archive query commits between what a merge has read and its own commit: a conflict of two real writers."""
+    shop = Shop("conflict")
+    broker, topic = kafka_server.bootstrap_servers, shop.source.topic
+    store = shop.open(tmp_path, broker, online_url)
+    offline, visit = store.settings.offline, shop.views[0]
+    tiles = f"{offline}/tiles"
+    events = simple_events(300, keys=9)
+    job = InProcess(spark, store, shop, tmp_path / "job", queries=("archive",), archive_every="0 seconds")
+    attempts, seen = [], []
+
+    def archive(upto):
+        produce_events(broker, topic, events[upto - 100 : upto])
+        wait_for("the tiles", lambda: DeltaTable.is_deltatable(tiles) and counted(offline) == upto, job=job)
+
+    def merge(path, view, before):
+        table = DeltaTable(path)
+        attempts.append(view.name)
+        if len(attempts) == 1:
+            seen.append(table.version())
+            archive(300)
+        try:
+            return tile_merge.merge_tiles(table, view, before=before)
+        except CommitFailedError as error:
+            seen.append(str(error))
+            raise
+
+    try:
+        archive(100)
+        archive(200)
+        monkeypatch.setattr(compact, "_merge", merge)
+        compaction = Compaction(offline, (visit,), older_than=HOUR, clock=SystemClock())
+        (done,) = compaction.run(["tiles"])
+    finally:
+        job.stop()
+    assert job.status().state == "stopped", job.status()
+    version, conflict = seen
+    assert "concurrent" in conflict.lower(), conflict
+    assert attempts == ["visit", "visit"]
+    assert done.rows_merged
+    assert counted(offline) == len(events)
+    places = places_of(offline, "events/payments")
+    assert (len(places), set(places.values())) == (len(events), {1})
+
+    # Negative control, on a copy as it was: without the look at what was committed meanwhile, the newest tiles are lost.
+    copy = shutil.copytree(offline, tmp_path / "copy")
+    DeltaTable(f"{copy}/tiles").restore(version)
+    old = DeltaTable(f"{copy}/tiles")
+    newest = DeltaTable(tiles, version=version + 1).to_pyarrow_table()
+    known = {tuple(row.values()) for row in DeltaTable(tiles, version=version).to_pyarrow_table().to_pylist()}
+    appended = newest.filter([tuple(row.values()) not in known for row in newest.to_pylist()])
+    write_deltalake(f"{copy}/tiles", appended, mode="append")
+    both = counted(copy)
+    assert both > 200
+
+    def heedless(table, merged, **options):
+        rows = merged.read_all()
+        table.update_incremental()
+        write_deltalake(table, rows, **options)
+
+    monkeypatch.setattr(tile_merge, "write_deltalake", heedless)
+    tile_merge.merge_tiles(old, visit, before=SystemClock().now())
+    assert counted(copy) == 200 < both

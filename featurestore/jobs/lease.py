@@ -4,7 +4,7 @@ What keeps values exact are the fences and the epoch, which each write compares;
 view and definition, for half a minute at a time, and renewed by the driver all the while:
 
     taken      when the job starts: free, ended, or of the same job, which is started again after a crash
-    refused    another job holds it: who, since when, until when; ``take_over`` takes it all the same
+    refused    another job holds it: who, and since when; ``take_over`` takes it all the same
     lost       another job has taken it meanwhile: this one ends
 
 While the store is away nothing is renewed, and nothing ends: nobody else can take it there either.
@@ -22,8 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from featurestore.errors import LeaseError, OnlineError
-from featurestore.online.redis_scripts import LEASE
-from featurestore.timeline import format_instant
+from featurestore.timeline import SystemClock, format_instant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from featurestore.definitions.view import FeatureView
     from featurestore.online.redis_store import RedisOnlineStore
+    from featurestore.timeline import Instant
 
 KEEP_MS = 30_000
 RENEW_EVERY_S = 3.0
@@ -47,6 +47,7 @@ class Lease:
         words: Who that is, for people.
         keep_ms: How long it is held from each renewal on.
         run: This run of the job.
+        since: When it began.
     """
 
     store: RedisOnlineStore
@@ -55,6 +56,7 @@ class Lease:
     words: str
     keep_ms: int = KEEP_MS
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    since: Instant = field(default_factory=lambda: SystemClock().now())
 
     def take(self, *, over: bool = False) -> None:
         """Take it.
@@ -67,10 +69,10 @@ class Lease:
         """
         refused = self._ask("force" if over else "take")
         if refused is not None:
-            view, who, since, until = refused
+            view, who, since = refused
             raise LeaseError(
                 f"project {self.store.project}, view {view}: another job writes it, {who}, since {since}.",
-                hint=f"stop that job. Where it was killed, its lease ends by itself, at {until}; --take-over does not wait.",
+                hint=f"stop that job. Where it was killed its lease ends within {KEEP_MS // 1000} s; --take-over does not wait.",
             )
 
     def renew(self) -> None:
@@ -81,7 +83,7 @@ class Lease:
         """
         refused = self._ask("renew")
         if refused is not None:
-            view, who, since, _ = refused
+            view, who, since = refused
             raise LeaseError(
                 f"project {self.store.project}, view {view}: another job has taken it over, {who}, since {since}.",
                 hint="one job is enough: stop the other before this one is submitted again.",
@@ -91,19 +93,15 @@ class Lease:
         """Let it go; harmless where another has it."""
         self._ask("release")
 
-    def _ask(self, mode: str) -> tuple[str, str, str, str] | None:
-        """Return the first view that another holds: who, since when and until when."""
-        store = self.store
-        who = (self.run, self.job, self.keep_ms, self.words)
-        reply = store.evaluate(LEASE, store.space.leases, mode, *who, *self.names)
+    def _ask(self, mode: str) -> tuple[str, str, str] | None:
+        """Return the first view that another holds: its name, who, and since when."""
+        keys = [self.store.space.lease(name) for name in self.names]
+        words = f"{format_instant(self.since)} {self.words}"
+        reply = self.store.lease(keys, mode, self.run, self.job, words, self.keep_ms)
         if not reply:
             return None
-        _, _, until, since, who = reply[1].decode().split(" ", 4)
-        return reply[0].decode().partition("@")[0], who, _time(since), _time(until)
-
-
-def _time(milliseconds: str) -> str:
-    return format_instant(int(milliseconds) * 1_000)
+        _, _, since, who = reply[1].decode().split(" ", 3)
+        return self.names[reply[0] - 1].partition("@")[0], who, since
 
 
 def stored_names(views: Iterable[FeatureView]) -> list[str]:

@@ -11,7 +11,7 @@
     fs:{PROJECT}:plan:SERVICE                       the compiled lookup plan, JSON
     fs:{PROJECT}:services                           set: the services that have a plan
     fs:{PROJECT}:topics                             hash: topic -> the id of that topic whose offsets are known here
-    fs:{PROJECT}:leases                             hash: VIEW@FINGERPRINT -> the job that writes it (see ``jobs.lease``)
+    fs:{PROJECT}:lease:VIEW@FINGERPRINT             the job that writes it (see ``jobs.lease``)
 
 BB is the bucket of the entity key, two hex digits. The braces are Redis Cluster's hash tag: all views of a key, and the
 fence that guards them, live in one slot. N is the smallest number with which the slot of bucket BB lies in the middle eighth
@@ -146,10 +146,9 @@ class KeySpace:
         """The name of the set of services that have a plan."""
         return f"fs:{{{self.project}}}:services".encode()
 
-    @property
-    def leases(self) -> bytes:
-        """The name of the hash of who writes which view."""
-        return f"fs:{{{self.project}}}:leases".encode()
+    def lease(self, view: str) -> bytes:
+        """Return the name of who writes a view, given with its fingerprint."""
+        return f"fs:{{{self.project}}}:lease:{view}".encode()
 
     @property
     def topics(self) -> bytes:

@@ -78,34 +78,25 @@ end
 return 1
 """
 
-# KEYS: hash of leases. ARGV: "take", "force", "renew" or "release", run, job, how long it is held in milliseconds, who holds it,
-# then the names of what is held. A lease is "run job end since who", times in milliseconds by the server's clock. All or nothing:
-# returns the first name that another holds, its lease and the time; or nothing. A job that is started again takes its own.
+# KEYS: leases, each "run job since who". ARGV: "take", "force", "renew" or "release", run, job, since when and by whom in words,
+# how long they are held from now on in milliseconds. All or none: returns the number of the first that another holds, and
+# that lease; or nothing. A job that is started again takes its own.
 LEASE = """
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local mode, run, job, keep = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local since = {}
-for i = 6, #ARGV do
-  local lease = redis.call('HGET', KEYS[1], ARGV[i])
-  if lease then
-    local its_run, its_job, ends, begun = string.match(lease, '^(%S+) (%S+) (%d+) (%d+)')
+local mode, run, job = ARGV[1], ARGV[2], ARGV[3]
+for i, key in ipairs(KEYS) do
+  local lease = redis.call('GET', key)
+  if lease and mode ~= 'force' then
+    local its_run, its_job = string.match(lease, '^(%S+) (%S+)')
     if its_run == run then
-      since[i] = begun
-    elseif mode == 'renew' or mode == 'take' then
-      if tonumber(ends) > now and not (mode == 'take' and its_job == job) then return {ARGV[i], lease, now} end
+      if mode == 'release' then redis.call('DEL', key) end
+    elseif mode == 'renew' or (mode == 'take' and its_job ~= job) then
+      return {i, lease}
     end
   end
 end
-for i = 6, #ARGV do
-  if mode ~= 'release' then
-    local from = since[i] or string.format('%.0f', now)
-    redis.call('HSET', KEYS[1], ARGV[i], table.concat({run, job, string.format('%.0f', now + keep), from, ARGV[5]}, ' '))
-  elseif since[i] then
-    redis.call('HDEL', KEYS[1], ARGV[i])
-  end
+if mode ~= 'release' then
+  for _, key in ipairs(KEYS) do redis.call('SET', key, run .. ' ' .. job .. ' ' .. ARGV[4], 'PX', ARGV[5]) end
 end
-if mode ~= 'release' and redis.call('PTTL', KEYS[1]) < keep then redis.call('PEXPIRE', KEYS[1], keep) end
 return {}
 """
 

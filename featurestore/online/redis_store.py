@@ -14,7 +14,7 @@ from featurestore.online.lookup import LookupPlan
 from featurestore.online.redis_cluster import ClusterConnections
 from featurestore.online.redis_connection import Connections
 from featurestore.online.redis_errors import mapped_errors
-from featurestore.online.redis_scripts import APPEND, KEEP_IDS, PROGRESS, REPLACE
+from featurestore.online.redis_scripts import APPEND, KEEP_IDS, LEASE, PROGRESS, REPLACE
 from featurestore.online.redis_socket import dialer
 from featurestore.online.redis_url import parse_url, safe_url
 from featurestore.online.store import Refusal
@@ -31,7 +31,8 @@ Command = tuple[bytes, tuple[Any, ...]]
 
 
 _SHA = {
-    script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in (APPEND, REPLACE, PROGRESS, KEEP_IDS)
+    script: sha1(script.encode(), usedforsecurity=False).hexdigest()
+    for script in (APPEND, REPLACE, PROGRESS, KEEP_IDS, LEASE)
 }
 
 
@@ -244,10 +245,15 @@ class RedisOnlineStore:
         names = [*self.space.copies(name), name] if self._is_cluster else [name]
         self._write(*((each, (b"SET", each, instant)) for each in names))
 
-    def evaluate(self, script: str, key: bytes, *args: Any) -> Any:
-        """Return what a script on one key returns; it may be run twice."""
+    def lease(self, names: Sequence[bytes], *args: Any) -> list[Any]:
+        """Return what ``redis_scripts.LEASE`` returns; it may be run twice."""
+        command = (names[0], (b"EVALSHA", _SHA[LEASE], len(names), *names, *args))
         with mapped_errors(self.url):
-            return _first_error(self._link.each([(key, (b"EVAL", script.encode(), 1, key, *args))]))[0]
+            replies = self._link.each([command])
+            if isinstance(replies[0], redis.exceptions.NoScriptError):
+                self.prepare()
+                replies = self._link.each([command])
+            return list(_first_error(replies)[0])
 
     def _write(self, *commands: Command) -> None:
         """Send commands that may be sent twice."""
@@ -273,10 +279,8 @@ class RedisOnlineStore:
 
     def fence_fields(self) -> set[bytes]:
         """Return the fields of all fences."""
-        hashes = [self.space.fence(bucket) for bucket in range(BUCKETS)]
-        with mapped_errors(self.url):
-            replies = _first_error(self._link.each([(name, (b"HKEYS", name)) for name in hashes]))
-        return {field for reply in replies for field in reply}
+        hashes = self.read_hashes([(self.space.fence(bucket), None) for bucket in range(BUCKETS)])
+        return {field for fences in hashes for field in fences}
 
     def remove_fences(self, fields: Sequence[bytes]) -> None:
         """Remove fences, in every bucket: for views whose blobs are gone."""

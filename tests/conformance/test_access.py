@@ -14,6 +14,8 @@ import trustme
 
 from featurestore import AsyncFeatureClient, FeatureClient
 from featurestore.errors import ConfigError, OnlineError, OnlineStoreUnavailableError, UnknownNameError
+from featurestore.jobs.lease import Lease
+from featurestore.jobs.prune import prune_online
 from featurestore.online.lookup import LookupPlan
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.online.redis_url import Endpoint, parse_url, safe_url
@@ -232,6 +234,12 @@ def test_the_users_of_the_guide_can_do_all_they_need_and_nothing_more(guarded):
     assert stream.client.get("cards", {"card_id": "c"}, now=8 * SECOND)["many.n_1h"] == 8
     stream.store.publish_plan(LookupPlan("gone", (VIEWS[0].layout,)))
     stream.store.remove_plan("gone")
+    stream.store.remember_topics({"topic": "id"})
+    lease = Lease(stream.store, ["gone@1"], "job", "words")
+    lease.take()
+    lease.renew()
+    lease.release()
+    assert prune_online(stream.store, VIEWS) == []
 
     scorer = RedisOnlineStore(guarded["scorer"], "shop")
     with FeatureClient(guarded["scorer"], project="shop", timeout="5s") as client:

@@ -112,7 +112,7 @@ def test_a_lease_outlives_an_outage_of_the_store(lease, online_server):
     keeper = LeaseKeeper(held, every_s=0.02)
     store = held.store
     renewals = []
-    ask = store.evaluate
+    ask = store.lease
 
     def watched(*arguments):
         try:
@@ -122,7 +122,7 @@ def test_a_lease_outlives_an_outage_of_the_store(lease, online_server):
             raise
         return renewals[-1]
 
-    store.evaluate = watched
+    store.lease = watched
     keeper.start()
     try:
         wait_for("a renewal", lambda: renewals, 10.0)
@@ -137,4 +137,4 @@ def test_a_lease_outlives_an_outage_of_the_store(lease, online_server):
             lease("two").take()
     finally:
         keeper.stop()
-    assert not raw(store).exists(store.space.leases)
+    assert not raw(store).exists(store.space.lease(VISIT))

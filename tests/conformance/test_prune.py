@@ -74,4 +74,4 @@ def test_a_view_that_a_job_still_writes_is_left_alone(url, store):
     (found,) = prune_online(store, [CARD])
     assert found.held is None
     assert left_of(store, VISIT) == (set(), set())
-    assert not raw(store).exists(store.space.leases)
+    assert not raw(store).exists(store.space.lease(*stored_names([VISIT])))

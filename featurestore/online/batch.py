@@ -159,6 +159,10 @@ class BatchReader:
         self, blobs: Sequence[bytes | None], t: Instant | Sequence[Instant], *, exact_time: bool
     ) -> ViewColumns:
         """Return the features of every key by feature; arguments and errors as of ``read``."""
+        if self._reader.compiled is not None:
+            found = self._reader.compiled.columns(blobs, t, exact_time=exact_time)
+            if found is not None:
+                return found
         known = np.ones(len(blobs), dtype=bool)
         present: Sequence[bytes] = blobs  # type: ignore[assignment]
         if None in blobs:

@@ -18,6 +18,7 @@ from featurestore.errors import (
     StaleFeatureError,
 )
 from featurestore.online.batch import BatchReader
+from featurestore.online.compiled import compiled
 from featurestore.online.keys import KeySpace
 from featurestore.online.names import StoreNames
 from featurestore.online.plan import LookupPlan, narrowed
@@ -54,7 +55,7 @@ class ServiceLookup:
         self._features = None if features is None else tuple(features)
         self._chosen: dict[tuple[str, ...], ServiceLookup] = {}
         self.space = KeySpace(project)
-        self.readers = tuple(ViewReader(view) for view in plan.views)
+        self.readers = tuple(ViewReader(view, compiled(view)) for view in plan.views)
         self._batches = [BatchReader(each) if BatchReader.serves(each.layout) else None for each in self.readers]
         self._width = sum(len(view.parts) for view in plan.views)
         self.sources = tuple(dict.fromkeys(view.source for view in plan.views))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from featurestore.definitions.layout import ViewLayout
     from featurestore.definitions.parts import Part
     from featurestore.online.codec import Frame
+    from featurestore.online.compiled import CompiledView
     from featurestore.timeline import Instant
 
 _START = itemgetter(0)
@@ -50,10 +51,16 @@ class ViewValues:
 
 
 class ViewReader:
-    """Reads the blobs of one view. Immutable after construction; safe to share between threads."""
+    """Reads the blobs of one view. Immutable after construction; safe to share between threads.
 
-    def __init__(self, layout: ViewLayout) -> None:
+    Args:
+        layout: The view.
+        compiled: Reads what is plain, where there is compiled code for the view.
+    """
+
+    def __init__(self, layout: ViewLayout, compiled: CompiledView | None = None) -> None:
         self.layout = layout
+        self.compiled = compiled
         self.parts = tuple(_PartReader(layout, part) for part in layout.parts)
         self._empty = [(f.aggregate, f.aggregate.empty(), f.window) for f in layout.features]
         self._timeless = all(_finish(f.aggregate, f.window) is None for f in layout.features)
@@ -75,6 +82,10 @@ class ViewReader:
             CodecError: The bytes are not blobs of this view, or one of its parts is missing.
             PastLookupError: ``t`` is not after an event that can no longer be told apart.
         """
+        if self.compiled is not None and (only := blobs[0]) is not None:
+            found = self.compiled.read(only, t, exact_time=exact_time)
+            if found is not None:
+                return ViewValues(found[0], known=True, as_of=None if found[1] == MIN_INSTANT else found[1])
         opened = []
         for part, blob in zip(self.parts, blobs, strict=True):
             if blob is not None:

@@ -1,0 +1,210 @@
+"""Views that compiled code reads, where numba is installed: one pass over the bytes instead of Python or numpy per value.
+
+What it reads are views of one part whose windows end at t and whose aggregates are plain numbers (``_READS``); of those it
+reads what blobs usually hold. All else is told apart here by None, and read as it always was, with the same values and errors.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore.algebra import Count, First, Last, Max, Mean, Min, SecondsSinceFirst, SecondsSinceLast, Sum
+from featurestore.algebra.tiles import RECORD_SLOTS
+from featurestore.datatypes import DataType
+from featurestore.online import opcodes as op
+from featurestore.online.codec import HEADER, MAGIC, VERSION, counts_size, record_size
+from featurestore.online.columns import Block, ViewColumns
+from featurestore.timeline import MIN_INSTANT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+
+    from featurestore.algebra import Aggregate, Window
+    from featurestore.definitions.layout import ViewLayout
+    from featurestore.definitions.parts import Part
+    from featurestore.timeline import Instant
+
+SWITCH = "FEATURESTORE_COMPILED"
+"""The environment variable that, set to ``0``, leaves compiled code out."""
+_KINDS = {
+    "count": (op.COUNT, op.COUNT),
+    "sum": (op.SUM_INTEGER, op.SUM_DOUBLE),
+    "min": (op.MIN_INTEGER, op.MIN_DOUBLE),
+    "max": (op.MAX_INTEGER, op.MAX_DOUBLE),
+    "first": (op.FIRST_INTEGER, op.FIRST_DOUBLE),
+    "last": (op.LAST_INTEGER, op.LAST_DOUBLE),
+    "oldest": (op.OLDEST, op.OLDEST),
+    "newest": (op.NEWEST, op.NEWEST),
+}
+"""Kind of partial, with integers and with doubles."""
+_AS_IT_IS = (op.TO_INTEGER, op.TO_DOUBLE)
+_READS: dict[type[Aggregate], tuple[int, int]] = {
+    **dict.fromkeys((Count, Sum, Min, Max, First, Last), _AS_IT_IS),
+    Mean: (op.MEAN_INTEGER, op.MEAN_DOUBLE),
+    **dict.fromkeys((SecondsSinceFirst, SecondsSinceLast), (op.SECONDS, op.SECONDS)),
+}
+"""What is made of it, likewise; of these classes alone, for a subclass may make something else."""
+_LONGEST = 1 << 60
+
+
+@cache
+def kernel() -> ModuleType | None:
+    """Return the compiled code; None where it is switched off or numba is missing. The first call ever compiles, seconds long."""
+    if os.environ.get(SWITCH) == "0":
+        return None
+    try:
+        from featurestore.online import kernel as found
+    except ImportError:
+        return None
+    return found
+
+
+class CompiledView:
+    """Reads one view with compiled code; make it with ``compiled``. Immutable; safe to share between threads."""
+
+    def __init__(self, layout: ViewLayout, code: ModuleType) -> None:
+        self._one, self._many = code.read_one, code.read_many
+        self._plan, places = _planned(layout)
+        types = [feature.aggregate.result_type for feature in layout.features]
+        kinds = [types[feature] for feature in places]
+        self._count = len(places)
+        self._doubles = kinds.count(DataType.FLOAT64)
+        self._flags = [place for place, kind in enumerate(kinds) if kind == DataType.BOOL]
+        self._integers = self._count - len(self._flags)
+        self._features = np.array(places)
+        where = [place for _, place in sorted((feature, place) for place, feature in enumerate(places))]
+        self._in_order: Any = itemgetter(*where) if self._count > 1 else tuple
+
+    def read(self, blob: bytes, t: Instant, *, exact_time: bool) -> tuple[tuple[Any, ...], Instant] | None:
+        """Return the values of one key and its newest event time, ``MIN_INSTANT`` without; None when it is not plain."""
+        if len(blob) & 7:
+            return None
+        out, valid = np.empty(self._count), np.empty(self._count, dtype=bool)
+        status, as_of, nulls = self._one(np.frombuffer(blob, np.int64), t, exact_time, self._plan, out, valid)
+        if status != op.OK:
+            return None
+        values = out.tolist()
+        begin = self._doubles
+        if begin < self._count:
+            values[begin:] = out[begin:].view(np.int64).tolist()
+            for place in self._flags:
+                values[place] = bool(values[place])
+        if nulls:
+            for place in np.flatnonzero(~valid).tolist():
+                values[place] = None
+        return self._in_order(values), as_of
+
+    def columns(
+        self, blobs: Sequence[bytes | None], t: Instant | Sequence[Instant], *, exact_time: bool
+    ) -> ViewColumns | None:
+        """Return what ``BatchReader.columns`` does, or None when a blob is not plain."""
+        keys = len(blobs)
+        present: Sequence[bytes]
+        if None in blobs:
+            sizes = np.array([-8 if blob is None else len(blob) for blob in blobs])
+            present = [blob for blob in blobs if blob is not None]
+        else:
+            present = blobs  # type: ignore[assignment]
+            sizes = np.fromiter(map(len, present), dtype=np.int64, count=keys)
+        if np.bitwise_or.reduce(sizes) & 7:
+            return None
+        words = np.frombuffer(b"".join(present), np.int64)
+        sizes >>= 3
+        times = np.array([t] if isinstance(t, int) else t, dtype=np.int64)
+        out, valid = np.empty(self._count * keys), np.empty(self._count * keys, dtype=bool)
+        as_of, nulls = np.empty((2, keys), dtype=np.int64)
+        if self._many(words, sizes, times, exact_time, self._plan, out, valid, as_of, nulls) != op.OK:
+            return None
+        data, integers, valid = out.reshape(-1, keys), out.view(np.int64).reshape(-1, keys), valid.reshape(-1, keys)
+        ends = (0, self._doubles, self._integers, self._count)
+        sources: tuple[Any, ...] = (data, integers, integers)
+        blocks = [
+            Block(self._features[low:high], each[low:high], valid[low:high])
+            for low, high, each in zip(ends, ends[1:], sources, strict=False)
+            if low < high
+        ]
+        if self._flags:
+            last = blocks[-1]
+            blocks[-1] = Block(last.features, last.data != 0, last.valid)
+        return ViewColumns(blocks, sizes >= 0, as_of)
+
+
+def compiled(layout: ViewLayout) -> CompiledView | None:
+    """Return the compiled reading of a view; None where there is none."""
+    if not serves(layout):
+        return None
+    code = kernel()
+    return None if code is None else CompiledView(layout, code)
+
+
+def serves(layout: ViewLayout) -> bool:
+    """Return whether compiled code can read a view."""
+    if len(layout.parts) != 1 or not layout.parts[0].is_fixed:
+        return False
+    part = layout.parts[0]
+    return (
+        all(ladder.is_suffix and (ladder.reach or 0) < _LONGEST for ladder in part.ladders)
+        and all(measure.partial_kind in _KINDS for measure in part.measures)
+        and all(type(feature.aggregate) in _READS for feature in layout.features)
+        and len(part.reads) == len(layout.features) > 0
+    )
+
+
+def _is_double(aggregate: Aggregate) -> int:
+    return int("f8" in aggregate.slots)
+
+
+def _planned(layout: ViewLayout) -> tuple[np.ndarray, list[int]]:
+    """Return the view as the kernel takes it (``opcodes``), and the features in the order of its values: doubles, integers, bools."""
+    part = layout.parts[0]
+    windows: dict[tuple[int, Window], int] = {}
+    cells: dict[int, dict[int, tuple[int, list[int]]]] = {}
+    for read in part.reads:
+        window = windows.setdefault((read.ladder, layout.features[read.feature].window), len(windows))
+        in_row = _before(part, part.ladders[read.ladder].measures, read.measure)
+        cells.setdefault(read.measure, {}).setdefault(window, (in_row, []))[1].append(read.feature)
+    ranks = {DataType.FLOAT64: 0, DataType.BOOL: 2}
+    places = sorted(range(len(layout.features)), key=lambda f: ranks.get(layout.features[f].aggregate.result_type, 1))
+    place_of = {feature: place for place, feature in enumerate(places)}
+
+    head = [
+        int.from_bytes(MAGIC + bytes((VERSION, part.number)), "little"),
+        int(np.uint64(part.fingerprint_word).view(np.int64)),
+        (HEADER.size + counts_size(len(part.ladders))) // 8,
+        record_size(part) // 8,
+        len(part.ladders),
+        len(windows),
+        len(cells),
+    ]
+    plan = head + [size // 8 for size in part.row_sizes]
+    for ladder, window in windows:
+        plan += [ladder, part.ladders[ladder].hop or 1, window.delay + (window.length or 0)]
+        plan.append(0 if window.length is None else window.hop or 1)
+    cell_at = len(plan) + op.MEASURE * len(cells)
+    read_at = cell_at + op.CELL * sum(map(len, cells.values()))
+    cell_words: list[int] = []
+    read_words: list[int] = []
+    for measure, mine in cells.items():
+        begin = cell_at + len(cell_words)
+        for window, (in_row, features) in mine.items():
+            first = read_at + len(read_words)
+            for feature in features:
+                aggregate = layout.features[feature].aggregate
+                read_words += [_READS[type(aggregate)][_is_double(aggregate)], place_of[feature]]
+            cell_words += [window, in_row, first, read_at + len(read_words)]
+        one = part.measures[measure]
+        in_record = len(RECORD_SLOTS) + part.slot_offsets[measure]
+        plan += [_KINDS[one.partial_kind][_is_double(one)], in_record, begin, cell_at + len(cell_words)]
+        plan += [slot if slot < len(one.slots) else 0 for slot in (1, 2)]
+    return np.array(plan + cell_words + read_words, dtype=np.int64), places
+
+
+def _before(part: Part, held: Sequence[int], measure: int) -> int:
+    """Return where a measure's partial begins in a row of the measures ``held``."""
+    return sum(len(part.measures[each].slots) for each in held[: held.index(measure)])

@@ -1,0 +1,172 @@
+"""Compiled code gives to the bit what Python gives, one key or many, and leaves to it what is not plain."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from featurestore import (
+    Count,
+    FeatureView,
+    First,
+    Last,
+    Max,
+    Mean,
+    Min,
+    Sawtooth,
+    SecondsSinceFirst,
+    SecondsSinceLast,
+    Sum,
+)
+from featurestore.online.batch import BatchReader
+from featurestore.online.codec import parse_frame
+from featurestore.online.compiled import SWITCH, compiled, kernel, serves
+from featurestore.online.opcodes import MOST_RECORDS
+from featurestore.online.reader import ViewReader
+from tests.conformance.cases import CARD, EXACT, MANY, SOURCE, VIEWS
+from tests.conformance.support import SECOND, one
+from tests.conformance.test_batch import LATE, one_by_one, outcome, stored
+from tests.conformance.test_online import Store
+from tests.effort import tries
+
+PLAIN = FeatureView(
+    "plain",
+    CARD,
+    SOURCE,
+    {
+        **{
+            f"{kind.__name__.lower()}_{column}": kind(column).over("10m", Sawtooth("15m", hop="15m"), "lifetime")
+            for kind in (Sum, Mean, Min, Max, First, Last)
+            for column in ("amount", "points", "online")
+        },
+        "n": Count().over("1h"),
+        "shipped": Max("shipped").over("1h"),
+        "age": SecondsSinceFirst().over("1h", "lifetime"),
+        "pause": SecondsSinceLast("amount").over("10m", "lifetime"),
+    },
+)
+SERVED = [PLAIN, *(view for view in VIEWS if serves(view.layout))]
+NUMBERS = [0, 1, -1, 2**31, 2**53 - 1, 2**53, -(2**53), 2**61, 2**62, -(2**62), 2**63 - 1, -(2**63)] + [
+    struct.unpack("<q", struct.pack("<d", number))[0]
+    for number in (0.0, -0.0, 1e308, -1e308, 5e-324, 1.5, float("inf"), float("-inf"), float("nan"))
+]
+
+
+def readers(view):
+    """Return the reader in Python, the same with compiled code, and what the latter does with many keys."""
+    code = compiled(view.layout)
+    assert code is not None
+    fast = ViewReader(view.layout, code)
+    return ViewReader(view.layout), fast, BatchReader(fast)
+
+
+def check(view, blobs, t, *, exact_time):
+    """Compare all ways to read; return whether there were values, and how many blobs compiled code took."""
+    plain, fast, batch = readers(view)
+    expected = outcome(one_by_one(plain), blobs, t, exact_time=exact_time)
+    assert outcome(one_by_one(fast), blobs, t, exact_time=exact_time) == expected
+    many = outcome(batch.read, blobs, t, exact_time=exact_time)
+    if isinstance(expected, tuple):
+        assert many[0] is expected[0]  # of several bad keys either way says one
+    else:
+        assert many == expected, t
+    taken = [blob is not None and fast.compiled.read(blob, t, exact_time=exact_time) is not None for blob in blobs]
+    return not isinstance(expected, tuple), sum(taken)
+
+
+def test_numba_is_there_and_common_views_are_served():
+    assert kernel() is not None
+    assert len(SERVED) >= 6
+    assert len(SERVED) < len(VIEWS)
+
+
+@pytest.mark.parametrize("seed", range(tries(10)))
+@pytest.mark.parametrize("view", SERVED, ids=lambda view: view.name)
+def test_compiled_code_gives_what_python_gives(view, seed):
+    blobs, times = stored(view, seed)
+    found = [check(view, blobs, t, exact_time=exact) for t in times for exact in (False, True)]
+    answered, taken = map(sum, zip(*found, strict=True))
+    assert answered > len(times)
+    assert taken > answered  # not left to Python
+
+
+@pytest.mark.parametrize("view", SERVED, ids=lambda view: view.name)
+def test_whatever_the_numbers_are(view):
+    """Counts below zero, sums beyond int64, infinities: those of rows and records are exchanged, where the frame still holds."""
+    blobs = [blob for blob in stored(view, 3)[0] if blob is not None]
+    (part,) = view.layout.parts
+    dice, taken = random.Random(11), 0
+    for _ in range(tries(300)):
+        spoiled = []
+        for blob in dice.sample(blobs, 2):
+            words = list(struct.unpack(f"<{len(blob) // 8}q", blob))
+            first = parse_frame(blob, part).ladders[0][0] // 8
+            for _ in range(dice.choice([1, 1, 2, 5])):
+                words[dice.randrange(first, len(words))] = dice.choice(NUMBERS)
+            spoiled.append(struct.pack(f"<{len(words)}q", *words))
+        _, one_taken = check(view, [*spoiled, None], LATE, exact_time=dice.random() < 0.5)
+        taken += one_taken
+    assert taken > tries(300) // 10
+
+
+@pytest.mark.parametrize("view", SERVED, ids=lambda view: view.name)
+def test_damaged_blobs_are_refused_as_in_python(view):
+    blobs = [blob for blob in stored(view, 4)[0] if blob is not None]
+    dice, refused = random.Random(5), 0
+    for _ in range(tries(300)):
+        blob = bytearray(dice.choice(blobs))
+        kind = dice.randrange(4)
+        if kind == 0:
+            blob[dice.randrange(40)] ^= 1 << dice.randrange(8)
+        elif kind == 1:
+            del blob[dice.randrange(len(blob)) :]
+        elif kind == 2:
+            blob += dice.randbytes(8 * dice.randrange(20))
+        else:
+            blob[32 + 4 * dice.randrange(2) : 36] = dice.choice(NUMBERS).to_bytes(8, "little", signed=True)[:4]
+        answered, _ = check(view, [bytes(blob), blobs[0]], LATE, exact_time=False)
+        refused += not answered
+    assert refused
+
+
+@pytest.mark.parametrize("tail", [0, 3, MOST_RECORDS, MOST_RECORDS + 1])
+@pytest.mark.parametrize("view", [EXACT, MANY, PLAIN], ids=lambda view: view.name)
+def test_long_tails_and_a_time_of_each_key(view, tail):
+    store = Store(view)
+    events = [
+        one(number // 3 * SECOND, card=f"c{number % 2}", offset=number, amount=number / 7, points=number)
+        for number in range(2 * MOST_RECORDS + 80)
+    ]
+    random.Random(tail).shuffle(events)  # so that the tail is not in order
+    store.append(events[: len(events) - 2 * tail])
+    store.fold(list(store.blobs), LATE)
+    for event in events[len(events) - 2 * tail :]:
+        store.append([event])
+    blobs = [blob for (blob,) in store.blobs.values()]
+    last = max(event.event_time for event in events)
+    for t in (last + 1, last + 300 * SECOND, last + 4_000 * SECOND):
+        assert check(view, blobs, t, exact_time=True)[0]
+    plain, fast, batch = readers(view)
+    times = [last - 90 * SECOND, last + 7 * SECOND]
+    apart = [plain.read([blob], t, exact_time=False) for blob, t in zip(blobs, times, strict=True)]
+    assert outcome(batch.read, blobs, times, exact_time=False) == [(repr(a.values), a.known, a.as_of) for a in apart]
+    longest = max((len(blob) - parse_frame(blob, view.layout.parts[0]).base_length) for blob in blobs)
+    took = [fast.compiled.read(blob, LATE, exact_time=True) is not None for blob in blobs]
+    assert all(took) or longest > 8 * MOST_RECORDS
+
+
+def test_it_can_be_switched_off():
+    code = (
+        "import sys; from tests.conformance.test_compiled import PLAIN; from featurestore.online.compiled import compiled; "
+        "print(compiled(PLAIN.layout) is None, 'numba' in sys.modules)"
+    )
+    for switch, said in (("0", "True False"), ("1", "False True")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, SWITCH: switch}, capture_output=True, text=True, timeout=120
+        )
+        assert done.stdout.strip() == said, done.stderr

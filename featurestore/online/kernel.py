@@ -160,7 +160,7 @@ def _finish(kind, read, partial, t):  # type: ignore[no-untyped-def]
     if read == MEAN_INTEGER:
         high = i + (j >> 32)
         total = (high << 32) | (j & _LOW)
-        return 0, float(total) / n if n != 0 else 0.0, n != 0, -(2**21) <= high < 2**21
+        return 0, float(total) / n if n != 0 else 0.0, n != 0, n < _LARGE and -(2**21) <= high < 2**21
     valid = n != (_MAX if kind == OLDEST else _MIN)
     return 0, float(t - n) / 1e6 if valid else 0.0, valid, not valid or -_FAR < n < _FAR
 

@@ -55,12 +55,10 @@ _LONGEST = 1 << 60
 
 @cache
 def kernel() -> ModuleType | None:
-    """Return the compiled code; None where it is switched off or numba is missing. The first call ever compiles, seconds long."""
-    if os.environ.get(SWITCH) == "0":
-        return None
+    """Return the compiled code; None where numba is missing, or can keep it nowhere. The first call ever takes seconds."""
     try:
         from featurestore.online import kernel as found
-    except ImportError:
+    except (ImportError, RuntimeError):
         return None
     return found
 
@@ -136,8 +134,8 @@ class CompiledView:
 
 
 def compiled(layout: ViewLayout) -> CompiledView | None:
-    """Return the compiled reading of a view; None where there is none."""
-    if not serves(layout):
+    """Return the compiled reading of a view; None where there is none, or it is switched off."""
+    if os.environ.get(SWITCH) == "0" or not serves(layout):
         return None
     code = kernel()
     return None if code is None else CompiledView(layout, code)

@@ -1,12 +1,12 @@
 """The words in which ``compiled`` tells ``kernel`` what to read: an array of int64, the head first.
 
-    head       the seven words below
-    ladders    the words of a row, of each
-    windows    ladder, its hop, distance of the start from t, grid of the start (0: without beginning)
-    measures   kind, place of its partial in a record, where its cells begin and end, how far behind the first slot the second
-               and the third are (0: it has none)
-    cells      window, place of its partial in a row of the ladder, where what reads it begins and ends
-    reads      what is made of the partial, place of the value among all
+head       the seven words below
+ladders    the words of a row, of each
+windows    ladder, its hop, distance of the start from t, grid of the start (0: without beginning)
+measures   kind, place of its partial in a record, where its cells begin and end, how far behind the first slot the second
+           and the third are (0: it has none)
+cells      window, place of its partial in a row of the ladder, where what reads it begins and ends
+reads      what is made of the partial, place of the value among all
 """
 
 from __future__ import annotations

@@ -48,6 +48,7 @@ ONLY_IN: dict[str, list[str]] = {
     "py4j": SPARK,
     "redis": ["online.redis*"],
     "hiredis": ["online.redis*"],
+    "numba": ["online.kernel"],
     "kafka": ["events.broker", "jobs.*", "scoring.*"],
     "pyarrow": [
         "events.decode",

@@ -21,6 +21,7 @@ ENGINES = {
     "starlette",
     "hypothesis",
     "datasketches",
+    "numba",
 }
 
 

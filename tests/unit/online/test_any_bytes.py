@@ -1,7 +1,7 @@
-"""Whatever bytes a store holds, a lookup gives a value or says CodecError: alone and in a batch, for every kind of part.
+"""Whatever bytes a store holds, a lookup gives a value or says CodecError: alone, in a batch, compiled, for every kind of part.
 
 The bytes come from real blobs of every aggregate there is, sketches included, folded and with a tail, and are flipped, cut,
-spliced, grown and exchanged. Both ways of reading refuse the same bytes, in bounded memory.
+spliced, grown and exchanged. All ways of reading refuse the same bytes, in bounded memory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from featurestore.definitions.service import FeatureService
 from featurestore.engines.oracle import Event
 from featurestore.errors import CodecError, PastLookupError
 from featurestore.online.client import FeatureClient
+from featurestore.online.compiled import SWITCH, serves
 from featurestore.online.fold import fold
 from featurestore.online.inspect import inspect_blob
 from featurestore.online.lookup import LookupPlan
@@ -72,6 +73,13 @@ class Place:
                     folded = fold(part, [self.store.values[name] for name in mine], clock=begin * SECOND)
                     self.store.values.update(zip(mine, folded, strict=True))
         self.client = FeatureClient.over(self.store, clock=VirtualClock(NOW))
+        self.plain = FeatureClient.over(self.store, clock=VirtualClock(NOW))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(SWITCH, "0")
+            (reader,) = self.plain.service("s").readers
+        assert reader.compiled is None
+        (reader,) = self.client.service("s").readers
+        assert (reader.compiled is not None) == serves(view.layout)
         self.names = sorted(name for name in self.store.values if name.endswith(b"c0") and b":v:" in name)
         assert len(self.names) == len(view.layout.parts)
         self.whole = dict(self.store.values)
@@ -95,6 +103,9 @@ class Place:
         finally:
             tracemalloc.stop()
         assert alone == batch
+        if serves(self.view.layout):
+            assert alone == self.outcome(lambda: self.plain.get("s", cards[0], **options))
+            assert alone == self.outcome(lambda: self.plain.get_many("s", cards, **options)[0])
         part = self.view.layout.parts[_part_of(name)]
         for feature in self.view.layout.features:
             if any(self.view.layout.features[read.feature] is feature for read in part.reads):

@@ -19,7 +19,6 @@ from featurestore.datatypes import DataType
 from featurestore.online import opcodes as op
 from featurestore.online.codec import HEADER, MAGIC, VERSION, counts_size, record_size
 from featurestore.online.columns import Block, ViewColumns
-from featurestore.timeline import MIN_INSTANT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -159,7 +158,10 @@ def _is_double(aggregate: Aggregate) -> int:
 
 
 def _planned(layout: ViewLayout) -> tuple[np.ndarray, list[int]]:
-    """Return the view as the kernel takes it (``opcodes``), and the features in the order of its values: doubles, integers, bools."""
+    """Return the view as the kernel takes it (``opcodes``), and the features in order of its values.
+
+    Doubles come first, then integers, then bools.
+    """
     part = layout.parts[0]
     windows: dict[tuple[int, Window], int] = {}
     cells: dict[int, dict[int, tuple[int, list[int]]]] = {}

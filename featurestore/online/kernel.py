@@ -1,3 +1,5 @@
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0124 - numba infers the types; NaN is unequal to itself
+# mypy: disallow-untyped-defs=False
 """The compiled reading of blobs: what ``reader.ViewReader`` computes of plain numbers, to the bit. Needs numba.
 
 Imported by ``compiled`` alone, when a view is first opened; the machine code is kept beside this file, or where numba keeps it.
@@ -79,7 +81,7 @@ def _compiled(signature: Any) -> Any:
 
 
 @_inline
-def _empty(kind):  # type: ignore[no-untyped-def]
+def _empty(kind):
     n = 0
     if kind in (FIRST_INTEGER, FIRST_DOUBLE, OLDEST):
         n = _MAX
@@ -89,7 +91,7 @@ def _empty(kind):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _is_plain(kind, partial):  # type: ignore[no-untyped-def]
+def _is_plain(kind, partial):
     """Return whether the numbers of a partial that are added up stay within int64."""
     n, i, j, _, _ = partial
     if kind > MAX_DOUBLE:
@@ -100,7 +102,7 @@ def _is_plain(kind, partial):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _merge(kind, a, b):  # type: ignore[no-untyped-def]
+def _merge(kind, a, b):
     """Return the merge of two partials, as the aggregates' ``merge`` does it."""
     if kind == COUNT:
         return a[0] + b[0], 0, 0, 0.0, 0.0
@@ -136,7 +138,7 @@ def _merge(kind, a, b):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _finish(kind, read, partial, t):  # type: ignore[no-untyped-def]
+def _finish(kind, read, partial, t):
     """Return (value as an integer, as a double, whether it is not null, whether it is plain)."""
     n, i, j, x, y = partial
     if read == TO_INTEGER:
@@ -166,7 +168,7 @@ def _finish(kind, read, partial, t):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _row(words, hops, rows, wanted):  # type: ignore[no-untyped-def]
+def _row(words, hops, rows, wanted):
     """Return the first row whose hop id is not less than ``wanted``: where ``bisect_left`` looks."""
     low, high = 0, rows
     while low < high:
@@ -179,7 +181,7 @@ def _row(words, hops, rows, wanted):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _newest_first(words, first, records, size, t, order):  # type: ignore[no-untyped-def]
+def _newest_first(words, first, records, size, t, order):
     """Put the first words of the records that count at ``t`` in order; return how many."""
     count = 0
     for record in range(records - 1, -1, -1):
@@ -195,7 +197,7 @@ def _newest_first(words, first, records, size, t, order):  # type: ignore[no-unt
 
 
 @_jit
-def _read(words, doubles, begin, size, t, exact, plan, scratch, out, integers, valid, key, keys):  # type: ignore[no-untyped-def]
+def _read(words, doubles, begin, size, t, exact, plan, scratch, out, integers, valid, key, keys):
     """Read the key whose blob is ``size`` words from ``begin`` on; return its status, newest event time and nulls."""
     ladders, windows, measures = plan[LADDERS], plan[WINDOWS], plan[MEASURES]
     ladder_at = PLAN_HEAD
@@ -301,13 +303,8 @@ def _read(words, doubles, begin, size, t, exact, plan, scratch, out, integers, v
     return OK if plain else UNUSUAL, as_of, nulls
 
 
-@_jit
-def _scratch(plan):  # type: ignore[no-untyped-def]
-    return np.empty(MOST_RECORDS + 2 * (plan[LADDERS] + plan[WINDOWS]), dtype=np.int64)
-
-
 @_compiled(types.int64(_WORDS, _INTEGERS, _INTEGERS, types.boolean, _INTEGERS, _DOUBLES, _FLAGS, _INTEGERS, _INTEGERS))
-def read_many(words, sizes, times, exact, plan, out, valid, as_of, nulls):  # type: ignore[no-untyped-def]
+def read_many(words, sizes, times, exact, plan, out, valid, as_of, nulls):
     """Read many keys; return the first status that is not ``OK``.
 
     Args:
@@ -336,7 +333,7 @@ def read_many(words, sizes, times, exact, plan, out, valid, as_of, nulls):  # ty
 
 
 @_compiled(types.UniTuple(types.int64, 3)(_WORDS, types.int64, types.boolean, _INTEGERS, _DOUBLES, _FLAGS))
-def read_one(words, t, exact, plan, out, valid):  # type: ignore[no-untyped-def]
+def read_one(words, t, exact, plan, out, valid):
     """Read one key; return its status, newest event time and number of nulls. Arguments as of ``read_many``."""
     numbers = np.empty(4, dtype=np.int64)
     size, time, as_of, nulls = numbers[:1], numbers[1:2], numbers[2:3], numbers[3:]

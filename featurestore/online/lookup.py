@@ -13,10 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from featurestore.engines.derive import derive_rows
-from featurestore.errors import (
-    OnlineError,
-    StaleFeatureError,
-)
+from featurestore.errors import OnlineError, StaleFeatureError
 from featurestore.online.batch import BatchReader
 from featurestore.online.compiled import compiled
 from featurestore.online.keys import KeySpace
@@ -41,8 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["LookupPlan", "ServiceLookup"]
 
 _MOST_CHOSEN = 256
-MANY = 10
-"""Entities from which on reading them at once is quicker than one by one."""
+MANY, _MANY_COMPILED = 10, 3
+"""Entities from which on reading them at once is quicker than one by one, with numpy and with compiled code."""
 
 
 class ServiceLookup:
@@ -173,8 +170,34 @@ class ServiceLookup:
         """
         complete = self._complete(replies[count * self._width :])
         conditions = self._conditions(replies[count * self._width :], t)
+        if count == 1 and not (conditions or self._derived or self.plan.request):
+            return [self._vector(replies, complete, t, exact_time=exact_time)]
         reads = zip(*self._read_views(replies, count, t, exact_time=exact_time), strict=True)
         return self._made([self._said(each, complete, conditions) for each in reads], complete, t, conditions, inputs)
+
+    def _vector(
+        self, replies: Sequence[bytes | None], complete: Instant | None, t: Instant, *, exact_time: bool
+    ) -> FeatureVector:
+        """Return the vector of one entity, of stored features alone: what ``vectors`` does, with fewer objects on the way."""
+        row: tuple[Any, ...] = ()
+        known: dict[str, bool] = {}
+        as_of: dict[str, Instant | None] = {}
+        at = 0
+        for reader in self.readers:
+            end = at + len(reader.parts)
+            read = reader.read(replies[at:end], t, exact_time=exact_time)
+            values = read.values if read.known or complete is not None else (None,) * len(read.values)
+            row = row + values if row else values
+            known[reader.layout.view], as_of[reader.layout.view] = read.known, read.as_of
+            at = end
+        if self._pick is not None:
+            row = tuple(row[place] for place in self._pick)
+        return FeatureVector(self.names, row, known, as_of, complete, t, self._reads, {}, self._spans)
+
+    @cached_property
+    def many(self) -> int:
+        """Entities from which on reading them at once is quicker than one by one."""
+        return _MANY_COMPILED if all(reader.compiled is not None for reader in self.readers) else MANY
 
     @cached_property
     def shares(self) -> bool:
@@ -302,7 +325,7 @@ class ServiceLookup:
         """Yield per view what it says of every entity."""
         width, at = self._width, 0
         for reader, batch in zip(self.readers, self._batches, strict=True):
-            if batch is not None and count >= MANY:
+            if batch is not None and count >= self.many:
                 yield batch.read(replies[at : count * width : width], t, exact_time=exact_time)
             else:
                 parts = len(reader.parts)
@@ -345,7 +368,7 @@ class ServiceLookup:
         """Return all entities as a table; arguments as of ``vectors``."""
         conditions = self._conditions(replies[count * self._width :], t)
         if (
-            count < MANY
+            count < self.many
             or None in self._batches
             or self._derived
             or self.plan.request

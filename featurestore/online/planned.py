@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import FeatureStoreError
-from featurestore.online.lookup import MANY
 from featurestore.online.table import FeatureTable
 from featurestore.timeline import to_instant
 
@@ -85,7 +84,7 @@ def vectors_of(reads: Sequence[tuple[PlannedRead, Sequence[bytes | None]]]) -> l
             by_lookup.setdefault(read.lookup, []).append(place)
     for lookup, places in by_lookup.items():
         chosen = [reads[place] for place in places]
-        if len(chosen) < MANY:
+        if len(chosen) < lookup.many:
             continue
         try:
             vectors = lookup.vectors_apart(

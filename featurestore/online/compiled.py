@@ -86,7 +86,7 @@ class CompiledView:
         status, as_of, nulls = self._one(np.frombuffer(blob, np.int64), t, exact_time, self._plan, out, valid)
         if status != op.OK:
             return None
-        values = out.tolist()
+        values: list[Any] = out.tolist()
         begin = self._doubles
         if begin < self._count:
             values[begin:] = out[begin:].view(np.int64).tolist()
@@ -118,11 +118,11 @@ class CompiledView:
         as_of, nulls = np.empty((2, keys), dtype=np.int64)
         if self._many(words, sizes, times, exact_time, self._plan, out, valid, as_of, nulls) != op.OK:
             return None
-        data, integers, valid = out.reshape(-1, keys), out.view(np.int64).reshape(-1, keys), valid.reshape(-1, keys)
+        data, integers, known = out.reshape(-1, keys), out.view(np.int64).reshape(-1, keys), valid.reshape(-1, keys)
         ends = (0, self._doubles, self._integers, self._count)
         sources: tuple[Any, ...] = (data, integers, integers)
         blocks = [
-            Block(self._features[low:high], each[low:high], valid[low:high])
+            Block(self._features[low:high], each[low:high], known[low:high])
             for low, high, each in zip(ends, ends[1:], sources, strict=False)
             if low < high
         ]
@@ -183,9 +183,9 @@ def _planned(layout: ViewLayout) -> tuple[np.ndarray, list[int]]:
         len(cells),
     ]
     plan = head + [size // 8 for size in part.row_sizes]
-    for ladder, window in windows:
-        plan += [ladder, part.ladders[ladder].hop or 1, window.delay + (window.length or 0)]
-        plan.append(0 if window.length is None else window.hop or 1)
+    for ladder, span in windows:
+        plan += [ladder, part.ladders[ladder].hop or 1, span.delay + (span.length or 0)]
+        plan.append(0 if span.length is None else span.hop or 1)
     cell_at = len(plan) + op.MEASURE * len(cells)
     read_at = cell_at + op.CELL * sum(map(len, cells.values()))
     cell_words: list[int] = []

@@ -233,7 +233,7 @@ def test_records_gone_stop_the_queries_with_their_range_and_are_accepted_as_a_lo
     kept = [event for event in events if event.partition == 1 or not 50 <= event.offset < 90]
 
     # Negative control, on a copy: without the look at Kafka the archive goes on and nobody learns what is missing.
-    copy = shop.open(tmp_path / "copy", broker, url, offline=shutil.copytree(offline, tmp_path / "copy" / "lake"))
+    copy = shop.open(tmp_path / "copy", broker, url, offline=str(shutil.copytree(offline, tmp_path / "copy" / "lake")))
     shutil.copytree(tmp_path / "job" / "checkpoints", tmp_path / "copied" / "checkpoints")
     with monkeypatch.context() as patched:
         patched.setattr(Resume, "_gone", lambda *_: True)

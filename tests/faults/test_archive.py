@@ -267,7 +267,7 @@ def test_records_gone_stop_the_queries_with_their_range_and_are_accepted_as_a_lo
     produce_events(broker, topic, more)
     with monkeypatch.context() as patched:
         patched.setattr("featurestore.jobs.resume.refuse_other_tables", lambda *_: None)
-        job = InProcess(spark, store, shop, tmp_path / "job", queries=("archive",))
+        job = InProcess(spark, store, shop, tmp_path / "job", queries=("archive",), accept_loss=True)
         wait_for("the batch that is taken for another", (archive / "commits" / str(newest)).exists, job=job)
         job.stop()
     assert places_of(offline, "events/payments") == once(kept), "the newest events are left out"

@@ -35,7 +35,8 @@ OPTIONS = {
     "archive_every": "1 second",
     "conf": {
         "spark.executor.memory": "1g",
-        "spark.sql.execution.arrow.maxRecordsPerBatch": "100",  # many small writes in one micro-batch
+        "spark.executor.extraJavaOptions": "-XX:TieredStopAtLevel=1",  # it lives for a minute
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "50",  # many small writes in one micro-batch
     },
 }
 
@@ -69,7 +70,7 @@ def test_a_killed_executor_neither_loses_nor_doubles_events(kafka_server, online
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
     store = shop.open(tmp_path, broker, url)
     offline = store.settings.offline
-    events = simple_events(10_000, keys=KEYS)
+    events = simple_events(4_000, keys=KEYS)
     job = store.submit("materialize", service="shop", **OPTIONS)
     try:
         job.wait_until("running")

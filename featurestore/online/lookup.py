@@ -406,4 +406,5 @@ class ServiceLookup:
         )
 
     def _complete(self, stamps: Sequence[bytes | None]) -> Instant | None:
-        return None if None in stamps or not stamps else min(int(stamp) for stamp in stamps if stamp is not None)
+        found = [int(stamp) for stamp in stamps if stamp is not None]
+        return None if len(found) < len(stamps) or not found else min(found)

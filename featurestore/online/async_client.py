@@ -10,7 +10,7 @@ from featurestore.errors import OnlineStoreTimeoutError, OnlineStoreUnavailableE
 from featurestore.online.cache import CACHE_ENTRIES
 from featurestore.online.client import cache_of, check_entities
 from featurestore.online.lookup import ServiceLookup
-from featurestore.online.planned import PlannedRead, planned, vectors_of
+from featurestore.online.planned import PlannedRead, planned, unread, vectors_of
 from featurestore.online.redis_async_cluster import AsyncReads
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.timeline import Clock, SystemClock, parse_duration
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from featurestore.online.vector import FeatureVector
     from featurestore.timeline import Instant
 
-_MORE_TURNS = 2
-"""Turns of the event loop by which a decoding is put off while others are in flight; a turn with work to do never waits."""
+_MOST_TOGETHER = 64
+"""Lookups of one command; a longer one would keep its first answers back and other clients waiting."""
 
 
 class AsyncFeatureClient:
@@ -84,7 +84,8 @@ class AsyncFeatureClient:
         self._reads = AsyncReads(plans.url, plans.space, timeout_s=plans.timeout_s)
         self._clock, self._services, self._cache = clock, services, cache
         self._in_flight = 0
-        self._answered: list[tuple[PlannedRead, Sequence[bytes | None], asyncio.Future[FeatureVector]]] = []
+        self._batch: list[tuple[PlannedRead, asyncio.Future[FeatureVector]]] = []
+        self._answering: set[asyncio.Task[None]] = set()
 
     async def get(
         self,
@@ -98,46 +99,49 @@ class AsyncFeatureClient:
         """Return the features of one entity; arguments and errors as of ``FeatureClient.get``."""
         lookup = self._services.get(service) or await self.service(service)
         read = planned(lookup, [keys], now, request, features, self._clock, single=True)
+        if self._in_flight and self._reads.joins:
+            return await self._joined(read)
         self._in_flight += 1
         try:
-            replies = await self._replies(read)
-            if self._in_flight > 1:
-                return await self._decoded(read, replies)
+            replies = await self._replies([read])
         except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
             return read.unread(error)[0]
         finally:
             self._in_flight -= 1
-        return read.vector(replies)
+        return read.vector(replies[0])
 
-    def _decoded(self, read: PlannedRead, replies: Sequence[bytes | None]) -> asyncio.Future[FeatureVector]:
-        """Return the vector to come: what is answered within a few turns of the event loop is decoded together."""
+    def _joined(self, read: PlannedRead) -> asyncio.Future[FeatureVector]:
+        """Return the vector to come: what is asked for in one turn of the event loop is one command, decoded at once."""
         loop = asyncio.get_running_loop()
-        if self._answered and self._answered[0][2].get_loop() is not loop:
-            self._answered = []  # of a loop that ended before it came to them
-        if not self._answered:
-            loop.call_soon(self._decode)
+        batch = self._batch
+        if not 0 < len(batch) < _MOST_TOGETHER or batch[0][1].get_loop() is not loop:
+            batch = self._batch = []
+            task = loop.create_task(self._answer(batch))  # its turn comes after those that are ready now
+            self._answering.add(task)
+            task.add_done_callback(self._answering.discard)
         future: asyncio.Future[FeatureVector] = loop.create_future()
-        self._answered.append((read, replies, future))
+        batch.append((read, future))
         return future
 
-    def _decode(self, turns: int = _MORE_TURNS) -> None:
-        if turns and len(self._answered) < self._in_flight:
-            # What has arrived meanwhile is read in a turn without waiting.
-            asyncio.get_running_loop().call_soon(self._decode, turns - 1)
-            return
-        answered, self._answered = self._answered, []
-        vectors: Sequence[FeatureVector | Exception]
+    async def _answer(self, batch: list[tuple[PlannedRead, asyncio.Future[FeatureVector]]]) -> None:
+        """Read and decode a batch, and tell everyone who waits for a part of it."""
+        if self._batch is batch:
+            self._batch = []
+        reads = [read for read, _ in batch]
+        self._in_flight += 1
         try:
-            vectors = vectors_of([(read, replies) for read, replies, _ in answered])
+            answers = vectors_of(reads, await self._replies(reads))
         except Exception as error:  # noqa: BLE001 - whoever waits has to hear of it
-            vectors = [error] * len(answered)
-        for (_, _, future), vector in zip(answered, vectors, strict=True):
+            answers = [unread(read, error) for read in reads]
+        finally:
+            self._in_flight -= 1
+        for (_, future), answer in zip(batch, answers, strict=True):
             if future.done():
                 continue  # nobody waits for it any more
-            if isinstance(vector, Exception):
-                future.set_exception(vector)
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
             else:
-                future.set_result(vector)
+                future.set_result(answer)
 
     async def get_many(
         self,
@@ -165,17 +169,31 @@ class AsyncFeatureClient:
         lookup = self._services.get(service) or await self.service(service)
         read = planned(lookup, keys, now, request, features, self._clock, single=False)
         try:
-            replies = await self._replies(read)
+            (replies,) = await self._replies([read])
         except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
             unread = read.unread_table(error)
             return lambda: unread
         return lambda: read.table(replies)
 
-    async def _replies(self, read: PlannedRead) -> Sequence[bytes | None]:
-        if self._cache is None or read.is_exact:
-            return await self._reads.read(read.names)
-        wanted = self._cache.begin(read.names, read.entities, stamps=len(read.lookup.sources))
-        return self._cache.end(wanted, await self._reads.read(wanted.names) if wanted.names else [])
+    async def _replies(self, reads: Sequence[PlannedRead]) -> list[Sequence[bytes | None]]:
+        """Return what the store, or the cache, holds for each of some reads: one command for all."""
+        cache = self._cache
+        wanted = [
+            None
+            if cache is None or read.is_exact
+            else cache.begin(read.names, read.entities, stamps=len(read.lookup.sources))
+            for read in reads
+        ]
+        asked = [read.names if known is None else known.names for read, known in zip(reads, wanted, strict=True)]
+        names = asked[0] if len(asked) == 1 else [name for each in asked for name in each]
+        values = await self._reads.read(names) if names else []
+        found: list[Sequence[bytes | None]] = []
+        at = 0
+        for each, known in zip(asked, wanted, strict=True):
+            some = values if len(asked) == 1 else values[at : at + len(each)]
+            found.append(some if known is None or cache is None else cache.end(known, some))
+            at += len(each)
+        return found
 
     async def service(self, name: str) -> ServiceLookup:
         """Return the compiled lookup of a service; read from the store once, then kept."""

@@ -55,11 +55,13 @@ class ServiceLookup:
         self.readers = tuple(ViewReader(view, compiled(view)) for view in plan.views)
         self._batches = [BatchReader(each) if BatchReader.serves(each.layout) else None for each in self.readers]
         self._width = sum(len(view.parts) for view in plan.views)
+        self._view_names = [view.view for view in plan.views]
         self.sources = tuple(dict.fromkeys(view.source for view in plan.views))
         self._names = StoreNames(self.space, plan, self.sources)
         self._windowed = [f"{view.view}.{feature.name}" for view in plan.views for feature in view.features]
         self._derived = [each for view in plan.views for each in view.derived]
         self._reads = {each.id: self._views_of(each) for each in plan.request}
+        self._is_stored = not (self._derived or plan.request)
 
     def _views_of(self, layout: DerivedLayout) -> tuple[str, ...]:
         """Return the views that a request feature reads, by way of others too."""
@@ -170,7 +172,7 @@ class ServiceLookup:
         """
         complete = self._complete(replies[count * self._width :])
         conditions = self._conditions(replies[count * self._width :], t)
-        if count == 1 and not (conditions or self._derived or self.plan.request):
+        if count == 1 and self._is_stored and not conditions:
             return [self._vector(replies, complete, t, exact_time=exact_time)]
         reads = zip(*self._read_views(replies, count, t, exact_time=exact_time), strict=True)
         return self._made([self._said(each, complete, conditions) for each in reads], complete, t, conditions, inputs)
@@ -179,17 +181,23 @@ class ServiceLookup:
         self, replies: Sequence[bytes | None], complete: Instant | None, t: Instant, *, exact_time: bool
     ) -> FeatureVector:
         """Return the vector of one entity, of stored features alone: what ``vectors`` does, with fewer objects on the way."""
-        row: tuple[Any, ...] = ()
-        known: dict[str, bool] = {}
-        as_of: dict[str, Instant | None] = {}
+        reads = []
         at = 0
         for reader in self.readers:
             end = at + len(reader.parts)
-            read = reader.read(replies[at:end], t, exact_time=exact_time)
-            values = read.values if read.known or complete is not None else (None,) * len(read.values)
-            row = row + values if row else values
-            known[reader.layout.view], as_of[reader.layout.view] = read.known, read.as_of
+            reads.append(reader.read(replies[at:end], t, exact_time=exact_time))
             at = end
+        return self._of_stored(reads, complete, t)
+
+    def _of_stored(self, reads: Sequence[ViewValues], complete: Instant | None, t: Instant) -> FeatureVector:
+        row: tuple[Any, ...] = ()
+        known: dict[str, bool] = {}
+        as_of: dict[str, Instant | None] = {}
+        for view, (values, is_known, newest) in zip(self._view_names, reads, strict=True):
+            if complete is None and not is_known:
+                values = (None,) * len(values)  # noqa: PLW2901
+            row = row + values if row else values
+            known[view], as_of[view] = is_known, newest
         if self._pick is not None:
             row = tuple(row[place] for place in self._pick)
         return FeatureVector(self.names, row, known, as_of, complete, t, self._reads, {}, self._spans)
@@ -215,6 +223,10 @@ class ServiceLookup:
         for at, batch in enumerate(self._batches):  # each of one part
             assert batch is not None  # noqa: S101 - or ``shares`` is false
             views.append(batch.read([each[at] for each in replies], t, exact_time=False))
+        if self._is_stored and not self.plan.policies:
+            width = self._width
+            rows = zip(zip(*views, strict=True), replies, t, strict=True)
+            return [self._of_stored(reads, self._complete(each[width:]), at) for reads, each, at in rows]
         found: list[FeatureVector | StaleFeatureError] = []
         for reads, each, at, given in zip(zip(*views, strict=True), replies, t, inputs, strict=True):
             stamps = each[self._width :]
@@ -394,4 +406,5 @@ class ServiceLookup:
         )
 
     def _complete(self, stamps: Sequence[bytes | None]) -> Instant | None:
-        return None if None in stamps or not stamps else min(int(stamp) for stamp in stamps if stamp is not None)
+        found = [int(stamp) for stamp in stamps if stamp is not None]
+        return None if len(found) < len(stamps) or not found else min(found)

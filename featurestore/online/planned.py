@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import FeatureStoreError
+from featurestore.errors import FeatureStoreError, OnlineStoreTimeoutError, OnlineStoreUnavailableError
 from featurestore.online.table import FeatureTable
 from featurestore.timeline import to_instant
 
@@ -75,25 +75,29 @@ def planned(
     return PlannedRead(lookup, names, len(keys), t, now is not None, lookup.inputs(keys, request, single=single))
 
 
-def vectors_of(reads: Sequence[tuple[PlannedRead, Sequence[bytes | None]]]) -> list[FeatureVector | FeatureStoreError]:
+def vectors_of(
+    reads: Sequence[PlannedRead], replies: Sequence[Sequence[bytes | None]]
+) -> list[FeatureVector | Exception]:
     """Return what was read of several single entities, or why not, each on its own; decoded at once where that is quicker."""
-    found: dict[int, FeatureVector | FeatureStoreError] = {}
+    found: dict[int, FeatureVector | Exception] = {}
     by_lookup: dict[ServiceLookup, list[int]] = {}
-    for place, (read, _) in enumerate(reads):
+    for place, read in enumerate(reads):
         if read.lookup.shares and not read.is_exact:
             by_lookup.setdefault(read.lookup, []).append(place)
     for lookup, places in by_lookup.items():
-        chosen = [reads[place] for place in places]
-        if len(chosen) < lookup.many:
+        if len(places) < lookup.many:
             continue
+        chosen = [reads[place] for place in places]
         try:
             vectors = lookup.vectors_apart(
-                [replies for _, replies in chosen], [read.at for read, _ in chosen], [read.inputs for read, _ in chosen]
+                [replies[place] for place in places], [read.at for read in chosen], [read.inputs for read in chosen]
             )
         except FeatureStoreError:
             continue  # of one of them: each is read alone and says it
         found |= zip(places, vectors, strict=True)
-    return [found[place] if place in found else _alone(*reads[place]) for place in range(len(reads))]
+    return [
+        found[place] if place in found else _alone(*one) for place, one in enumerate(zip(reads, replies, strict=True))
+    ]
 
 
 def _alone(read: PlannedRead, replies: Sequence[bytes | None]) -> FeatureVector | FeatureStoreError:
@@ -101,3 +105,13 @@ def _alone(read: PlannedRead, replies: Sequence[bytes | None]) -> FeatureVector 
         return read.vector(replies)
     except FeatureStoreError as error:
         return error
+
+
+def unread(read: PlannedRead, error: Exception) -> FeatureVector | Exception:
+    """Return what the policies give of a single entity that could not be read, or why they give nothing."""
+    if not isinstance(error, OnlineStoreUnavailableError | OnlineStoreTimeoutError):
+        return error
+    try:
+        return read.unread(error)[0]
+    except FeatureStoreError as refusal:
+        return refusal

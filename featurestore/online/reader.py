@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -35,8 +35,7 @@ _MANY = 1024
 """Plain rows from which on one vectorised merge is quicker than a loop."""
 
 
-@dataclass(frozen=True, slots=True)
-class ViewValues:
+class ViewValues(NamedTuple):
     """What a view says about one key at one time.
 
     Attributes:

@@ -39,6 +39,8 @@ class AsyncReads:
             self._link = AsyncCluster(address, space, timeout_s=timeout_s)
         else:
             self._link = PipelinedConnection(dialer(address), timeout_s=timeout_s)
+        self.joins = address.kind != "cluster"
+        """Whether reads of several entities are better one: in a cluster each goes to its own node, and fails with it alone."""
 
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the values of the keys, None where there is none: one round trip, in a cluster one per node."""

@@ -1,4 +1,4 @@
-"""Lookups in flight at once are decoded together: each gets what it would get alone, its own error included."""
+"""Lookups in flight at once are read and decoded together: each gets what it would get alone, its own error included."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ import pytest
 
 from featurestore import AsyncFeatureClient, FeatureClient
 from featurestore.definitions.service import FeatureService
-from featurestore.errors import CodecError, StaleFeatureError, UnknownNameError
+from featurestore.errors import (
+    CodecError,
+    OnlineStoreUnavailableError,
+    PastLookupError,
+    StaleFeatureError,
+    UnknownNameError,
+)
 from featurestore.online.lookup import MANY, LookupPlan, ServiceLookup
 from featurestore.online.redis_store import RedisOnlineStore
+from featurestore.stack.valkey import OnlineServer
 from featurestore.timeline import VirtualClock
 from tests.conformance.cases import MANY as VIEW
 from tests.conformance.cases import SOURCE
@@ -105,6 +112,52 @@ def test_an_error_is_that_of_its_lookup_alone(online_url):
     assert kinds == {2: CodecError, 5: UnknownNameError}
     assert all(answer["many.n_1h"] == 1 for number, answer in enumerate(answers) if number not in kinds)
     online.store.close()
+
+
+def test_what_is_asked_at_once_is_few_commands_and_a_time_in_the_past_refuses_its_lookup_alone(online_url):
+    online = Online(RedisOnlineStore(online_url, "default"))
+    events = [one(number * SECOND, card=card, offset=number) for number, card in enumerate(CARDS)]
+    online.apply([*events, one(4 * SECOND, card=CARDS[3], offset=len(CARDS))])  # its two events are one record
+    asks = [({"card_id": card},) for card in CARDS * 5]
+    server = raw(online.store)
+
+    def commands():
+        return server.info("commandstats")["cmdstat_mget"]["calls"]
+
+    async def ask():
+        async with AsyncFeatureClient(online_url, timeout="5s", clock=VirtualClock(99 * SECOND)) as client:
+            await client.service("cards")
+            before = commands()
+            times = {3: 3 * SECOND + 1, 4: 5 * SECOND}
+            asked = [client.get("cards", *each, now=times.get(place)) for place, each in enumerate(asks)]
+            return await asyncio.gather(*asked, return_exceptions=True), commands() - before
+
+    answers, commands_sent = asyncio.run(ask())
+    assert len(answers) == 200
+    assert commands_sent == 1 + 4  # the first one goes at once, the others by 64
+    assert isinstance(answers[3], PastLookupError)
+    assert answers[4].at == 5 * SECOND
+    others = [(keys["card_id"], answer) for (keys,), answer in zip(asks, answers, strict=True) if answer is not answers[3]]
+    assert all(answer["many.n_1h"] == (2 if card == CARDS[3] else 1) for card, answer in others)
+    online.store.close()
+
+
+def test_of_a_store_that_goes_everyone_who_waits_hears(tmp_path):
+    with OnlineServer(tmp_path / "store") as server:
+        online = Online(RedisOnlineStore(server.url, "default"))
+        online.apply([one(number * SECOND, card=card, offset=number) for number, card in enumerate(CARDS)])
+        online.store.close()
+
+        async def ask():
+            async with AsyncFeatureClient(server.url, timeout="5s", clock=VirtualClock(99 * SECOND)) as client:
+                found = [await asyncio.gather(*(client.get("cards", {"card_id": card}) for card in CARDS))]
+                await asyncio.to_thread(server.stop)
+                asked = (client.get("cards", {"card_id": card}) for card in CARDS)
+                return [*found, await asyncio.gather(*asked, return_exceptions=True)]
+
+        there, gone = asyncio.run(ask())
+    assert [answer["many.n_1h"] for answer in there] == [1] * len(CARDS)
+    assert {type(answer) for answer in gone} == {OnlineStoreUnavailableError}
 
 
 def test_a_policy_fails_whom_it_concerns_and_who_leaves_is_not_waited_for(online_url):

@@ -137,7 +137,9 @@ def test_what_is_asked_at_once_is_few_commands_and_a_time_in_the_past_refuses_it
     assert commands_sent == 1 + 4  # the first one goes at once, the others by 64
     assert isinstance(answers[3], PastLookupError)
     assert answers[4].at == 5 * SECOND
-    others = [(keys["card_id"], answer) for (keys,), answer in zip(asks, answers, strict=True) if answer is not answers[3]]
+    others = [
+        (keys["card_id"], answer) for (keys,), answer in zip(asks, answers, strict=True) if answer is not answers[3]
+    ]
     assert all(answer["many.n_1h"] == (2 if card == CARDS[3] else 1) for card, answer in others)
     online.store.close()
 

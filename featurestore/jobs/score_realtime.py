@@ -82,7 +82,7 @@ class ScoreConsumer(RealtimeConsumer):
         worker: Any = _Scorer(spec)
         self._spec, self._model = spec, worker.model
         self._sent: dict[TopicPartition, int] = {}
-        self._producer = producer(spec.kafka, linger_ms=0)
+        self._producer = producer(spec.kafka, linger_ms=100)
         super().__init__(worker, spec.kafka, group, batch_rows=batch_rows, instance=instance)
 
     def _apply(self, place: TopicPartition, records: Sequence[ConsumerRecord], stop: threading.Event) -> None:

@@ -27,6 +27,7 @@ from scripts.benchmarks.score_servers import cpu_of
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
     from pathlib import Path
 
 MODES: dict[str, dict[str, Any]] = {"realtime": {"freshness": "realtime"}, "micro-batch": {"master": "local[2]"}}
@@ -71,28 +72,29 @@ def _one(store: FeatureStore, mode: str, given: argparse.Namespace) -> dict[str,
         watch.wait_for(began_at)
         sent = np.sort(np.array(watch.sent_ms))
         caught_up = {"events": len(sent), "events_per_s": round(len(sent) / max(0.001, (sent[-1] - sent[0]) / 1000))}
-        cpu = cpu_of(job.record["pid"])
-        delays = _steady(sender, watch, given)
-        spent = cpu_of(job.record["pid"]) - cpu
+        pid = job.record["pid"]
+        delays = _steady(sender, watch, given, lambda: cpu_of(pid))
     finally:
         watch.stop()
         sender.close()
         if job is not None:
             job.stop()
-    return {**caught_up, **delays, "cpu_ms_per_event": round(spent / max(1, delays["predictions"]) * 1000, 2)}
+    return {**caught_up, **delays}
 
 
-def _steady(sender: Any, watch: _Watch, given: argparse.Namespace) -> dict[str, Any]:
-    """Send events at a steady rate; return quantiles of what scoring adds, in milliseconds."""
+def _steady(sender: Any, watch: _Watch, given: argparse.Namespace, cpu_s: Callable[[], float]) -> dict[str, Any]:
+    """Send events at a steady rate; return quantiles of what scoring adds, in milliseconds, and the CPU of an event."""
     seconds = 2.0 if given.quick else 20.0
     rate = given.rate or 200.0
     places: list[Any] = []
     began, number = time.monotonic(), 0
     pace = threading.Event()
+    spent: float | None = None
     while (elapsed := time.monotonic() - began) < WARM_UP_S + seconds:
         while number < int(elapsed * rate):
             future = sender.send("cards", _event(number % given.cards), partition=number % PARTITIONS)
             if elapsed > WARM_UP_S:
+                spent = -cpu_s() if spent is None else spent
                 places.append(future)
             number += 1
         pace.wait(0.002)
@@ -101,10 +103,12 @@ def _steady(sender: Any, watch: _Watch, given: argparse.Namespace) -> dict[str, 
     give_up = time.monotonic() + PATIENCE_S
     while time.monotonic() < give_up and not all(each in watch.predicted for each in ids):
         pace.wait(0.05)
+    spent = (spent or 0.0) + cpu_s()
     known = [each for each in ids if each in watch.predicted and each in watch.seen]
     added = np.array([watch.predicted[each] - watch.seen[each] for each in known]) * 1000
     return {
         "rate": rate, "predictions": len(known), "lost": len(ids) - len(known), "load": round(os.getloadavg()[0], 1),
+        "cpu_ms_per_event": round(spent / max(1, len(known)) * 1000, 2),
         **({f"p{q}_ms": round(float(np.quantile(added, q / 100)), 2) for q in (10, 50, 99)} if known else {}),
     }  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Erasing an entity from what scoring keeps: the Delta tables ``predictions`` and ``score_quarantine``.
 
     predictions        rows whose entity key has the given columns with the given values, and perhaps others
-    score_quarantine   rows whose event has them; one that cannot be read goes if its bytes hold the values as words
+    score_quarantine   rows whose event has them, in a CloudEvent's Base64 too; one that cannot be read goes if its bytes hold the
+                       values as words
 
 Rules:
     1. An entity may be named by some of its columns: a card's predictions go, whichever shop the key names besides.
@@ -13,6 +14,8 @@ Rules:
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import re
 from collections import defaultdict
@@ -40,6 +43,9 @@ if TYPE_CHECKING:
 
 _READ = ("source", "_topic", "_partition", "_offset", "_arrival", "raw")
 _AT_ONCE = 5_000
+_BASE64 = re.compile(rb'"data_base64"\s*:\s*"((?:[^"\\]|\\.)*)')
+_NO_BASE64 = re.compile(rb"[^A-Za-z0-9+/]")
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 @dataclass
@@ -133,16 +139,30 @@ def _places(
         if all(column in source.contract.columns for column in keys)
     }
     for row in batch.to_pylist():
-        raw = row["raw"] or b""
-        has = None
-        if row["source"] in decoders:
-            has = _decoded_has(raw, row["_arrival"], keys, decoders[row["source"]])
-        if has is None:
-            has = _json_has(raw, keys)
-        if has is None:
-            has = all(word.search(raw) for word in words)
-        if has:
+        raw, decoder = row["raw"] or b"", decoders.get(row["source"])
+        if any(_has(content, row["_arrival"], keys, words, decoder) for content in (raw, *_unwrapped(raw))):
             yield row["_topic"], row["_partition"], row["_offset"]
+
+
+def _unwrapped(raw: bytes) -> Iterator[bytes]:
+    """Yield what a CloudEvent carries as Base64, of a broken one too: in doubt it is read, whatever its padding or alphabet."""
+    for written in _BASE64.findall(raw):
+        text = written
+        with contextlib.suppress(ValueError):  # JSON may write any letter as an escape
+            text = json.loads(b'"' + written + b'"').encode()
+        letters = _NO_BASE64.sub(b"", text.translate(_URL_SAFE))
+        whole = letters[: len(letters) - (len(letters) % 4 == 1)]
+        yield base64.b64decode(whole + b"=" * (-len(whole) % 4))
+
+
+def _has(
+    raw: bytes, arrival: int, keys: Mapping[str, Any], words: list[re.Pattern[bytes]], decoder: Decoder | None
+) -> bool:
+    """Return whether an event has a key, as far as it can be read."""
+    has = None if decoder is None else _decoded_has(raw, arrival, keys, decoder)
+    if has is None:
+        has = _json_has(raw, keys)
+    return all(word.search(raw) for word in words) if has is None else has
 
 
 def _word(value: Any) -> bytes:

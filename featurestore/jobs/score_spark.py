@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -40,12 +41,34 @@ _SENT = "_key binary, _value binary, _headers array<struct<key:string,value:bina
 SCHEMA = f"{_PREDICTION}, {_SENT}, {QUARANTINE_SCHEMA}"
 _HEADERS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())]))
 
+_WORKERS: dict[tuple[str, str, str], tuple[str, ScoreWorker]] = {}
+"""By project, model and topic, one per worker process: model and connections outlive a micro-batch, not a run."""
+
 
 @dataclass(frozen=True)
 class ScoreRows:
-    """Scores Arrow batches of Kafka rows; runs in Spark's Python workers. While the store is away, it waits."""
+    """Scores Arrow batches of Kafka rows; runs in Spark's Python workers. While the store is away, it waits.
 
-    worker: ScoreWorker
+    Attributes:
+        spec: What to score.
+        run: Tells one run of a job from the next in the same Spark session, whose worker processes live on.
+    """
+
+    spec: ScoreSpec
+    run: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
+
+    @property
+    def worker(self) -> ScoreWorker:
+        """This process's own; that of an earlier run of the job is closed."""
+        spec = self.spec
+        job = (spec.project, spec.model.partition(":")[0], spec.topic)
+        run, worker = _WORKERS.get(job, (None, None))
+        if worker is None or run != self.run:
+            if worker is not None:
+                worker.close()
+            worker = ScoreWorker(spec)
+            _WORKERS[job] = (self.run, worker)
+        return worker
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield a row per record: a prediction with what is sent, or a refusal; one of both sides is null."""
@@ -58,7 +81,7 @@ class ScoreRows:
     def _scored(self, partition: int, rows: pa.RecordBatch) -> pa.RecordBatch:
         arrival = rows.column("timestamp").cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
         headers = None
-        if self.worker.spec.envelope is not Envelope.NONE:
+        if self.spec.envelope is not Envelope.NONE:
             headers = [[(one["key"], one["value"]) for one in own or ()] for own in rows.column("headers").to_pylist()]
         pause, tries = threading.Event(), 0
         while True:
@@ -73,7 +96,7 @@ class ScoreRows:
                 return self._rows(rows, arrival, outcome)
 
     def _rows(self, rows: pa.RecordBatch, arrival: object, outcome: Outcome) -> pa.RecordBatch:
-        spec = self.worker.spec
+        spec = self.spec
         sent = [wrap(to_json(one), one, spec.envelope, source=spec.origin) for one in outcome.predictions]
         good, bad = len(sent), len(outcome.refused)
         taken = pa.array([one.row for one in outcome.refused], pa.int64())
@@ -177,7 +200,7 @@ def start_score(
     if spec.envelope is not Envelope.NONE:
         columns.append("headers")
     batch = ScoreBatch(spec)
-    scored = reader.load().select(*columns).mapInArrow(ScoreRows(ScoreWorker(spec)), SCHEMA)
+    scored = reader.load().select(*columns).mapInArrow(ScoreRows(spec), SCHEMA)
     query = (
         scored.writeStream.queryName("score")
         .option("checkpointLocation", checkpoint)

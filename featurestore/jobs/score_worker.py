@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featurestore.errors import ModelError, OnlineStoreTimeoutError, OnlineStoreUnavailableError, UnknownNameError
 from featurestore.jobs.score import EventScorer
@@ -24,16 +24,12 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("featurestore.scoring")
 LOOKUP_TIMEOUT = "5s"
 """A job waits longer for the store than a caller would."""
-_REFUSED: dict[tuple[str, str, int], float] = {}
-"""Versions that this process refused, and when: Spark makes the scorer anew for each batch."""
-_LATEST: dict[tuple[str, str], int] = {}
-"""Versions that this process went over to."""
 _TRY_AGAIN_S = 60.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScoreWorker:
-    """An ``EventScorer`` that can go to another process: it is made there, when it is first asked for."""
+    """The scorer of a job in this process; it is made when it is first asked for."""
 
     spec: ScoreSpec
 
@@ -55,12 +51,6 @@ class ScoreWorker:
     def _followed(self) -> FollowedModel:
         return FollowedModel(self.spec)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"spec": self.spec}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
 
 class FollowedModel:
     """The model of a job, which follows the champion where its version is not fixed; with a client of its own.
@@ -78,11 +68,14 @@ class FollowedModel:
 
     def __init__(self, spec: ScoreSpec, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._spec, self._clock, self._looked = spec, clock, float("-inf")
+        self._refused: dict[int, float] = {}
+        (loaded,) = load_models(spec.models, [spec.model])
         self._client = FeatureClient(spec.online_url, project=spec.project, timeout=LOOKUP_TIMEOUT)
-        name, _, version = spec.model.partition(":")
-        begin = _LATEST.get((spec.models, name), version) if spec.follow_s else version
-        (loaded,) = load_models(spec.models, [f"{name}:{begin}"])
-        self._scorer = self._made(loaded)
+        try:
+            self._scorer = self._made(loaded)
+        except ModelError:
+            self.close()
+            raise
 
     def scorer(self) -> EventScorer:
         """Return the scorer; another version's than before, if that has become champion."""
@@ -103,11 +96,10 @@ class FollowedModel:
         except ModelError as error:
             _LOG.warning("model %s: %s", served.name, error)
             return
-        which = (self._spec.models, served.name, champion)
-        if champion == served.version or now - _REFUSED.get(which, float("-inf")) < _TRY_AGAIN_S:
+        if champion == served.version or now - self._refused.get(champion, float("-inf")) < _TRY_AGAIN_S:
             return
         try:
-            loaded = load_tried(*which)
+            loaded = load_tried(self._spec.models, served.name, champion)
             _require_service(loaded.manifest, served.service)
             scorer = self._made(loaded)
             scorer.bind()
@@ -115,9 +107,8 @@ class FollowedModel:
             return
         except (ModelError, UnknownNameError) as error:
             _LOG.error("model %s:%d is refused, version %d stays: %s", served.name, champion, served.version, error)
-            _REFUSED[which] = now
+            self._refused[champion] = now
             return
-        _LATEST[which[:2]] = champion
         _LOG.warning("model %s: version %d scores, was %d", served.name, champion, served.version)
         self._scorer = scorer
 

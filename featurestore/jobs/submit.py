@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING
 
 import featurestore
 from featurestore.config import HIDDEN, is_secret
-from featurestore.errors import JobError, SubmitError, did_you_mean
+from featurestore.errors import DefinitionError, JobError, SubmitError, did_you_mean
 from featurestore.jobs.job import CHILDREN, Job, write_json
 from featurestore.stack import guard
 from featurestore.stack.jars import spark_jars
 from featurestore.stack.java import find_java
 from featurestore.stack.versions import SPARK_JARS
-from featurestore.timeline import SystemClock, format_instant
+from featurestore.timeline import SystemClock, format_instant, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,6 +39,14 @@ if TYPE_CHECKING:
 
 JOBS = ("materialize", "score")
 _SCORE_ONLY = ("model", "source", "topic", "envelope", "starting", "at", "follow")
+CHOICES = {
+    "deploy_mode": ("client", "cluster"),
+    "freshness": ("micro-batch", "realtime"),
+    "envelope": ("none", "cloudevents-binary", "cloudevents-structured"),
+    "starting": ("earliest", "latest"),
+    "at": ("clock", "event"),
+}
+"""Options that take one of some values; said here so that submitting loads nothing of what runs in the job."""
 _FLAGS = ("accept_loss", "take_over")
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,126}")
 _PACKAGE = Path(featurestore.__file__).resolve().parent
@@ -93,10 +101,20 @@ class SubmitOptions:
     extra: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if self.deploy_mode not in (None, "client", "cluster"):
-            raise SubmitError(f"deploy mode {self.deploy_mode!r} is neither 'client' nor 'cluster'.")
-        if self.freshness not in (None, "micro-batch", "realtime"):
-            raise SubmitError(f"freshness {self.freshness!r} is neither 'micro-batch' nor 'realtime'.")
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise SubmitError(
+                    f"{name.replace('_', ' ')} {value!r} is none of {', '.join(map(repr, allowed))}.",
+                    hint=did_you_mean(str(value), allowed, what="values"),
+                )
+        if self.follow is not None:
+            try:
+                parse_duration(str(self.follow))
+            except DefinitionError as error:
+                raise SubmitError(
+                    f"follow: {error.message}", hint=error.hint or "it is a duration such as '2s'."
+                ) from None
         if self.consumers is not None and (self.freshness != "realtime" or self.consumers < 1):
             raise SubmitError(
                 f"consumers is {self.consumers} with freshness {self.freshness or 'micro-batch'!r}.",

@@ -255,7 +255,7 @@ def test_a_realtime_job_serves_archives_and_ends_in_order(kafka_server, online_s
     shop = Shop("rt_job")
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
     store = shop.open(tmp_path, broker, url)
-    with pytest.raises(SubmitError, match="'real' is neither"):
+    with pytest.raises(SubmitError, match="'real' is none of"):
         store.submit("materialize", service="shop", freshness="real")
     with pytest.raises(SubmitError, match="consumers is 2 with freshness 'micro-batch'"):
         store.submit("materialize", service="shop", consumers=2)

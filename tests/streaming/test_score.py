@@ -7,16 +7,19 @@ import json
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from functools import partial
 
 import pytest
+import redis
 from kafka import KafkaConsumer, TopicPartition
 
 from featurestore.errors import JobError, SubmitError, UnknownNameError
 from featurestore.events.broker import ensure_topics
 from featurestore.jobs.score_log import read_predictions
 from featurestore.jobs.score_realtime import ScoreConsumer
+from featurestore.jobs.score_spark import start_score
 from featurestore.scoring.folder import write_aliases
 from featurestore.scoring.kafka_envelope import unwrap
 from featurestore.scoring.prediction_log import from_json
@@ -342,3 +345,48 @@ def test_a_light_worker_scores_with_what_is_promoted_while_it_runs(kafka_server,
         thread.join(30)
         consumer.close()
     assert len({one.prediction_id for one in topic.predictions()}) == len(topic.records) == sent
+
+
+def test_spark_goes_over_to_what_is_promoted_while_it_scores_every_event_once_with_a_client_per_worker(
+    spark, kafka_server, online_url, tmp_path, reading
+):
+    scored, broker = Scored("score_spark_promoted"), kafka_server.bootstrap_servers
+    store = scored.open(tmp_path, broker, online_url)
+    scored.save(store)
+    write_aliases(store.settings.models, "fraud", {"champion": 1})
+    spec = scored.spec(store, topic="score_spark_promoted_out", follow_s=0.1)
+    ensure_topics(spec.kafka, {spec.topic: 2})
+    topic, sent, joined = reading(spec.topic), {}, connections_so_far(online_url)
+
+    def scored_more(count):
+        """Send events; return their predictions' versions once all are there."""
+        more, _ = send(broker, scored, count, begin=len(sent))
+        sent.update(more)
+        wait_for("predictions", lambda: query.exception() or len(topic.predictions()) >= len(sent))
+        assert query.exception() is None
+        places = {f"{spec.source.topic}/{partition}/{offset}" for partition, offset in more}
+        return {one.version for one in topic.predictions() if one.prediction_id in places}
+
+    query, counts = start_score(spark.newSession(), spec, checkpoint=str(tmp_path / "checkpoint"))
+    try:
+        assert [scored_more(10) for _ in range(3)] == [{1}] * 3
+        write_aliases(store.settings.models, "fraud", {"champion": 2})
+        # A worker process looks at the first batch that comes later than that after its last look.
+        looked = time.monotonic() + spec.follow_s
+        wait_for("every worker's next look", lambda: scored_more(2) and time.monotonic() > looked)
+        assert scored_more(20) == {2}
+    finally:
+        query.stop()
+    assert_right(topic.predictions(), sent)
+    assert_delta_right(store, sent)
+    assert counts["applied"] == len(sent)
+    batches = len(list((tmp_path / "checkpoint" / "commits").glob("[0-9]*")))
+    assert batches >= 5
+    # A batch is two tasks, each on one of two worker processes; asking the store for this number takes a connection too.
+    assert connections_so_far(online_url) - joined < batches
+
+
+def connections_so_far(url):
+    """Return how many connections the store has taken."""
+    with redis.Redis.from_url(url) as client:
+        return client.info("stats")["total_connections_received"]

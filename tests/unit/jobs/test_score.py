@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+import redis
 from pyspark import cloudpickle
 
 from featurestore.errors import ModelError, OnlineStoreUnavailableError
@@ -169,7 +170,7 @@ def test_what_spark_is_handed_has_a_row_for_every_record_and_the_schema_it_was_t
     }
     if envelope is not Envelope.NONE:
         columns["headers"] = pa.array([None] * 6, pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())])))
-    score_rows = cloudpickle.loads(cloudpickle.dumps(ScoreRows(ScoreWorker(scored.spec(store, envelope=envelope)))))
+    score_rows = cloudpickle.loads(cloudpickle.dumps(ScoreRows(scored.spec(store, envelope=envelope))))
     found = pa.Table.from_batches(score_rows(iter([pa.RecordBatch.from_pydict(columns)])))
     assert found.column_names == [part.strip("` ").split("`")[0].split(" ")[0] for part in _columns(SCHEMA)]
     rows = found.to_pylist()
@@ -240,16 +241,29 @@ def test_a_job_goes_over_to_the_champion_between_two_batches_and_keeps_what_it_h
     assert versions(score(fixed.scorer(), [checkout("c1", 1.0)])) == {1}
 
 
-def test_a_scorer_that_spark_makes_anew_for_each_batch_follows_too(online_url, tmp_path):
+def test_what_spark_unpickles_for_every_task_shares_a_model_and_a_client_which_another_run_closes(online_url, tmp_path):
     scored = Scored("unit_follow_spark")
     store = scored.open(tmp_path, "none:1", online_url)
     scored.save(store)
-    sent = cloudpickle.dumps(ScoreWorker(scored.spec(store, follow_s=2.0)))
-    for version in (1, 2, 2, 1):
+    spec = scored.spec(store, follow_s=1e-9)
+    runs = [cloudpickle.dumps(ScoreRows(spec)) for _ in range(2)]
+    seen, known = set(), connections(online_url)
+    for run, version in ((0, 1), (0, 2), (0, 2), (0, 1), (1, 1), (1, 2)):
         write_aliases(store.settings.models, "fraud", {"champion": version})
-        assert versions(score(cloudpickle.loads(sent).scorer, [checkout("c1", 1.0)])) == {version}
+        worker = cloudpickle.loads(runs[run]).worker
+        assert versions(score(worker.scorer, [checkout("c1", 1.0)])) == {version}
+        seen.add(worker)
+        assert connections(online_url) == known + 1
+    assert len(seen) == 2
+    worker.close()
     fixed = ScoreWorker(scored.spec(store)).scorer
     assert versions(score(fixed, [checkout("c1", 1.0)])) == {1}
+
+
+def connections(url):
+    """Return how many clients the store has, this one left out."""
+    with redis.Redis.from_url(url) as client:
+        return len(client.client_list()) - 1
 
 
 def test_features_of_the_events_own_time_or_a_refusal(online_url, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 
@@ -86,6 +87,36 @@ def test_an_event_that_can_be_read_is_judged_by_its_columns(tmp_path):
     refuse(tmp_path, json.dumps(event.row).encode())
     assert erase_scored(str(tmp_path), {"card_id": "nobody"}, SOURCES).rows == {"score_quarantine": 0}
     assert erase_scored(str(tmp_path), {"card_id": event.row["card_id"]}, SOURCES).rows == {"score_quarantine": 1}
+
+
+def test_an_event_in_the_base64_of_a_cloud_event_is_found_however_it_is_written(tmp_path):
+    def envelope(data: bytes, **more: object) -> bytes:
+        event = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t", **more}
+        return json.dumps({**event, "data_base64": base64.b64encode(data).decode()}).encode()
+
+    own, other = b'{"card_id": "c1", "note": "\xc3\xbf\xc3\xbe?>"}', b'{"card_id": "c10", "note": "c1"}'
+    text = base64.b64encode(own).decode()
+    assert {"+", "/"} <= set(text), "no letter that is written in several ways"
+    event = next(one for one in SHOP.stream(3, 60).events if one.row["card_id"])
+    whole = json.dumps({**event.row, "card_id": "c1"}).encode()
+    raws = (
+        envelope(own),
+        envelope(own, subject="c10"),
+        envelope(whole),  # its contract reads it
+        envelope(b"\x00\x07\xffc1\x00"),  # binary
+        envelope(own)[:-1],  # broken off behind its data
+        envelope(own)[: -len(text) // 3],  # broken off in them
+        envelope(own).replace(b"/", b"\\/").replace(b"+", b"\\u002b"),
+        envelope(own).replace(text.encode(), text.rstrip("=").translate(str.maketrans("+/", "-_")).encode()),
+        envelope(other),
+        envelope(json.dumps({**event.row, "card_id": "c10"}).encode()),
+        b'{"data_base64": 7}',
+        b'{"data_base64": "c1x"',
+        b'{"data_base64": "\\ud800"}',
+    )
+    refuse(tmp_path, *raws)
+    assert erase_scored(str(tmp_path), {"card_id": "c1"}, SOURCES).rows == {"score_quarantine": 8}
+    assert left(tmp_path) == [8, 9, 10, 11, 12]
 
 
 def test_what_is_appended_meanwhile_stays_and_what_a_copier_noted_too(tmp_path):

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import zipfile
+from datetime import timedelta
 
 import pytest
 
@@ -17,7 +18,16 @@ from featurestore.definitions.contract import Contract
 from featurestore.errors import JobError, SubmitError, UnknownNameError
 from featurestore.jobs import submit as submitting
 from featurestore.jobs.job import Job, find_job, jobs_in, write_json
-from featurestore.jobs.submit import SubmitOptions, build_argv, job_environment, launch, script_of, shown, submit
+from featurestore.jobs.submit import (
+    CHOICES,
+    SubmitOptions,
+    build_argv,
+    job_environment,
+    launch,
+    script_of,
+    shown,
+    submit,
+)
 from featurestore.stack import guard
 from featurestore.stack.java import Java
 
@@ -160,13 +170,52 @@ def test_a_call_is_shown_as_one_types_it_without_secrets():
 def test_what_cannot_be_submitted_is_refused_in_one_line(settings, monkeypatch, tmp_path):
     with pytest.raises(SubmitError, match=r"there is no job 'materialise'.*did you mean 'materialize'"):
         script_of("materialise")
-    with pytest.raises(SubmitError, match="deploy mode 'clusters'"):
-        SubmitOptions(deploy_mode="clusters")
     with pytest.raises(SubmitError, match=r"job name '\.\./x'"):
         submit("materialize", settings, FRAUD, name="../x", options=SubmitOptions())
     monkeypatch.setenv("SPARK_HOME", str(tmp_path))
     with pytest.raises(SubmitError, match="no bin/spark-submit"):
         argv_of(settings)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"deploy_mode": "clusters"},
+            r"deploy mode 'clusters' is none of 'client', 'cluster'\..* did you mean 'cluster'\?",
+        ),
+        (
+            {"freshness": "batch"},
+            r"freshness 'batch' is none of 'micro-batch', 'realtime'\..* did you mean 'micro-batch'\?",
+        ),
+        (
+            {"envelope": "cloudevents"},
+            r"envelope 'cloudevents' is none of 'none', .*did you mean 'cloudevents-binary'\?",
+        ),
+        ({"starting": "now"}, r"starting 'now' is none of 'earliest', 'latest'\..* known values: earliest, latest\."),
+        ({"at": "2026-01-01"}, r"at '2026-01-01' is none of 'clock', 'event'\..* known values: clock, event\."),
+        ({"follow": "2 sec"}, r"follow: duration '2 sec' is not understood\..* for example '5m'"),
+        ({"follow": "0s"}, r"follow: duration '0s' is not positive\..* such as '2s'"),
+        ({"follow": timedelta(seconds=2)}, "follow: duration '0:00:02' is not understood"),
+    ],
+)
+def test_an_option_that_the_job_would_refuse_is_refused_before_there_is_one(wrong, message):
+    with pytest.raises(SubmitError, match=message):
+        SubmitOptions(**wrong)
+
+
+def test_the_values_that_options_take_are_those_of_the_job():
+    from featurestore.jobs.driver import FRESHNESS
+    from featurestore.jobs.score import CLOCK, EVENT
+    from featurestore.jobs.score_driver import STARTING
+    from featurestore.scoring.kafka_envelope import Envelope
+
+    assert {name: each for name, each in CHOICES.items() if name != "deploy_mode"} == {
+        "freshness": FRESHNESS, "envelope": tuple(Envelope), "starting": STARTING, "at": (CLOCK, EVENT),
+    }  # fmt: skip
+    for name, values in CHOICES.items():
+        for value in values:
+            SubmitOptions(**{name: value})
 
 
 def test_a_driver_finds_this_python_and_this_package(settings, monkeypatch):

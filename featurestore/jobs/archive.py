@@ -7,7 +7,8 @@
                     tile. Event-grained parts have none: the event log is theirs
 
 Every table is appended to with Delta's transaction identifiers (query id, batch id), so a batch that is run again after a
-crash changes nothing: each table takes each batch exactly once.
+crash changes nothing: each table takes each batch exactly once. An event log is written by one query only (``offline.owners``);
+tiles and quarantine are written by the queries of all sources, and a write that met another's is made again.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from featurestore.jobs.breaker import QuarantineBreaker
 from featurestore.jobs.hot import kafka_stream
 from featurestore.jobs.worker import decoder_of
 from featurestore.offline.ids import REPEATS, LogIds
+from featurestore.offline.owners import own_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
 
     from featurestore.definitions.source import EventSource
     from featurestore.definitions.view import FeatureView
+
+_TRIES = 5
+_CONFLICTS = ("io.delta.exceptions.", "DELTA_TABLE_ALREADY_EXISTS", "DELTA_PATH_EXISTS", "TABLE_OR_VIEW_ALREADY_EXISTS")
+"""What Delta's errors contain where a table was created or changed while it was being written to."""
 
 PLACE = "_topic string, _partition int, _offset bigint, _arrival bigint"
 QUARANTINE_SCHEMA = f"source string, {PLACE}, reason string, detail string, raw binary"
@@ -152,12 +158,14 @@ class ArchiveBatch:
         sources: Topic to source and the views on it.
         breakers: Source to what stops the query when too many of its records are no events.
         ids: Source to the ids of its newest events, where events have ids.
+        owned: The sources whose event log is known to be this query's.
     """
 
     root: str
     sources: Mapping[str, tuple[EventSource, tuple[FeatureView, ...]]]
     breakers: dict[str, QuarantineBreaker] = field(default_factory=dict)
     ids: dict[str, LogIds] = field(default_factory=dict)
+    owned: set[str] = field(default_factory=set)
 
     def __call__(self, rows: DataFrame, batch_id: int) -> None:
         """Write the batch; a batch that has been written before changes nothing."""
@@ -173,6 +181,9 @@ class ArchiveBatch:
             tiled: DataFrame | None = None
             for topic in sorted(present):
                 source, views = self.sources[topic]
+                if query_id is not None and source.name not in self.owned:
+                    own_log(self.root, source.name, query_id)
+                    self.owned.add(source.name)
                 worker = DecodeWorker(source)
                 decoded = rows.where(rows["topic"] == topic).mapInArrow(worker, worker.schema).persist()
                 cached.append(decoded)
@@ -248,7 +259,13 @@ class ArchiveBatch:
             )
             if partition_by is not None:
                 writer = writer.partitionBy(partition_by)
-            writer.save(f"{self.root}/{table}")
+            for left in reversed(range(_TRIES)):
+                try:
+                    writer.save(f"{self.root}/{table}")
+                    break
+                except Exception as error:  # Spark raises what Java raised, as one class or another
+                    if not left or not any(one in str(error) for one in _CONFLICTS):
+                        raise
             reach("archive.table")
 
         return write

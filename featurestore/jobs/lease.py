@@ -3,7 +3,8 @@
 What keeps values exact are the fences and the epoch, which each write compares; a lease is only the clear word. It is held per
 view and definition, for half a minute at a time, and renewed by the driver all the while:
 
-    taken      when the job starts: free, ended, or of the same job, which is started again after a crash
+    taken      when the job starts: free, ended, of the same job, which is started again after a crash, or of a process of this
+               machine that is gone
     refused    another job holds it: who, and since when; ``take_over`` takes it all the same
     lost       another job has taken it meanwhile: this one ends
 
@@ -19,14 +20,15 @@ import socket
 import threading
 import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from featurestore.errors import LeaseError, OnlineError
+from featurestore.stack import guard
 from featurestore.timeline import SystemClock, format_instant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     from featurestore.definitions.view import FeatureView
     from featurestore.online.redis_store import RedisOnlineStore
@@ -45,6 +47,7 @@ class Lease:
         names: The views, each with its fingerprint (``stored_names``).
         job: Stays the same when the job is started again (``job_id``).
         words: Who that is, for people.
+        place: Which process that is, for ``is_gone``.
         keep_ms: How long it is held from each renewal on.
         run: This run of the job.
         since: When it began.
@@ -55,6 +58,7 @@ class Lease:
     job: str
     words: str
     keep_ms: int = KEEP_MS
+    place: str = field(default_factory=lambda: this_process())  # noqa: PLW0108 - it is defined below
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
     since: Instant = field(default_factory=lambda: SystemClock().now())
 
@@ -67,12 +71,15 @@ class Lease:
         Raises:
             LeaseError: Another job holds it.
         """
-        refused = self._ask("force" if over else "take")
-        if refused is not None:
-            view, who, since = refused
+        ended: list[str] = []
+        while (held := self._ask("force" if over else "take", *ended)) is not None:
+            if held.run not in ended and is_gone(held.place):
+                ended.append(held.run)
+                continue
+            by = format_instant(SystemClock().now() + self.keep_ms * 1_000)
             raise LeaseError(
-                f"project {self.store.project}, view {view}: another job writes it, {who}, since {since}.",
-                hint=f"stop that job. Where it was killed its lease ends within {KEEP_MS // 1000} s; --take-over does not wait.",
+                f"project {self.store.project}, view {held.view}: another job writes it, {held.who}, since {held.since}.",
+                hint=f"stop that job. If it was killed, its lease ends by {by}; --take-over takes it now.",
             )
 
     def renew(self) -> None:
@@ -81,11 +88,10 @@ class Lease:
         Raises:
             LeaseError: Another job has taken it.
         """
-        refused = self._ask("renew")
-        if refused is not None:
-            view, who, since = refused
+        held = self._ask("renew")
+        if held is not None:
             raise LeaseError(
-                f"project {self.store.project}, view {view}: another job has taken it over, {who}, since {since}.",
+                f"project {self.store.project}, view {held.view}: another job has taken it over, {held.who}, since {held.since}.",
                 hint="one job is enough: stop the other before this one is submitted again.",
             )
 
@@ -93,15 +99,42 @@ class Lease:
         """Let it go; harmless where another has it."""
         self._ask("release")
 
-    def _ask(self, mode: str) -> tuple[str, str, str] | None:
-        """Return the first view that another holds: its name, who, and since when."""
+    def _ask(self, mode: str, *ended: str) -> _Held | None:
+        """Return the first view that another holds, by none of the runs that are known to have ended."""
         keys = [self.store.space.lease(name) for name in self.names]
-        words = f"{format_instant(self.since)} {self.words}"
-        reply = self.store.lease(keys, mode, self.run, self.job, words, self.keep_ms)
+        words = f"{format_instant(self.since)} {self.place} {self.words}"
+        reply = self.store.lease(keys, mode, self.run, self.job, words, self.keep_ms, *ended)
         if not reply:
             return None
-        _, _, since, who = reply[1].decode().split(" ", 3)
-        return self.names[reply[0] - 1].partition("@")[0], who, since
+        run, _, since, place, who = reply[1].decode().split(" ", 4)
+        return _Held(self.names[reply[0] - 1].partition("@")[0], run, since, place, who)
+
+
+class _Held(NamedTuple):
+    """A lease of somebody else."""
+
+    view: str
+    run: str
+    since: str
+    place: str
+    who: str
+
+
+def this_process() -> str:
+    """Return this process in a word that no other one has: boot, namespace of pids, pid and birth; "-" where unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}/{os.getpid()}/{guard.birth(os.getpid())}"
+    except OSError:
+        return "-"
+
+
+def is_gone(place: str) -> bool:
+    """Return whether a process is known to be gone: it was one of this machine, and there is none of its pid and birth."""
+    here, there = this_process().split("/"), place.split("/")
+    if len(here) != 4 or len(there) != 4 or here[:2] != there[:2] or not there[2].isdecimal():
+        return False
+    return guard.birth(int(there[2])) != there[3]
 
 
 def stored_names(views: Iterable[FeatureView]) -> list[str]:

@@ -24,16 +24,8 @@ from featurestore.algebra.columns import (
     take,
 )
 from featurestore.algebra.tiles import TileRows
-from featurestore.errors import CodecError
-from featurestore.online.codec import (
-    HEADER,
-    counts_size,
-    ends_of_rows,
-    ladder_format,
-    pack_header,
-    parse_frame,
-    record_format,
-)
+from featurestore.online.codec import ladder_format, record_format
+from featurestore.online.pieces import Pieces, join_blobs
 from featurestore.timeline import MAX_INSTANT, MIN_INSTANT
 
 if TYPE_CHECKING:
@@ -42,6 +34,7 @@ if TYPE_CHECKING:
     from featurestore.algebra.aggregate import Aggregate, Columns
     from featurestore.definitions.parts import Ladder, Part
     from featurestore.engines.shape import Shaped
+    from featurestore.online.pieces import Piece
     from featurestore.timeline import Instant
 
 
@@ -56,38 +49,27 @@ def fold(part: Part, blobs: Sequence[bytes], *, clock: Instant = MAX_INSTANT) ->
     Raises:
         CodecError: A blob is not one of this part.
     """
-    frames = [parse_frame(blob, part) for blob in blobs]
     count = len(blobs)
-    tail = _tails(part, blobs, [frame.base_length for frame in frames])
+    if not count:
+        return []
+    found = Pieces(part, blobs)
+    sizes, columns = found.tails()
+    tail = TileRows(np.repeat(np.arange(count), sizes), columns[0], columns[1], columns[2], columns[3:])
     due = tail.newest <= clock
     folded, kept = tail.take(np.flatnonzero(due)), tail.take(np.flatnonzero(~due))
-    newest = np.array([frame.newest for frame in frames], dtype=np.int64)
+    newest = found.newest.copy()
     np.maximum.at(newest, folded.key, folded.newest)
 
-    ladders = [
-        _fold_ladder(part, index, blobs, [frame.ladders[index] for frame in frames], folded, newest)
-        for index in range(len(part.ladders))
-    ]
+    pieces: list[Piece] = []
+    for index in range(len(part.ladders)):
+        starts, hops, rows, ends = _fold_ladder(part, index, found, folded, newest)
+        pieces.append((hops, starts))
+        if not part.is_fixed:
+            pieces.append((ends[1:] - np.repeat(ends[starts[:-1]], np.diff(starts)), starts))
+        pieces.append((np.frombuffer(rows, "<i8"), ends[starts] // 8))
     rests, rest_ends = record_format(part).encode(kept.records)
-    kept_by_key = np.searchsorted(kept.key, np.arange(count + 1))
-    result = []
-    fixed = HEADER.size + counts_size(len(part.ladders))
-    for key in range(count):
-        pieces = []
-        counts = []
-        for starts, hops, rows, ends in ladders:
-            first, last = starts[key], starts[key + 1]
-            counts.append(last - first)
-            pieces.append(hops[first:last].tobytes())
-            if not part.is_fixed:
-                pieces.append((ends[first + 1 : last + 1] - ends[first]).tobytes())
-            pieces.append(rows[ends[first] : ends[last]])
-        body = b"".join(pieces)
-        packed = np.array(counts, dtype="<u4").tobytes().ljust(counts_size(len(counts)), b"\0")
-        header = pack_header(part, fixed + len(body), int(newest[key]), frames[key].folds + 1)
-        rest = rests[rest_ends[kept_by_key[key]] : rest_ends[kept_by_key[key + 1]]]
-        result.append(header + packed + body + rest)
-    return result
+    rest = rest_ends[np.searchsorted(kept.key, np.arange(count + 1))] // 8
+    return join_blobs(part, newest, found.folds + np.uint64(1), pieces, (np.frombuffer(rests, "<i8"), rest))
 
 
 def drop_unreachable(part: Part, events: Shaped, rows: TileRows) -> TileRows:
@@ -117,38 +99,18 @@ def drop_unreachable(part: Part, events: Shaped, rows: TileRows) -> TileRows:
     )
 
 
-def _tails(part: Part, blobs: Sequence[bytes], begins: Sequence[int]) -> TileRows:
-    """Return the tail records of all keys, in order."""
-    form = record_format(part)
-    tails = [blob[begin:] for blob, begin in zip(blobs, begins, strict=True)]
-    if form.is_fixed:
-        sizes = [len(tail) // form.words.size for tail in tails]
-        columns = form.decode(tails)
-    else:
-        each = [form.decode([tail]) for tail in tails]
-        sizes = [len(one[0]) for one in each]
-        columns = tuple(np.concatenate(column) for column in zip(*each, strict=True)) or form.decode([])
-    key = np.repeat(np.arange(len(blobs)), np.array(sizes, dtype=np.int64))
-    return TileRows(key, columns[0], columns[1], columns[2], columns[3:])
-
-
 def _fold_ladder(
     part: Part,
     index: int,
-    blobs: Sequence[bytes],
-    placed: Sequence[tuple[int, int]],
+    found: Pieces,
     tail: TileRows,
     newest: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, bytes, np.ndarray]:
     """Return (first row of every key and the end, hop ids, rows as bytes and where each begins) of one ladder."""
     ladder = part.ladders[index]
-    count = len(blobs)
-    form = ladder_format(part, ladder)
-    base_key = np.repeat(np.arange(count), np.array([rows for _, rows in placed], dtype=np.int64))
-    base_hops = _base_hops(blobs, placed)
-    base = form.decode(_base_rows(part, index, blobs, placed))
-    if len(base[0]) != len(base_hops):
-        raise CodecError(f"view {part.view}: a ladder of {len(base_hops)} hops has {len(base[0])} rows.")
+    count = len(newest)
+    base_rows, base_hops, base = found.ladder(index)
+    base_key = np.repeat(np.arange(count), base_rows)
     reachable = _first_reachable(ladder, newest)
 
     hop = tail.tile // ladder.hop if ladder.hop is not None else np.zeros(len(tail.tile), dtype=np.int64)
@@ -169,7 +131,7 @@ def _fold_ladder(
         merged += reduce_groups(part.measures[measure], take(tail.columns[begin:end], alive), runs)
     both = _Both(base_key, base_hops, base, tail_key, tail_hop, tuple(merged), reachable, count)
     keys, hops, columns = _merge_suffix(part, ladder, both) if ladder.is_suffix else _merge_plain(part, ladder, both)
-    rows, ends = form.encode(columns)
+    rows, ends = ladder_format(part, ladder).encode(columns)
     return np.searchsorted(keys, np.arange(count + 1)), hops.astype("<i8"), rows, ends
 
 
@@ -225,26 +187,6 @@ def _merge_plain(part: Part, ladder: Ladder, both: _Both) -> tuple[np.ndarray, n
         columns += reduce_groups(aggregate, together, both.runs)
         begin = slots.stop
     return both.keys, both.hops, tuple(columns)
-
-
-def _base_hops(blobs: Sequence[bytes], placed: Sequence[tuple[int, int]]) -> np.ndarray:
-    parts = [
-        np.frombuffer(blob, "<i8", count=rows, offset=offset)
-        for blob, (offset, rows) in zip(blobs, placed, strict=True)
-        if rows
-    ]
-    return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
-
-
-def _base_rows(part: Part, index: int, blobs: Sequence[bytes], placed: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Return every key's rows of a ladder as bytes."""
-    parts = []
-    for blob, (offset, rows) in zip(blobs, placed, strict=True):
-        begin, size = offset + 8 * rows, rows * part.row_sizes[index]
-        if not part.is_fixed and rows:
-            begin, size = offset + 16 * rows, ends_of_rows(blob, offset, rows)[rows - 1]
-        parts.append(blob[begin : begin + size])
-    return parts
 
 
 def _first_reachable(ladder: Ladder, newest: np.ndarray) -> np.ndarray:

@@ -78,18 +78,19 @@ end
 return 1
 """
 
-# KEYS: leases, each "run job since who". ARGV: "take", "force", "renew" or "release", run, job, since when and by whom in words,
-# how long they are held from now on in milliseconds. All or none: returns the number of the first that another holds, and
-# that lease; or nothing. A job that is started again takes its own.
+# KEYS: leases, each "run job since place who". ARGV: "take", "force", "renew" or "release", run, job, since when, where and by
+# whom in words, how long they are held from now on in milliseconds, runs that are known to have ended. All or none: returns the
+# number of the first that another holds, and that lease; or nothing. A job that is started again takes its own.
 LEASE = """
-local mode, run, job = ARGV[1], ARGV[2], ARGV[3]
+local mode, run, job, ended = ARGV[1], ARGV[2], ARGV[3], {}
+for i = 6, #ARGV do ended[ARGV[i]] = true end
 for i, key in ipairs(KEYS) do
   local lease = redis.call('GET', key)
   if lease and mode ~= 'force' then
     local its_run, its_job = string.match(lease, '^(%S+) (%S+)')
     if its_run == run then
       if mode == 'release' then redis.call('DEL', key) end
-    elseif mode == 'renew' or (mode == 'take' and its_job ~= job) then
+    elseif mode == 'renew' or (mode == 'take' and its_job ~= job and not ended[its_run]) then
       return {i, lease}
     end
   end

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
 
 import pytest
 
 from featurestore.errors import LeaseError, OnlineError
-from featurestore.jobs.lease import Lease, LeaseKeeper, job_id, stored_names
+from featurestore.jobs.lease import Lease, LeaseKeeper, is_gone, job_id, stored_names, this_process
 from featurestore.online.redis_store import RedisOnlineStore
 from tests.raw import raw
 from tests.streaming.support import Shop, wait_for
@@ -50,6 +54,48 @@ def test_another_job_is_refused_with_who_holds_it_until_it_lets_go(lease):
     two.take()
     with pytest.raises(LeaseError, match="another job has taken it over, two"):
         one.renew()
+
+
+def test_the_refusal_says_until_when_and_how_not_to_wait(lease):
+    lease("one").take()
+    with pytest.raises(LeaseError) as refused:
+        lease("two").take()
+    said = re.search(r"its lease ends by (\S+Z?); --take-over takes it now", refused.value.hint)
+    assert 20 < (datetime.fromisoformat(said.group(1)) - datetime.now(UTC)).total_seconds() <= 30
+
+
+def test_a_lease_of_a_process_of_this_machine_that_was_killed_is_taken_at_once(lease):
+    code = "import sys; from featurestore.jobs.lease import this_process; print(this_process(), flush=True); sys.stdin.read()"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with holder:
+        place = holder.stdout.readline().strip()
+        lease("one", place=place).take()
+        with pytest.raises(LeaseError):  # it lives
+            lease("two").take()
+        assert not is_gone(place)
+        holder.kill()
+    assert is_gone(place)
+    two = lease("two")
+    two.take()
+    two.renew()
+    with pytest.raises(LeaseError, match="writes it, two"):
+        lease("three").take()
+
+
+@pytest.mark.parametrize("place", ["-", "pid", "another-boot/pid:[1]/1/2", "a/b/c/d/e"])
+def test_nothing_is_known_of_a_process_elsewhere(lease, place):
+    assert not is_gone(place)
+    lease("one", place=place).take()
+    with pytest.raises(LeaseError):
+        lease("two").take()
+
+
+def test_the_same_pid_in_another_boot_or_container_is_another_process():
+    boot, namespace, pid, born = this_process().split("/")
+    assert not is_gone(f"{boot}/{namespace}/{pid}/{born}")
+    assert is_gone(f"{boot}/{namespace}/{pid}/{born}0")
+    assert not is_gone(f"x{boot}/{namespace}/{pid}/{born}0")
+    assert not is_gone(f"{boot}/x{namespace}/{pid}/{born}0")
 
 
 def test_the_views_of_a_job_are_taken_together_or_not_at_all(lease):

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurestore.datatypes import DataType
-from featurestore.errors import DefinitionError, UnknownNameError, did_you_mean
-from featurestore.timeline import format_duration, parse_duration
+from featurestore.errors import DefinitionError, StaleFeatureError, UnknownNameError, did_you_mean
+from featurestore.timeline import format_duration, format_instant, parse_duration
 
 if TYPE_CHECKING:
     from featurestore.timeline import Duration, Instant
@@ -41,11 +41,23 @@ class LookupPolicy:
     on_stale: str = "fail"
     defaults: tuple[tuple[str, Any], ...] = ()
 
-    def is_stale(self, complete_through: Instant | None, t: Instant) -> bool:
-        """Return whether values complete through then are too old at ``t``."""
+    def condition(self, view: str, complete_through: Instant | None, t: Instant) -> str | None:
+        """Return "stale" or "degraded" for values complete through then that are too old at ``t``; None for others.
+
+        Raises:
+            StaleFeatureError: They are too old, and nothing else may be served.
+        """
         if self.max_staleness is None:
-            return False
-        return complete_through is None or t - complete_through > self.max_staleness
+            return None
+        if complete_through is not None and t - complete_through <= self.max_staleness:
+            return None
+        if self.on_stale == "fail":
+            raise StaleFeatureError(
+                f"view {view}: complete through {'nothing' if complete_through is None else format_instant(complete_through)}, "
+                f"asked at {format_instant(t)}, which is more than {format_duration(self.max_staleness)} later.",
+                hint="is its job running? on_stale='serve_stale' or 'default' would answer.",
+            )
+        return "stale" if self.on_stale == "serve_stale" else "degraded"
 
     def __str__(self) -> str:
         age = "any age" if self.max_staleness is None else f"at most {format_duration(self.max_staleness)} old"

@@ -22,8 +22,7 @@ from featurestore.online.plan import LookupPlan, narrowed
 from featurestore.online.reader import ViewReader
 from featurestore.online.request import request_rows, typed_value
 from featurestore.online.table import FeatureTable
-from featurestore.online.vector import DEGRADED, STALE, FeatureVector
-from featurestore.timeline import format_duration, format_instant
+from featurestore.online.vector import DEGRADED, FeatureVector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -314,21 +313,12 @@ class ServiceLookup:
         found: dict[str, str] = {}
         if not self.plan.policies:
             return found
-        through = {
-            source: None if stamp is None else int(stamp) for source, stamp in zip(self.sources, stamps, strict=True)
-        }
+        stamp_of = dict(zip(self.sources, stamps, strict=True))
         for view in self.plan.views:
-            policy = self.plan.policies.get(view.view)
-            if policy is None or not policy.is_stale(through[view.source], t):
-                continue
-            if policy.on_stale == "fail":
-                seen = through[view.source]
-                raise StaleFeatureError(
-                    f"view {view.view}: complete through {'nothing' if seen is None else format_instant(seen)}, asked at "
-                    f"{format_instant(t)}, which is more than {format_duration(policy.max_staleness or 0)} later.",
-                    hint="is its job running? on_stale='serve_stale' or 'default' would answer.",
-                )
-            found[view.view] = STALE if policy.on_stale == "serve_stale" else DEGRADED
+            stamp, policy = stamp_of[view.source], self.plan.policies.get(view.view)
+            through = None if stamp is None else int(stamp)
+            if policy is not None and (condition := policy.condition(view.view, through, t)):
+                found[view.view] = condition
         return found
 
     def _read_views(

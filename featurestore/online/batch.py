@@ -35,8 +35,7 @@ from featurestore.online.codec import (
     record_format,
     record_size,
 )
-from featurestore.online.columns import Block, ViewColumns, lists_of, view_columns
-from featurestore.online.reader import ViewValues
+from featurestore.online.columns import Block, ViewColumns, ViewValues, lists_of, view_columns
 from featurestore.timeline import MAX_INSTANT, MIN_INSTANT
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
-"""What views say of many keys, by feature: arrays as they were decoded. Pure."""
+"""What views say of a key, and of many keys by feature: arrays as they were decoded. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,9 +13,23 @@ from featurestore.timeline import MIN_INSTANT
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from featurestore.online.reader import ViewValues
+    from featurestore.timeline import Instant
 
 _NUMPY = {DataType.BOOL: np.bool_, DataType.FLOAT64: np.float64, DataType.INT64: np.int64, DataType.TIMESTAMP: np.int64}
+
+
+class ViewValues(NamedTuple):
+    """What a view says about one key at one time.
+
+    Attributes:
+        values: One per feature; None is null.
+        known: Whether the key has a record at all.
+        as_of: The newest event time inside the values, or None without events.
+    """
+
+    values: tuple[Any, ...]
+    known: bool
+    as_of: Instant | None
 
 
 @dataclass(frozen=True, slots=True)

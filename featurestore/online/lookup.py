@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from featurestore.algebra import Window
     from featurestore.datatypes import DataType
     from featurestore.definitions.derived import DerivedLayout
-    from featurestore.online.reader import ViewValues
+    from featurestore.online.columns import ViewValues
     from featurestore.online.request import RequestRows
     from featurestore.timeline import Instant
 

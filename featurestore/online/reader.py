@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from featurestore.algebra import Aggregate
 from featurestore.algebra.columns import partial_at, reduce_groups
 from featurestore.errors import CodecError, PastLookupError
 from featurestore.online.codec import ladder_format, parse_frame, record_format, wide_row
+from featurestore.online.columns import ViewValues
 from featurestore.timeline import MAX_INSTANT, MIN_INSTANT, format_instant
 
 if TYPE_CHECKING:
@@ -33,20 +34,6 @@ if TYPE_CHECKING:
 _START = itemgetter(0)
 _MANY = 1024
 """Plain rows from which on one vectorised merge is quicker than a loop."""
-
-
-class ViewValues(NamedTuple):
-    """What a view says about one key at one time.
-
-    Attributes:
-        values: One per feature; None is null.
-        known: Whether the key has a record at all.
-        as_of: The newest event time inside the values, or None without events.
-    """
-
-    values: tuple[Any, ...]
-    known: bool
-    as_of: Instant | None
 
 
 class ViewReader:

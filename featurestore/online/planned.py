@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featurestore.errors import FeatureStoreError, OnlineStoreTimeoutError, OnlineStoreUnavailableError
 from featurestore.online.table import FeatureTable
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
     from featurestore.timeline import Clock, Instant
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedRead:
+class PlannedRead(NamedTuple):
     """A lookup of some entities at one time.
 
     Attributes:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from featurestore.scoring.direct import DirectScoring, Exchange
+
 DRAIN_SECONDS = 30
 """How long requests in flight may take to end after SIGTERM."""
 
@@ -93,7 +95,10 @@ class BoundedProtocol(HttpToolsProtocol):
     limits = ScorerLimits()
     turn_away: Callable[[bytes], bytes | None] = staticmethod(lambda _path: None)
     """Given a request's path, the whole answer that refuses it, or None: so that refusing costs next to nothing."""
+    direct: DirectScoring | None = None
+    """Answers plain requests without ASGI."""
     _turned_away: bytes | None = None
+    _exchange: Exchange | None = None
     _head_bytes = 0
     _in_head = True
     _is_arriving = False
@@ -142,7 +147,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self._may_be_turned_away():
             self._turned_away = self.turn_away(self.url)
-            if self._turned_away is not None:
+            if self._turned_away is not None or self._is_taken():
                 return
         super().on_headers_complete()
         answers: dict[str, Any] = {WHOLE: partial(_write_whole, self.cycle)}
@@ -150,7 +155,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body, unless its request was refused."""
-        if self._turned_away is None and not self.transport.is_closing():
+        if self._exchange is not None:
+            self._exchange.add(body)
+        elif self._turned_away is None and not self.transport.is_closing():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -161,6 +168,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.write(self._turned_away)
             self._turned_away = None
             self.on_response_complete()
+        elif self._exchange is not None:
+            exchange, self._exchange = self._exchange, None
+            if not self.transport.is_closing():
+                exchange.begin()
         elif not self.transport.is_closing():
             super().on_message_complete()
 
@@ -168,6 +179,22 @@ class BoundedProtocol(HttpToolsProtocol):
         """Whether an answer may be written at once: none is due before it, and the caller neither waits nor leaves."""
         is_free = self.cycle is None or (self.cycle.response_complete and not self.pipeline)
         return is_free and not self.expect_100_continue and bool(self.parser.should_keep_alive())
+
+    def _is_taken(self) -> bool:
+        """Take a plain request out of ASGI's hands; one whose caller does not read its answers is left to it, for it can wait."""
+        parser = self.parser
+        if (
+            self.direct is None
+            or self.flow.write_paused
+            or parser.get_method() != b"POST"
+            or parser.get_http_version() != "1.1"
+        ):
+            return False
+        self._exchange = self.direct.take(self.url, self.headers, self.transport, self.on_response_complete)
+        if self._exchange is None:
+            return False
+        self.cycle = self._exchange  # type: ignore[assignment] # it answers what uvicorn asks of one
+        return True
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, as everything is refused."""
@@ -220,7 +247,7 @@ def uvicorn_config(
     """Return the configuration an application is served with; uvloop where it is installed.
 
     Args:
-        app: The ASGI application; its ``turn_away``, if it has one, is ``BoundedProtocol``'s.
+        app: The ASGI application; its ``turn_away`` and ``direct``, if it has them, are ``BoundedProtocol``'s.
         limits: Bounds of a request's head.
         tls: For a listener that speaks TLS.
         options: More of uvicorn's, or others.
@@ -228,6 +255,8 @@ def uvicorn_config(
     own: dict[str, Any] = {"limits": limits or ScorerLimits()}
     if hasattr(app, "turn_away"):
         own["turn_away"] = staticmethod(app.turn_away)
+    if hasattr(app, "direct"):
+        own["direct"] = app.direct
     protocol = type("Protocol", (BoundedProtocol,), own)
     chosen: dict[str, Any] = {
         "loop": "auto",

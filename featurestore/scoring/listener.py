@@ -134,6 +134,10 @@ class BoundedProtocol(HttpToolsProtocol):
         elif self._timer is None and not self.transport.is_closing():
             self._timer = self.loop.call_later(self.limits.body_seconds, self._is_late)
 
+    def on_message_begin(self) -> None:
+        """Expect a head; what ASGI is told of a request is only made for one that goes that way."""
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+
     def on_headers_complete(self) -> None:
         """Start the request, if its head is within bounds."""
         most, seen = self.limits.header_bytes, self._head_bytes
@@ -149,6 +153,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._turned_away = self.turn_away(self.url)
             if self._turned_away is not None or self._is_taken():
                 return
+        read = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = read
+        self.scope["headers"] = self.headers
         super().on_headers_complete()
         answers: dict[str, Any] = {WHOLE: partial(_write_whole, self.cycle)}
         self.scope["extensions"] = answers  # read when the task begins, which is later

@@ -103,6 +103,10 @@ class BoundedProtocol(HttpToolsProtocol):
     _in_head = True
     _is_arriving = False
     _timer: asyncio.TimerHandle | None = None
+    _idle_timer: asyncio.TimerHandle | None = None
+    """Looks whether the caller has been silent for too long; one that is stopped and started for each request costs more."""
+    _heard = 0.0
+    """When a part of a request, or the end of an answer, was last."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin; the first request is due."""
@@ -117,11 +121,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._stop_timer()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse on, unless the head has become too large."""
         self._is_arriving = True
+        self._heard = self.loop.time()
         if self._in_head:
             self._head_bytes += len(data)
         if self.transport.is_closing():
@@ -198,11 +205,31 @@ class BoundedProtocol(HttpToolsProtocol):
             or parser.get_http_version() != "1.1"
         ):
             return False
-        self._exchange = self.direct.take(self.url, self.headers, self.transport, self.on_response_complete)
+        self._exchange = self.direct.take(self.url, self.headers, self.transport, self._on_exchanged)
         if self._exchange is None:
             return False
         self.cycle = self._exchange  # type: ignore[assignment] # it answers what uvicorn asks of one
         return True
+
+    def _on_exchanged(self) -> None:
+        """Go on after an answer that went without ASGI: as uvicorn does, but for the timer."""
+        self._heard = self.loop.time()
+        if self.pipeline or self.transport.is_closing():
+            self.on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_idle)
+
+    def _look_idle(self) -> None:
+        """Close a connection without a request for too long; look again when that may be."""
+        self._idle_timer = None
+        is_busy = self._is_arriving or not self.cycle.response_complete
+        left = self.timeout_keep_alive - (0.0 if is_busy else self.loop.time() - self._heard)
+        if left <= 0:
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self._idle_timer = self.loop.call_later(left, self._look_idle)
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, as everything is refused."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -59,7 +60,7 @@ def request(body, *headers, path="/score/fraud"):
 
 
 @contextlib.contextmanager
-def serving(models_root, reader=None, *, limits=PATIENT, gate=None):
+def serving(models_root, reader=None, *, limits=PATIENT, gate=None, **options):
     """Yield a connection, the URL, and what was taken so far: whether each request went the direct way."""
     reader = reader or MemoryReader()
     app = build_app(models_root, lambda: reader, allow_now=True, models=["fraud", "fraud:1"], limits=limits, gate=gate)
@@ -71,7 +72,7 @@ def serving(models_root, reader=None, *, limits=PATIENT, gate=None):
         return found
 
     app.direct.take = watched
-    with running(app) as url, contextlib.closing(Line(url)) as line:
+    with running(app, **options) as url, contextlib.closing(Line(url)) as line:
         yield line, url, taken
 
 
@@ -174,6 +175,19 @@ def test_a_caller_who_leaves_before_the_answer_harms_nobody(models_root):
             half.close()
         assert line.ask(ONE)[0] == 200
         assert taken.count(True) > 1
+
+
+def test_a_silent_connection_is_closed_after_the_time_of_silence_and_one_in_use_is_not(models_root):
+    with serving(models_root, timeout_keep_alive=0.6) as (line, url, taken), contextlib.closing(Line(url)) as silent:
+        assert silent.ask(ONE)[0] == 200
+        began = time.monotonic()
+        while time.monotonic() < began + 1.2:  # longer than the time of silence, which no pause here is
+            assert line.ask(ONE)[0] == 200
+        assert silent.is_ended()
+        began = time.monotonic()
+        assert line.is_ended()
+        assert 0.2 < time.monotonic() - began < 10
+        assert all(taken)
 
 
 def test_only_who_may_is_served_directly(models_root, tmp_path):

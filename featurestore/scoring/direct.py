@@ -134,6 +134,7 @@ class Exchange:
         self._scoring, self._served, self._headers = scoring, served, headers
         self._transport, self._ended = transport, ended
         self._body = b""
+        self._asked: Asked | None = None
         self._ticket: int | None = None
         self._request_id = request_id_of(headers)
         self.response_complete = self.disconnected = False
@@ -163,15 +164,17 @@ class Exchange:
                 scoring.metrics.count_shed(_ROUTE)
                 self._refuse(overloaded(scoring.admission.retry_after))
                 return
-            self._asked = scoring.ask(self._served, self._body, self._request_id, expires)
+            self._asked = asked = scoring.ask(self._served, self._body, self._request_id, expires)
         except Exception as error:  # noqa: BLE001 - a boundary: all is answered
             self._refuse(error)
         else:
-            self._asked.predictions.add_done_callback(self._predicted)
+            asked.predictions.add_done_callback(self._predicted)
 
     def _predicted(self, predictions: asyncio.Future[list[Prediction]]) -> None:
+        asked, self._asked = self._asked, None  # a silent connection keeps no features
+        assert asked is not None  # noqa: S101 - it was asked for these
         try:
-            body = self._asked.answer(predictions.result())
+            body = asked.answer(predictions.result())
         except Exception as error:  # noqa: BLE001 - a boundary: all is answered
             self._refuse(error)
         else:

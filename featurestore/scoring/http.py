@@ -3,7 +3,7 @@
 ::
 
     POST /v2/models/{name}[/versions/{v}]/infer ─┐ here, in raw ASGI: credential, body, decode, check, batch, answer
-    POST /score/{name}, /lookup/{service} ───────┘
+    POST /score/{name}, /lookup/{service} ───────┘ plain ones without a task: scoring/direct.py
     GET  /v2, /v2/health/*, /v2/models/*, /openapi.json, /docs ── scoring/routes.py
     GET  /metrics ── scoring/admin.py, on a listener of its own
 
@@ -44,6 +44,7 @@ from featurestore.scoring.asgi import (
     whole_of,
 )
 from featurestore.scoring.batching import INLINE_ROWS, Batcher
+from featurestore.scoring.direct import DirectScoring
 from featurestore.scoring.limits import ScorerLimits
 from featurestore.scoring.lookup import read_lookup, unknown_service, written
 from featurestore.scoring.plain import score_rows, shown
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from featurestore.scoring.asgi import Headers
     from featurestore.scoring.auth import Gate
     from featurestore.scoring.inputs import CheckedRow, ScoreRequest
+    from featurestore.scoring.manifest import ModelManifest
     from featurestore.scoring.routes import Background
     from featurestore.scoring.scorer import Prediction, Timings
     from featurestore.scoring.served import ModelSet, ServedModel
@@ -99,6 +101,24 @@ class _Call:
         """Take the id that the body has, where the headers have none."""
         if own and is_plain(own) and given_id(headers) is None:
             self.request_id = own
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A plain request whose rows wait for their predictions."""
+
+    predictions: asyncio.Future[list[Prediction]]
+    manifest: ModelManifest
+    explain: bool
+    is_one: bool
+    encode: Callable[[Any], bytes]
+
+    def answer(self, predictions: list[Prediction]) -> bytes:
+        """Return the body that answers it, as JSON."""
+        made: dict[str, Any] = {"model": self.manifest.name, "version": self.manifest.version}
+        if self.is_one:
+            return self.encode(made | shown(predictions[0], explain=self.explain))
+        return self.encode(made | {"predictions": [shown(one, explain=self.explain) for one in predictions]})
 
 
 class ScoringApp:
@@ -136,6 +156,9 @@ class ScoringApp:
         self._admission = Admission(most=self.limits.in_flight, queue_seconds=self.limits.queue_seconds)
         self._services: set[str] = set()
         self._encode = msgspec.json.Encoder().encode
+        self.direct = DirectScoring(
+            models, self._ask, _refused, admission=self._admission, metrics=self.metrics, limits=self.limits, gate=gate
+        )
         self._routes = ColdRoutes(
             models,
             self.metrics,
@@ -213,16 +236,8 @@ class ScoringApp:
         """Return the body of the answer and its type, why there is none, or None if nobody waits for it."""
         try:
             return await self._answer(call, headers, receive)
-        except Refusal as refusal:
-            return refusal
-        except FeatureStoreError as error:
-            refused = refusal_of(error)
-            if refused.status >= 500:
-                _LOG.warning("request %s: %s: %s", call.request_id, type(error).__name__, _one_line(str(error)))
-            return refused
-        except Exception:  # noqa: BLE001 - the boundary: a bug of ours is logged, and answered without its insides
-            _LOG.exception("request %s failed", call.request_id)
-            return internal_error()
+        except Exception as error:  # noqa: BLE001 - the boundary: all is answered
+            return _refused(error, call.request_id)
 
     async def _answer(self, call: _Call, headers: Headers, receive: Receive) -> tuple[bytes, bytes] | None:
         served = None if call.route == "lookup" else self._models.find(call.name, call.version)
@@ -265,19 +280,20 @@ class ScoringApp:
         return self._encode(write_response(predictions, served.manifest, request.id or request_id))
 
     async def _score(self, served: ServedModel, body: bytes, request_id: str, wanted: bytes, expires: float) -> bytes:
+        asked = self._ask(served, body, request_id, expires)
+        predictions = await asked.predictions
+        return asked.answer(predictions) if wanted == JSON else arrow.write_predictions(predictions, served.manifest)
+
+    def _ask(self, served: ServedModel, body: bytes, request_id: str, expires: float) -> _Asked:
+        """Return a plain request with its predictions to come."""
         request = decode_score(body)
         rows = score_rows(request)
         check_row_count(len(rows), self.limits.rows)
         explain = request.explain is True
         now = self._now(None if request.now is UNSET else request.now)
         checked = _check(served, rows, request_id)
-        predictions = await self._batcher.score(served, checked, now, explain=explain, expires=expires)
-        if wanted == ARROW:
-            return arrow.write_predictions(predictions, served.manifest)
-        answer: dict[str, Any] = {"model": served.manifest.name, "version": served.manifest.version}
-        if isinstance(request.keys, dict):
-            return self._encode(answer | shown(predictions[0], explain=explain))
-        return self._encode(answer | {"predictions": [shown(one, explain=explain) for one in predictions]})
+        predictions = self._batcher.score(served, checked, now, explain=explain, expires=expires)
+        return _Asked(predictions, served.manifest, explain, isinstance(request.keys, dict), self._encode)
 
     async def _score_arrow(
         self, served: ServedModel, body: bytes, request_id: str, wanted: bytes, expires: float
@@ -346,6 +362,19 @@ class ScoringApp:
         await self._batcher.close()
         if self._on_close is not None:
             self._on_close()
+
+
+def _refused(error: Exception, request_id: str) -> Refusal:
+    """Return how an error is answered; a bug of ours is logged, and answered without its insides."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, FeatureStoreError):
+        refused = refusal_of(error)
+        if refused.status >= 500:
+            _LOG.warning("request %s: %s: %s", request_id, type(error).__name__, _one_line(str(error)))
+        return refused
+    _LOG.error("request %s failed", request_id, exc_info=error)
+    return internal_error()
 
 
 def _check(served: ServedModel, rows: list[ScoreRequest], request_id: str) -> list[CheckedRow]:

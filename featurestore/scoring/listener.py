@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from featurestore.scoring.direct import DirectScoring, Exchange
+
 DRAIN_SECONDS = 30
 """How long requests in flight may take to end after SIGTERM."""
 
@@ -93,11 +95,18 @@ class BoundedProtocol(HttpToolsProtocol):
     limits = ScorerLimits()
     turn_away: Callable[[bytes], bytes | None] = staticmethod(lambda _path: None)
     """Given a request's path, the whole answer that refuses it, or None: so that refusing costs next to nothing."""
+    direct: DirectScoring | None = None
+    """Answers plain requests without ASGI."""
     _turned_away: bytes | None = None
+    _exchange: Exchange | None = None
     _head_bytes = 0
     _in_head = True
     _is_arriving = False
     _timer: asyncio.TimerHandle | None = None
+    _idle_timer: asyncio.TimerHandle | None = None
+    """Looks whether the caller has been silent for too long; one that is stopped and started for each request costs more."""
+    _heard = 0.0
+    """When a part of a request, or the end of an answer, was last."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin; the first request is due."""
@@ -112,11 +121,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._stop_timer()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse on, unless the head has become too large."""
         self._is_arriving = True
+        self._heard = self.loop.time()
         if self._in_head:
             self._head_bytes += len(data)
         if self.transport.is_closing():
@@ -128,6 +140,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(self._too_large())
         elif self._timer is None and not self.transport.is_closing():
             self._timer = self.loop.call_later(self.limits.body_seconds, self._is_late)
+
+    def on_message_begin(self) -> None:
+        """Expect a head; what ASGI is told of a request is only made for one that goes that way."""
+        self.url, self.headers, self.expect_100_continue = b"", [], False
 
     def on_headers_complete(self) -> None:
         """Start the request, if its head is within bounds."""
@@ -142,15 +158,21 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self._may_be_turned_away():
             self._turned_away = self.turn_away(self.url)
-            if self._turned_away is not None:
+            if self._turned_away is not None or self._is_taken():
                 return
+        read = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = read
+        self.scope["headers"] = self.headers
         super().on_headers_complete()
         answers: dict[str, Any] = {WHOLE: partial(_write_whole, self.cycle)}
         self.scope["extensions"] = answers  # read when the task begins, which is later
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body, unless its request was refused."""
-        if self._turned_away is None and not self.transport.is_closing():
+        if self._exchange is not None:
+            self._exchange.add(body)
+        elif self._turned_away is None and not self.transport.is_closing():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -161,6 +183,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.write(self._turned_away)
             self._turned_away = None
             self.on_response_complete()
+        elif self._exchange is not None:
+            exchange, self._exchange = self._exchange, None
+            if not self.transport.is_closing():
+                exchange.begin()
         elif not self.transport.is_closing():
             super().on_message_complete()
 
@@ -168,6 +194,42 @@ class BoundedProtocol(HttpToolsProtocol):
         """Whether an answer may be written at once: none is due before it, and the caller neither waits nor leaves."""
         is_free = self.cycle is None or (self.cycle.response_complete and not self.pipeline)
         return is_free and not self.expect_100_continue and bool(self.parser.should_keep_alive())
+
+    def _is_taken(self) -> bool:
+        """Take a plain request out of ASGI's hands; one whose caller does not read its answers is left to it, for it can wait."""
+        parser = self.parser
+        if (
+            self.direct is None
+            or self.flow.write_paused
+            or parser.get_method() != b"POST"
+            or parser.get_http_version() != "1.1"
+        ):
+            return False
+        self._exchange = self.direct.take(self.url, self.headers, self.transport, self._on_exchanged)
+        if self._exchange is None:
+            return False
+        self.cycle = self._exchange  # type: ignore[assignment] # it answers what uvicorn asks of one
+        return True
+
+    def _on_exchanged(self) -> None:
+        """Go on after an answer that went without ASGI: as uvicorn does, but for the timer."""
+        self._heard = self.loop.time()
+        if self.pipeline or self.transport.is_closing():
+            self.on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_idle)
+
+    def _look_idle(self) -> None:
+        """Close a connection without a request for too long; look again when that may be."""
+        self._idle_timer = None
+        is_busy = self._is_arriving or not self.cycle.response_complete
+        left = self.timeout_keep_alive - (0.0 if is_busy else self.loop.time() - self._heard)
+        if left <= 0:
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self._idle_timer = self.loop.call_later(left, self._look_idle)
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, as everything is refused."""
@@ -220,7 +282,7 @@ def uvicorn_config(
     """Return the configuration an application is served with; uvloop where it is installed.
 
     Args:
-        app: The ASGI application; its ``turn_away``, if it has one, is ``BoundedProtocol``'s.
+        app: The ASGI application; its ``turn_away`` and ``direct``, if it has them, are ``BoundedProtocol``'s.
         limits: Bounds of a request's head.
         tls: For a listener that speaks TLS.
         options: More of uvicorn's, or others.
@@ -228,6 +290,8 @@ def uvicorn_config(
     own: dict[str, Any] = {"limits": limits or ScorerLimits()}
     if hasattr(app, "turn_away"):
         own["turn_away"] = staticmethod(app.turn_away)
+    if hasattr(app, "direct"):
+        own["direct"] = app.direct
     protocol = type("Protocol", (BoundedProtocol,), own)
     chosen: dict[str, Any] = {
         "loop": "auto",

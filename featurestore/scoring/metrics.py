@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter as Tally
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -143,7 +141,10 @@ class ScorerMetrics:
             if age is None:
                 age = self._ages[first.model] = self._age.labels(first.model)
             age.observe(max(first.at - first.complete_through, 0) / 1e6)
-        totals = Tally(chain.from_iterable(one.statuses.values() for one in predictions))
+        totals: dict[str, int] = {}
+        for one in predictions:
+            for status, count in one.tally.items():
+                totals[status] = totals.get(status, 0) + count
         for status, count in totals.items():
             found = self._served.get((first.model, status))
             if found is None:

@@ -40,10 +40,14 @@ _NODE_OPERATOR, _NODE_DOMAIN = 4, 7
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 _ENDLESS = ("Loop",)
 
-# The numbers and short texts of trees: hundreds of thousands of repeated fields of one attribute, passed over at once.
+# The numbers and short texts of trees: hundreds of thousands of repeated fields of one attribute, passed over some thousands
+# at once; no other thread runs meanwhile, and a scorer loads a model while it answers.
 # Fields 7 (floats, fixed32), 8 (ints, varint) and 9 (strings, up to 31 bytes) of AttributeProto.
+_AT_ONCE = 2_000
 _SHORT_TEXTS = b"|".join(b"%b.{%d}" % (re.escape(bytes([length])), length) for length in range(32))
-_NUMBERS = re.compile(rb"(?:\x3d.{4}|\x40[\x80-\xff]{0,9}[\x00-\x7f]|\x4a(?:%b))+" % _SHORT_TEXTS, re.DOTALL)
+_NUMBERS = re.compile(
+    rb"(?:\x3d.{4}|\x40[\x80-\xff]{0,9}[\x00-\x7f]|\x4a(?:%b)){1,%d}" % (_SHORT_TEXTS, _AT_ONCE), re.DOTALL
+)
 
 # What people store by mistake, by its first bytes.
 _OTHER_FORMATS = (

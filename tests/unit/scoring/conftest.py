@@ -23,7 +23,7 @@ def models_root(tmp_path_factory):
 
 
 @contextmanager
-def running(app):
+def running(app, **options):
     """Serve an app by a real uvicorn on a free loopback port, in a thread; yield its URL."""
     started = threading.Event()
 
@@ -33,7 +33,7 @@ def running(app):
             started.set()
 
     limits = getattr(app, "limits", None)
-    server = Server(uvicorn_config(app, limits=limits, host="127.0.0.1", port=0))
+    server = Server(uvicorn_config(app, limits=limits, host="127.0.0.1", port=0, **options))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

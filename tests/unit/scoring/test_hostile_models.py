@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from featurestore.errors import ModelError
 from featurestore.scoring.model import OnnxModel
-from featurestore.scoring.onnxfile import check_onnx
+from featurestore.scoring.onnxfile import _NUMBERS, check_onnx
 from featurestore.scoring.trial import try_model
 from tests.effort import tries
 from tests.unit.scoring.support import INPUTS, build_onnx, onnx_bytes
@@ -174,3 +174,12 @@ def test_any_bytes_are_accepted_or_refused_and_nothing_else_happens(position, by
     for mutated in (bytes(content), bytes(content[:length]), bytes(content[length:])):
         with contextlib.suppress(ModelError):  # any other error fails the test
             check_onnx(mutated, name="m")
+
+
+def test_a_run_of_numbers_of_any_length_is_passed_over_in_bounded_steps():
+    """One step lets no other thread run: a scorer that loads a large model would not answer meanwhile."""
+    for field in (b"\x3d\x00\x00\x80\x3f", b"\x40\xff\xff\x03", b"\x4a\x05BRANC"):
+        step = _NUMBERS.match(field * 1_000_000)
+        assert step is not None
+        assert 1_000 * len(field) < step.end() < 10_000 * len(field)
+        assert step.end() % len(field) == 0

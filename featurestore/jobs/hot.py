@@ -64,7 +64,7 @@ class HotWorker:
         for batch in batches:
             if not batch.num_rows:
                 continue
-            for topic, partition, rows in _runs(batch):
+            for topic, partition, rows in _runs(batch, next(iter(self.sources))):
                 counts = self.apply(topic, partition, rows)
                 yield pa.RecordBatch.from_pydict(
                     {
@@ -112,15 +112,18 @@ class HotWorker:
         return worker
 
 
-def _runs(batch: pa.RecordBatch) -> Iterator[tuple[str, int, pa.RecordBatch]]:
-    """Yield the batch cut into runs of one topic and partition."""
-    topics = batch.column("topic").dictionary_encode()
-    codes = topics.indices.to_numpy()
+def _runs(batch: pa.RecordBatch, only: str = "") -> Iterator[tuple[str, int, pa.RecordBatch]]:
+    """Yield the batch cut into runs of one topic and partition; where no row names its topic, there is ``only`` one."""
     partitions = batch.column("partition").to_numpy()
+    if "topic" in batch.schema.names:
+        topics = batch.column("topic").dictionary_encode()
+        codes, names = topics.indices.to_numpy(), topics.dictionary.to_pylist()
+    else:
+        codes, names = np.zeros(len(partitions), np.int32), [only]
     edges = np.flatnonzero((codes[1:] != codes[:-1]) | (partitions[1:] != partitions[:-1])) + 1
     starts = [0, *edges.tolist(), len(codes)]
     for begin, end in pairwise(starts):
-        yield topics.dictionary[codes[begin]].as_py(), int(partitions[begin]), batch.slice(begin, end - begin)
+        yield names[codes[begin]], int(partitions[begin]), batch.slice(begin, end - begin)
 
 
 def kafka_stream(
@@ -177,6 +180,8 @@ def start_hot(
     if starting is not None:
         quick["startingOffsets"] = json.dumps(starting)
     rows = kafka_stream(session, kafka, list(worker.sources), quick)
+    if len(worker.sources) == 1:
+        rows = rows.drop("topic")
     counts = rows.mapInArrow(worker, SCHEMA).observe("hot", *[F.sum(name).alias(name) for name in COUNTS])
     return (
         counts.writeStream.format("noop")

@@ -134,7 +134,16 @@ def is_gone(place: str) -> bool:
     here, there = this_process().split("/"), place.split("/")
     if len(here) != 4 or len(there) != 4 or here[:2] != there[:2] or not there[2].isdecimal():
         return False
-    return guard.birth(int(there[2])) != there[3]
+    born = guard.birth(int(there[2]))
+    if born is not None:
+        return born != there[3]
+    try:
+        os.kill(int(there[2]), 0)  # it may only be hidden from this user
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 def stored_names(views: Iterable[FeatureView]) -> list[str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from featurestore.jobs.worker import COUNTS
 from featurestore.timeline import SystemClock, format_instant
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pyspark.sql.streaming.query import StreamingQuery
@@ -46,10 +48,10 @@ class Reporter:
 
     def collect(self, query: StreamingQuery) -> None:
         """Add the progress reports of a query that are new since the last call."""
-        for progress in query.recentProgress:
-            # Not by batch id: while it is idle, a query reports the id of the batch to come.
-            if progress["timestamp"] <= self._seen.get(query.name, ""):
-                continue
+        # Not by batch id: while it is idle, a query reports the id of the batch to come.
+        seen = self._seen.get(query.name, "")
+        new = list(takewhile(lambda progress: progress["timestamp"] > seen, _newest_first(query)))
+        for progress in reversed(new):
             self._seen[query.name] = progress["timestamp"]
             observed = (progress["observedMetrics"] or {}).get("hot")
             if observed is not None:
@@ -96,6 +98,15 @@ class Reporter:
             sys.stderr.write(
                 f"{self.path} cannot be written: {error.strerror}; state {self.state}, error {self.error}\n"
             )
+
+
+def _newest_first(query: StreamingQuery) -> Iterator[Any]:
+    """Yield what a query has reported, read from Java one by one: all hundred of ``recentProgress`` take a tenth of a second."""
+    from pyspark.sql.streaming.listener import StreamingQueryProgress
+
+    reports = query._jsq.recentProgress()  # noqa: SLF001 - there is no public way to some of them
+    for place in reversed(range(len(reports))):
+        yield StreamingQueryProgress.fromJson(json.loads(reports[place].json()))
 
 
 def _ends_of(progress: Any) -> dict[str, dict[int, int]]:

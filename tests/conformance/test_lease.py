@@ -94,6 +94,8 @@ def test_the_same_pid_in_another_boot_or_container_is_another_process():
     boot, namespace, pid, born = this_process().split("/")
     assert not is_gone(f"{boot}/{namespace}/{pid}/{born}")
     assert is_gone(f"{boot}/{namespace}/{pid}/{born}0")
+    assert not is_gone(f"{boot}/{namespace}/{2**70}/{born}")
+    assert not is_gone(f"{boot}/{namespace}/0/{born}")
     assert not is_gone(f"x{boot}/{namespace}/{pid}/{born}0")
     assert not is_gone(f"{boot}/x{namespace}/{pid}/{born}0")
 

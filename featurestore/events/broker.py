@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.structs import OffsetAndMetadata
 
 from featurestore.errors import BrokerUnavailableError, ConfigError, UnknownNameError, did_you_mean
 
@@ -146,6 +147,26 @@ class OffsetReader:
     def close(self) -> None:
         """Close the connection."""
         self._consumer.close()
+
+
+def begin_at_the_end(settings: Mapping[str, str], group: str, topic: str) -> None:
+    """Let a group that has no offsets yet begin behind what a topic holds now; partitions added later, at their first record.
+
+    Raises:
+        BrokerUnavailableError: The broker cannot be reached.
+    """
+    with mapped_errors(settings, "beginning a consumer group"):
+        consumer = KafkaConsumer(**client_options(settings), group_id=group, enable_auto_commit=False)
+        try:
+            places = [
+                TopicPartition(topic, partition) for partition in sorted(consumer.partitions_for_topic(topic) or ())
+            ]
+            new = [place for place in places if consumer.committed(place) is None]
+            if new:
+                ends = consumer.end_offsets(new)
+                consumer.commit({place: OffsetAndMetadata(offset, "", -1) for place, offset in ends.items()})
+        finally:
+            consumer.close()
 
 
 def stamps_on_append(settings: Mapping[str, str], topic: str) -> bool:

@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING
 
 from featurestore.config import Settings
 from featurestore.errors import ConfigError, FeatureStoreError, UnknownNameError, did_you_mean
-from featurestore.events.broker import ensure_topics
+from featurestore.events.broker import begin_at_the_end, ensure_topics
 from featurestore.jobs.consumers import Consumers
 from featurestore.jobs.driver import _first_line, _stop
 from featurestore.jobs.metrics import serve_metrics
 from featurestore.jobs.report import Reporter
 from featurestore.jobs.score import CLOCK, EVENT, ScoreSpec, check_columns
 from featurestore.jobs.score_log import PREDICTIONS, QUARANTINE, PredictionCopier
-from featurestore.jobs.score_realtime import begin_at_the_end
 from featurestore.scoring.folder import read_aliases
 from featurestore.scoring.kafka_envelope import Envelope
 from featurestore.scoring.manifest import find_model, list_models

@@ -18,12 +18,11 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from featurestore.errors import OnlineError
-from featurestore.events.broker import client_options, mapped_errors, producer
+from featurestore.events.broker import producer
 from featurestore.jobs.realtime import RealtimeConsumer, run_consumer
 from featurestore.jobs.score_worker import ScoreWorker
 from featurestore.scoring.kafka_envelope import wrap
@@ -31,8 +30,9 @@ from featurestore.scoring.prediction_log import to_json
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
+    from kafka import TopicPartition
     from kafka.consumer.fetcher import ConsumerRecord
 
     from featurestore.definitions.source import EventSource
@@ -143,26 +143,6 @@ class ScoreConsumer(RealtimeConsumer):
         self._consumer.close()
         self._producer.close()
         self._model.close()
-
-
-def begin_at_the_end(kafka: Mapping[str, str], group: str, topic: str) -> None:
-    """Let a group that has no offsets yet begin behind what a topic holds now; partitions added later, at their first record.
-
-    Raises:
-        BrokerUnavailableError: The broker cannot be reached.
-    """
-    with mapped_errors(kafka, "beginning a consumer group"):
-        consumer = KafkaConsumer(**client_options(kafka), group_id=group, enable_auto_commit=False)
-        try:
-            places = [
-                TopicPartition(topic, partition) for partition in sorted(consumer.partitions_for_topic(topic) or ())
-            ]
-            new = [place for place in places if consumer.committed(place) is None]
-            if new:
-                ends = consumer.end_offsets(new)
-                consumer.commit({place: OffsetAndMetadata(offset, "", -1) for place, offset in ends.items()})
-        finally:
-            consumer.close()
 
 
 def refusal_to_json(spec: ScoreSpec, record: ConsumerRecord, reason: str, detail: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from featurestore.checks.verify import verify
+from featurestore.online.compiled import SWITCH
 from tests.conformance.cases import COMPOSITE, CONDITIONS, LIFETIME, MANY, SHORT, VIEWS, WINDOWS
 from tests.conformance.derived import DERIVED
 from tests.conformance.planted import BUGS
@@ -15,9 +16,16 @@ WITHIN = 200
 """Cases after which every bug has been met."""
 
 
+def plant(bug, patch):
+    """Make an edit, and leave compiled code out of what it does not concern: it would read in the place of what was edited."""
+    if not bug.name.startswith("compiled"):
+        patch.setenv(SWITCH, "0")
+    bug.plant(patch)
+
+
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_every_planted_bug_is_found(bug, monkeypatch):
-    bug.plant(monkeypatch)
+    plant(bug, monkeypatch)
     views = (SHORT,) if bug.name.startswith("reach") else (SHORT, MANY, COMPOSITE, CONDITIONS, WINDOWS)
     if bug.name.startswith("derive"):
         views = (DERIVED,)
@@ -47,7 +55,7 @@ def test_a_failure_is_told_as_the_smallest_test_that_shows_it(name, monkeypatch)
     (bug,) = [bug for bug in BUGS if bug.name == name]
     view, most = SHOWN[name]
     with monkeypatch.context() as patch:
-        bug.plant(patch)
+        plant(bug, patch)
         failure = verify([view], seed=7, seconds=600, most_cases=WITHIN, shrink_seconds=30).failure
         assert failure is not None
         assert len(failure.case.steps) <= most, failure.test

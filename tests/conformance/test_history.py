@@ -47,7 +47,9 @@ class Scene:
         self.store = RedisOnlineStore(url, "default")
         self.store.publish_plan(LookupPlan("cards", tuple(view.layout for view in VIEWS)))
         with FeatureClient(url, project="default") as client:
-            client.service("cards")  # compiles where no machine code is kept yet, which would take a reader's whole time
+            client.service(
+                "cards"
+            )  # compiles where no machine code is kept yet, which would take a reader's whole time
         self.partitions = range(writers)
         self.begun, self.done = [0] * writers, [0] * writers
         self.reads, self.failures = [], []

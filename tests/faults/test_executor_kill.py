@@ -36,7 +36,7 @@ OPTIONS = {
     "conf": {
         "spark.executor.memory": "1g",
         "spark.executor.extraJavaOptions": "-XX:TieredStopAtLevel=1",  # it lives for a minute
-        "spark.sql.execution.arrow.maxRecordsPerBatch": "50",  # many small writes in one micro-batch
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "10",  # many small writes in one micro-batch
     },
 }
 
@@ -52,6 +52,13 @@ def executors_of(job):
         if b"CoarseGrainedExecutorBackend" in command:
             found.append((pid, born))
     return found
+
+
+def tiled(offline):
+    """Return how many events the tiles of a view count."""
+    tiles = table(offline, "tiles")
+    rows = [] if tiles is None else tiles.to_pylist()
+    return sum(int.from_bytes(row["row"][:8], "little") for row in rows if row["view"] == "visit")
 
 
 @pytest.fixture
@@ -70,7 +77,7 @@ def test_a_killed_executor_neither_loses_nor_doubles_events(kafka_server, online
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
     store = shop.open(tmp_path, broker, url)
     offline = store.settings.offline
-    events = simple_events(4_000, keys=KEYS)
+    events = simple_events(6_000, keys=KEYS)
     job = store.submit("materialize", service="shop", **OPTIONS)
     try:
         job.wait_until("running")
@@ -89,8 +96,8 @@ def test_a_killed_executor_neither_loses_nor_doubles_events(kafka_server, online
         assert set(after) - set(before), "the executor was not replaced"
         assert online_differences(store, shop, events) == []
         assert places_of(offline, "events/payments") == {(event.partition, event.offset): 1 for event in events}
-        rows = table(offline, "tiles").to_pylist()
-        assert sum(int.from_bytes(row["row"][:8], "little") for row in rows if row["view"] == "visit") == len(events)
+        wait_for("its tiles, which come after the log", lambda: tiled(offline) >= len(events), job=job)
+        assert tiled(offline) == len(events)
         assert job.stop().state == "stopped"
     finally:
         job.stop()

@@ -36,7 +36,7 @@ OPTIONS = {
     "conf": {
         "spark.executor.memory": "1g",
         "spark.executor.extraJavaOptions": "-XX:TieredStopAtLevel=1",  # it lives for a minute
-        "spark.sql.execution.arrow.maxRecordsPerBatch": "10",  # many small writes in one micro-batch
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "50",  # many small writes in one micro-batch
     },
 }
 
@@ -77,7 +77,7 @@ def test_a_killed_executor_neither_loses_nor_doubles_events(kafka_server, online
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
     store = shop.open(tmp_path, broker, url)
     offline = store.settings.offline
-    events = simple_events(6_000, keys=KEYS)
+    events = simple_events(4_000, keys=KEYS)
     job = store.submit("materialize", service="shop", **OPTIONS)
     try:
         job.wait_until("running")

@@ -27,10 +27,10 @@ from featurestore.datatypes import DataType
 from featurestore.online.batch_plan import UnusualError, check_sums, gather_plan
 from featurestore.online.codec import (
     HEADER,
-    MAGIC,
-    VERSION,
     counts_size,
     empty_base,
+    fingerprint_word,
+    head_word,
     parse_frame,
     record_format,
     record_size,
@@ -104,8 +104,8 @@ class BatchReader:
         self._row_words = np.array(row_words, dtype=np.int64)[:, None]
         self._row_space = self._row_words + 1  # with the hop id
         self._fixed_words = (HEADER.size + counts_size(len(part.ladders))) // 8
-        self._expected = int.from_bytes(MAGIC + bytes((VERSION, part.number)), "little")
-        self._fingerprint = int(np.uint64(part.fingerprint_word).view(np.int64))
+        self._expected = head_word(part)
+        self._fingerprint = fingerprint_word(part)
         self._no_key = empty_base(part)
         empty = [part.measures[measure].empty() for measure in range(len(part.measures))]
         self._empties = b"".join(

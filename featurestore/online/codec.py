@@ -89,6 +89,16 @@ def records_in_tail(part: Part, blob: bytes, base: int) -> int:
     return len(record_format(part).scan(blob, base, len(blob)))
 
 
+def head_word(part: Part) -> int:
+    """Return the first word of a header, but for the base length, which stands 32 bits up."""
+    return int.from_bytes(MAGIC + bytes((VERSION, part.number)), "little")
+
+
+def fingerprint_word(part: Part) -> int:
+    """Return the second word of a header, as the signed number that an array of words has there."""
+    return int.from_bytes(part.fingerprint_word.to_bytes(8, "little"), "little", signed=True)
+
+
 def pack_header(part: Part, length: int, newest: Instant, folds: int) -> bytes:
     """Return the header of a base of ``length`` bytes."""
     return HEADER.pack(MAGIC, VERSION, part.number, length, int(part.fingerprint, 16), newest, folds & _MOST_FOLDS)

@@ -17,7 +17,7 @@ from featurestore.algebra import Count, First, Last, Max, Mean, Min, SecondsSinc
 from featurestore.algebra.tiles import RECORD_SLOTS
 from featurestore.datatypes import DataType
 from featurestore.online import opcodes as op
-from featurestore.online.codec import HEADER, MAGIC, VERSION, counts_size, record_size
+from featurestore.online.codec import HEADER, counts_size, fingerprint_word, head_word, record_size
 from featurestore.online.columns import Block, ViewColumns
 
 if TYPE_CHECKING:
@@ -174,8 +174,8 @@ def _planned(layout: ViewLayout) -> tuple[np.ndarray, list[int]]:
     place_of = {feature: place for place, feature in enumerate(places)}
 
     head = [
-        int.from_bytes(MAGIC + bytes((VERSION, part.number)), "little"),
-        int(np.uint64(part.fingerprint_word).view(np.int64)),
+        head_word(part),
+        fingerprint_word(part),
         (HEADER.size + counts_size(len(part.ladders))) // 8,
         record_size(part) // 8,
         len(part.ladders),

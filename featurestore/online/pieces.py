@@ -16,10 +16,10 @@ import numpy as np
 from featurestore.errors import CodecError
 from featurestore.online.codec import (
     HEADER,
-    MAGIC,
-    VERSION,
     counts_size,
     ends_of_rows,
+    fingerprint_word,
+    head_word,
     ladder_format,
     parse_frame,
     record_format,
@@ -77,7 +77,7 @@ class Pieces:
         bases = fixed + space.sum(axis=0)
         record = record_size(part) // 8
         self._refuse(
-            (head[:, 0] != head_words(part, 8 * bases))
+            (head[:, 0] != (8 * bases << 32) + head_word(part))
             | (head[:, 1] != fingerprint_word(part))
             | (bases > sizes)
             | ((sizes - bases) % record != 0)
@@ -125,16 +125,6 @@ class Pieces:
         return cut
 
 
-def head_words(part: Part, bases: np.ndarray) -> np.ndarray:
-    """Return the first word of the headers of bases of so many bytes."""
-    return (bases << 32) + int.from_bytes(MAGIC + bytes((VERSION, part.number)), "little")
-
-
-def fingerprint_word(part: Part) -> int:
-    """Return a part's fingerprint as the word of a header."""
-    return int(np.uint64(part.fingerprint_word).view(np.int64))
-
-
 def join_blobs(part: Part, newest: np.ndarray, folds: np.ndarray, ladders: Sequence[Piece], tail: Piece) -> list[bytes]:
     """Return the blobs of n keys.
 
@@ -148,7 +138,8 @@ def join_blobs(part: Part, newest: np.ndarray, folds: np.ndarray, ladders: Seque
     fixed = HEADER.size + counts_size(len(part.ladders))
     hops = ladders[:: 2 if part.is_fixed else 3]
     head = np.zeros((len(newest), fixed // 8), dtype="<i8")
-    head[:, 0] = head_words(part, fixed + 8 * np.sum([np.diff(bounds) for _, bounds in ladders], axis=0))
+    bases = fixed + 8 * np.sum([np.diff(bounds) for _, bounds in ladders], axis=0)
+    head[:, 0] = (bases << 32) + head_word(part)
     head[:, 1], head[:, 2], head[:, 3] = fingerprint_word(part), newest, folds.view(np.int64)
     counts = np.zeros((len(newest), (fixed - HEADER.size) // 4), dtype="<u4")
     counts[:, : len(hops)] = np.transpose([np.diff(bounds) for _, bounds in hops])

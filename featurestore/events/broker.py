@@ -5,7 +5,7 @@ Settings are Kafka's own, verbatim: {"bootstrap.servers": "host:9092", "security
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
@@ -49,6 +49,17 @@ def client_options(settings: Mapping[str, str]) -> dict[str, Any]:
     return options
 
 
+@contextmanager
+def _admin(settings: Mapping[str, str], doing: str) -> Iterator[KafkaAdminClient]:
+    """Give a client of the broker's administration for a block, whose errors are ours."""
+    with mapped_errors(settings, doing):
+        admin = KafkaAdminClient(**client_options(settings), bootstrap_timeout_ms=_WAIT_MS)
+        try:
+            yield admin
+        finally:
+            admin.close()
+
+
 def ensure_topics(
     settings: Mapping[str, str],
     topics: Mapping[str, int],
@@ -67,19 +78,13 @@ def ensure_topics(
     Raises:
         BrokerUnavailableError: The broker cannot be reached or refuses.
     """
-    with mapped_errors(settings, "creating topics"):
-        admin = KafkaAdminClient(**client_options(settings), bootstrap_timeout_ms=_WAIT_MS)
-        try:
-            missing = sorted(set(topics) - set(admin.list_topics()))
-            for topic in missing:
-                new = NewTopic(topic, topics[topic], replication_factor, topic_configs=dict(config or {}))
-                try:
-                    admin.create_topics([new], timeout_ms=_WAIT_MS, wait_for_metadata=True)
-                except TopicAlreadyExistsError:
-                    continue
-            return missing
-        finally:
-            admin.close()
+    with _admin(settings, "creating topics") as admin:
+        missing = sorted(set(topics) - set(admin.list_topics()))
+        for topic in missing:
+            new = NewTopic(topic, topics[topic], replication_factor, topic_configs=dict(config or {}))
+            with suppress(TopicAlreadyExistsError):
+                admin.create_topics([new], timeout_ms=_WAIT_MS, wait_for_metadata=True)
+        return missing
 
 
 def producer(settings: Mapping[str, str], **options: Any) -> KafkaProducer:
@@ -171,22 +176,14 @@ def begin_at_the_end(settings: Mapping[str, str], group: str, topic: str) -> Non
 
 def stamps_on_append(settings: Mapping[str, str], topic: str) -> bool:
     """Return whether the broker stamps the topic's records itself (LogAppendTime)."""
-    with mapped_errors(settings, f"describing topic {topic}"):
-        admin = KafkaAdminClient(**client_options(settings), bootstrap_timeout_ms=_WAIT_MS)
-        try:
-            found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)], config_filter="all")
-        finally:
-            admin.close()
+    with _admin(settings, f"describing topic {topic}") as admin:
+        found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)], config_filter="all")
     return "LogAppendTime" in repr(found)
 
 
 def topic_ids(settings: Mapping[str, str], topics: Iterable[str]) -> dict[str, str]:
     """Return the ids that Kafka gave topics when they were made; none of those that are not there, and none before Kafka 2.8."""
-    with mapped_errors(settings, "describing topics"):
-        admin = KafkaAdminClient(**client_options(settings), bootstrap_timeout_ms=_WAIT_MS)
-        try:
-            found = admin.describe_topics(sorted(topics))
-        finally:
-            admin.close()
+    with _admin(settings, "describing topics") as admin:
+        found = admin.describe_topics(sorted(topics))
     ids = {each["name"]: each.get("topic_id") for each in found if not each["error_code"]}
     return {topic: str(made) for topic, made in ids.items() if made and getattr(made, "int", 1)}

@@ -38,6 +38,15 @@ KEEP_MS = 30_000
 RENEW_EVERY_S = 3.0
 
 
+def this_process() -> str:
+    """Return this process in a word that no other one has: boot, namespace of pids, pid and birth; "-" where unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}/{os.getpid()}/{guard.birth(os.getpid())}"
+    except OSError:
+        return "-"
+
+
 @dataclass(frozen=True)
 class Lease:
     """The right of one run of a job to write some views.
@@ -58,7 +67,7 @@ class Lease:
     job: str
     words: str
     keep_ms: int = KEEP_MS
-    place: str = field(default_factory=lambda: this_process())  # noqa: PLW0108 - it is defined below
+    place: str = field(default_factory=this_process)
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
     since: Instant = field(default_factory=lambda: SystemClock().now())
 
@@ -118,15 +127,6 @@ class _Held(NamedTuple):
     since: str
     place: str
     who: str
-
-
-def this_process() -> str:
-    """Return this process in a word that no other one has: boot, namespace of pids, pid and birth; "-" where unknown."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}/{os.getpid()}/{guard.birth(os.getpid())}"
-    except OSError:
-        return "-"
 
 
 def is_gone(place: str) -> bool:

@@ -49,6 +49,11 @@ def request_id_of(headers: Headers) -> str:
     return given_id(headers) or _numbers.next()
 
 
+def new_request_id() -> str:
+    """Return a fresh request id."""
+    return _numbers.next()
+
+
 def given_id(headers: Headers) -> str | None:
     """Return the caller's ``x-request-id``; None where there is none, or it is not one plain word of 64 letters at most."""
     for name, value in headers:

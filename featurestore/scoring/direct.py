@@ -9,15 +9,16 @@ Rules:
     1. Taken is only what most requests are: ``POST /score/{model}`` of a served model, JSON of known length and bounded size, an
        answer in JSON, a credential where one is needed. Whatever is refused for its head is refused on the long way.
     2. Bodies are read, checked and scored, and errors answered, by the functions of the long way.
+    3. What a head says may be kept for another one of the same bytes. Whether its caller may come in is asked every time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from featurestore.scoring.asgi import deadline_of, head_of, request_id_of
+from featurestore.scoring.asgi import deadline_of, given_id, head_of, new_request_id
 from featurestore.scoring.problems import JSON, PROBLEM_JSON, Refusal, overloaded
 
 if TYPE_CHECKING:
@@ -44,6 +45,19 @@ class Asked(Protocol):
 
     def answer(self, predictions: list[Prediction]) -> bytes:
         """Return the body that answers it."""
+
+
+class Head(NamedTuple):
+    """What the head of a plain request says."""
+
+    name: str
+    """Of the model."""
+    length: int
+    """Of the body, in bytes."""
+    deadline_seconds: float
+    request_id: str | None
+    """The caller's own."""
+    headers: Headers
 
 
 class DirectScoring:
@@ -73,52 +87,68 @@ class DirectScoring:
         self.models, self.ask, self.refused = models, ask, refused
         self.admission, self.metrics, self.limits, self.gate = admission, metrics, limits, gate
 
-    def take(self, path: bytes, headers: Headers, transport: Any, ended: Callable[[], None]) -> Exchange | None:
-        """Return what takes a request's body and answers it, None where the request goes the long way.
+    def read_head(self, path: bytes, headers: Headers) -> Head | None:
+        """Return what a head says, None where the request goes the long way whoever sends it.
 
         Args:
             path: With the query, if there is one.
             headers: Names in lower case.
-            transport: Gets the answer.
-            ended: Called after it.
         """
         if not path.startswith(_PREFIX) or b"%" in path or b"?" in path or not path.isascii():
             return None
-        name = path[len(_PREFIX) :].decode("ascii")
-        served = self.models.find(name)
-        if served is None or not self._is_plain(headers):
+        length = self._plain_length(headers)
+        if length is None:
+            return None
+        try:
+            seconds = deadline_of(headers, self.limits.deadline_seconds)
+        except Refusal:
+            return None
+        return Head(path[len(_PREFIX) :].decode("ascii"), length, seconds, given_id(headers), headers)
+
+    def take(self, head: Head, transport: Any, ended: Callable[[], None]) -> Exchange | None:
+        """Return what takes a request's body and answers it, None where the request goes the long way.
+
+        Args:
+            head: What its head says.
+            transport: Gets the answer.
+            ended: Called after it.
+        """
+        served = self.models.find(head.name)
+        if served is None:
             return None
         if self.gate is not None:
             try:
-                self.gate.require(headers, f"score:{name}")
+                self.gate.require(head.headers, f"score:{head.name}")
             except Refusal:
                 return None
-        return Exchange(self, served, headers, transport, ended)
+        return Exchange(self, served, head, transport, ended)
 
-    def _is_plain(self, headers: Headers) -> bool:
-        """Whether a body is JSON of known length and bounded size, and JSON will do as its answer."""
-        has_type = has_length = False
+    def _plain_length(self, headers: Headers) -> int | None:
+        """Return the length of a body that is JSON of known length and bounded size, and is content with JSON as its answer."""
+        has_type, length = False, None
         for name, value in headers:
             if name == b"content-type":
                 if has_type or value != JSON:
-                    return False
+                    return None
                 has_type = True
             elif name == b"content-length":
-                if has_length or len(value) > 15 or not value.isdigit() or int(value) > self.limits.body_bytes:
-                    return False
-                has_length = True
+                if length is not None or len(value) > 15 or not value.isdigit():
+                    return None
+                length = int(value)
+                if length > self.limits.body_bytes:
+                    return None
             elif (name == b"accept" and value not in (b"*/*", JSON)) or name in (
                 b"content-encoding", b"transfer-encoding", b"upgrade",
             ):  # fmt: skip
-                return False
-        return has_type and has_length
+                return None
+        return length if has_type else None
 
 
 class Exchange:
     """One request and its answer, in the place of the cycle that uvicorn's protocol has for a request."""
 
     __slots__ = (
-        "_asked", "_body", "_ended", "_headers", "_loop", "_request_id", "_scoring", "_served", "_started", "_ticket",
+        "_asked", "_body", "_ended", "_loop", "_request_id", "_scoring", "_seconds", "_served", "_started", "_ticket",
         "_transport", "disconnected", "keep_alive", "response_complete",
     )  # fmt: skip
 
@@ -126,17 +156,17 @@ class Exchange:
         self,
         scoring: DirectScoring,
         served: ServedModel,
-        headers: Headers,
+        head: Head,
         transport: Any,
         ended: Callable[[], None],
     ) -> None:
         self._started = time.perf_counter()
-        self._scoring, self._served, self._headers = scoring, served, headers
+        self._scoring, self._served, self._seconds = scoring, served, head.deadline_seconds
         self._transport, self._ended = transport, ended
         self._body = b""
         self._asked: Asked | None = None
         self._ticket: int | None = None
-        self._request_id = request_id_of(headers)
+        self._request_id = head.request_id or new_request_id()
         self.response_complete = self.disconnected = False
         self.keep_alive = True
 
@@ -158,13 +188,12 @@ class Exchange:
         self._loop = loop = asyncio.get_running_loop()
         now = loop.time()
         try:
-            expires = now + deadline_of(self._headers, scoring.limits.deadline_seconds)
             self._ticket = scoring.admission.enter(now)
             if self._ticket is None:
                 scoring.metrics.count_shed(_ROUTE)
                 self._refuse(overloaded(scoring.admission.retry_after))
                 return
-            self._asked = asked = scoring.ask(self._served, self._body, self._request_id, expires)
+            self._asked = asked = scoring.ask(self._served, self._body, self._request_id, now + self._seconds)
         except Exception as error:  # noqa: BLE001 - a boundary: all is answered
             self._refuse(error)
         else:

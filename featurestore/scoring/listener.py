@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from featurestore.scoring.direct import DirectScoring, Exchange
+    from featurestore.scoring.direct import DirectScoring, Exchange, Head
 
 DRAIN_SECONDS = 30
 """How long requests in flight may take to end after SIGTERM."""
+_KEPT_HEADS = 16
+"""Heads that a connection remembers; callers send the same again and again, but for the length of the body."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,8 @@ class BoundedProtocol(HttpToolsProtocol):
     """Answers plain requests without ASGI."""
     _turned_away: bytes | None = None
     _exchange: Exchange | None = None
+    _taken: Head | None = None
+    """What the head says of the request that was taken last."""
     _head_bytes = 0
     _in_head = True
     _is_arriving = False
@@ -111,6 +115,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin; the first request is due."""
         super().connection_made(transport)  # type: ignore[arg-type]
+        self._heads: dict[bytes, Head] = {}
         if len(self.connections) > self.limits.connections:
             self._refuse(
                 Refusal(503, "too-many-connections", "Too many connections are open.", ((b"retry-after", b"1"),))
@@ -127,19 +132,56 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse on, unless the head has become too large."""
+        begins = self._in_head and not self._head_bytes
+        if begins and self._heads and self._goes_like_another(data):
+            return
         self._is_arriving = True
         self._heard = self.loop.time()
         if self._in_head:
             self._head_bytes += len(data)
         if self.transport.is_closing():
             return
+        self._taken = None
         super().data_received(data)
         if not self._is_arriving:  # as mostly: the request came whole
+            if begins and self._taken is not None:
+                self._keep_head(data, self._taken)
             return
         if self._in_head and self._head_bytes > self.limits.header_bytes:
             self._refuse(self._too_large())
         elif self._timer is None and not self.transport.is_closing():
             self._timer = self.loop.call_later(self.limits.body_seconds, self._is_late)
+
+    def _goes_like_another(self, data: bytes) -> bool:
+        """Take a whole request whose head has the very bytes of an earlier one of this connection: it says the same."""
+        end = data.find(b"\r\n\r\n") + 4
+        head = self._heads.get(data[:end])
+        if (
+            head is None
+            or len(data) - end != head.length
+            or not self._is_free()
+            or self.flow.write_paused
+            or self.transport.is_closing()
+        ):
+            return False
+        exchange = self._take(head)
+        if exchange is None:
+            return False
+        self._unset_keepalive_if_required()
+        self._stop_timer()
+        self._heard = self.loop.time()
+        exchange.add(data[end:])
+        exchange.begin()
+        return True
+
+    def _keep_head(self, data: bytes, head: Head) -> None:
+        """Remember what the head of a request said, where that request is all of ``data``."""
+        end = data.find(b"\r\n\r\n") + 4
+        if len(data) - end != head.length or head.request_id is not None:
+            return
+        if len(self._heads) == _KEPT_HEADS:
+            self._heads.clear()
+        self._heads[data[:end]] = head
 
     def on_message_begin(self) -> None:
         """Expect a head; what ASGI is told of a request is only made for one that goes that way."""
@@ -192,8 +234,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _may_be_turned_away(self) -> bool:
         """Whether an answer may be written at once: none is due before it, and the caller neither waits nor leaves."""
-        is_free = self.cycle is None or (self.cycle.response_complete and not self.pipeline)
-        return is_free and not self.expect_100_continue and bool(self.parser.should_keep_alive())
+        return self._is_free() and not self.expect_100_continue and bool(self.parser.should_keep_alive())
+
+    def _is_free(self) -> bool:
+        """Whether no answer is due."""
+        return self.cycle is None or (self.cycle.response_complete and not self.pipeline)
 
     def _is_taken(self) -> bool:
         """Take a plain request out of ASGI's hands; one whose caller does not read its answers is left to it, for it can wait."""
@@ -205,11 +250,22 @@ class BoundedProtocol(HttpToolsProtocol):
             or parser.get_http_version() != "1.1"
         ):
             return False
-        self._exchange = self.direct.take(self.url, self.headers, self.transport, self._on_exchanged)
+        head = self.direct.read_head(self.url, self.headers)
+        if head is None:
+            return False
+        self._exchange = self._take(head)
         if self._exchange is None:
             return False
-        self.cycle = self._exchange  # type: ignore[assignment] # it answers what uvicorn asks of one
+        self._taken = head
         return True
+
+    def _take(self, head: Head) -> Exchange | None:
+        """Return what answers a plain request, in the place of uvicorn's cycle; None where ASGI does."""
+        assert self.direct is not None  # noqa: S101 - it has read the head
+        exchange = self.direct.take(head, self.transport, self._on_exchanged)
+        if exchange is not None:
+            self.cycle = exchange  # type: ignore[assignment] # it answers what uvicorn asks of one
+        return exchange
 
     def _on_exchanged(self) -> None:
         """Go on after an answer that went without ASGI: as uvicorn does, but for the timer."""

@@ -10,9 +10,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from featurestore.scoring import listener
 from featurestore.scoring.auth import Gate, KeyFile, new_key
 from featurestore.scoring.direct import Exchange
 from featurestore.scoring.limits import ScorerLimits
+from featurestore.scoring.listener import BoundedProtocol
+from featurestore.scoring.problems import Refusal
 from featurestore.scoring.service import build_app
 from tests.unit.scoring.conftest import PATIENT, running
 from tests.unit.scoring.support import MemoryReader
@@ -64,14 +67,20 @@ def serving(models_root, reader=None, *, limits=PATIENT, gate=None, **options):
     """Yield a connection, the URL, and what was taken so far: whether each request went the direct way."""
     reader = reader or MemoryReader()
     app = build_app(models_root, lambda: reader, allow_now=True, models=["fraud", "fraud:1"], limits=limits, gate=gate)
-    taken, take = [], app.direct.take
+    taken, take, read_head = [], app.direct.take, app.direct.read_head
 
     def watched(*arguments):
         found = take(*arguments)
         taken.append(isinstance(found, Exchange))
         return found
 
-    app.direct.take = watched
+    def watched_head(*arguments):
+        found = read_head(*arguments)
+        if found is None:
+            taken.append(False)
+        return found
+
+    app.direct.take, app.direct.read_head = watched, watched_head
     with running(app, **options) as url, contextlib.closing(Line(url)) as line:
         yield line, url, taken
 
@@ -199,3 +208,62 @@ def test_only_who_may_is_served_directly(models_root, tmp_path):
         ]
         assert found == [200, 401, 403, 200]
         assert taken == [True, False, False, True]
+
+
+def test_a_head_that_came_before_is_not_parsed_again_and_says_the_same(models_root, monkeypatch):
+    parsed, again = [], []
+
+    def watched(name, seen):
+        call = getattr(BoundedProtocol, name)
+
+        def wrapped(self, *arguments):
+            found = call(self, *arguments)
+            seen.append(found)
+            return found
+
+        monkeypatch.setattr(BoundedProtocol, name, wrapped)
+
+    watched("on_headers_complete", parsed)
+    watched("_goes_like_another", again)
+    a, b = {**ONE, "now": NOW}, {"keys": {"card_id": "x1"}, "request": {"amount": 2.5}, "now": NOW}
+    with serving(models_root) as (line, _, taken):
+        first, other = line.ask(a)[2], line.ask(b)[2]
+        assert first != other
+        assert [line.ask(one)[2] for one in (b, a)] == [other, first]
+        assert again == [True] * 3, "the same head was parsed again"
+        longer = line.ask({**a, "explain": True})
+        assert longer[2]["vector"], "another head was taken for the first"
+        assert again == [True] * 3 + [False]
+        assert len(parsed) == 2
+        # Bodies that hold what ends a head, pieces, and two at once are nobody else's requests.
+        tricky = json.dumps(a).replace(" ", "\r\n\r\n").encode()
+        assert [line.ask(tricky)[2] for _ in range(2)] == [first, first]
+        whole = request(a)
+        line.send(whole[:-5])
+        line.send(whole[-5:])
+        line.send(whole + request(b))
+        assert [line.read()[2] for _ in range(3)] == [first, first, other]
+        assert line.ask({**a, "more": 1})[0] == 400
+        assert line.ask(b"x" * len(json.dumps(a)))[0] == 400
+        assert line.ask(a)[2] == first
+        assert all(taken)
+
+
+def test_what_a_head_said_is_not_kept_for_a_credential_that_is_gone_nor_for_ids(models_root, tmp_path):
+    key, entry = new_key("a", ["score:fraud"])
+    (tmp_path / "keys").write_text(f"{entry}\n")
+    mine = ("authorization", f"Bearer {key}")
+    gate = Gate(KeyFile(tmp_path / "keys"))
+    with serving(models_root, gate=gate) as (line, _, taken):
+        assert [line.ask(ONE, mine)[0] for _ in range(3)] == [200] * 3
+        gate.require = _refuses
+        assert line.ask(ONE, mine)[0] == 401
+        assert taken == [True, True, True, False, False]
+        del gate.require
+        for number in range(3 * listener._KEPT_HEADS):
+            assert line.ask(ONE, mine, ("x-request-id", f"r{number}"))[1]["x-request-id"] == f"r{number}"
+            assert line.ask(ONE, mine, ("x-more", str(number)))[0] == 200
+
+
+def _refuses(*_):
+    raise Refusal(401, "no-credential", "Not any more.")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["LookupPlan", "ServiceLookup"]
 
 _MOST_CHOSEN = 256
-MANY, _MANY_COMPILED = 10, 3
+MANY, MANY_COMPILED = 10, 3
 """Entities from which on reading them at once is quicker than one by one, with numpy and with compiled code."""
 
 
@@ -204,7 +204,7 @@ class ServiceLookup:
     @cached_property
     def many(self) -> int:
         """Entities from which on reading them at once is quicker than one by one."""
-        return _MANY_COMPILED if all(reader.compiled is not None for reader in self.readers) else MANY
+        return MANY_COMPILED if all(reader.compiled is not None for reader in self.readers) else MANY
 
     @cached_property
     def shares(self) -> bool:

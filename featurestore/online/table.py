@@ -7,13 +7,15 @@ made when they are first asked for.
 from __future__ import annotations
 
 import html
+from collections import Counter
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featurestore.errors import ConfigError, DefinitionError
 from featurestore.online.columns import Block, lists_of
-from featurestore.online.vector import FeatureVector
+from featurestore.online.vector import NULL, PRESENT, FeatureVector
 from featurestore.timeline import MIN_INSTANT
 
 if TYPE_CHECKING:
@@ -108,6 +110,34 @@ class FeatureTable:
             ]
         return self._made
 
+    @property
+    def at(self) -> Instant:
+        """The time of the lookup, microseconds UTC."""
+        return self._said("at")
+
+    @property
+    def complete_through(self) -> Instant | None:
+        """As of ``FeatureVector``."""
+        return self._said("complete_through")
+
+    def _said(self, what: str) -> Any:
+        return self._rest[what] if self._rest else getattr(self._vectors[0], what)
+
+    def tally(self, row: int) -> Mapping[str, int]:
+        """Return how many features of a row have which status."""
+        return self._tallies[row]
+
+    @cached_property
+    def _tallies(self) -> list[Mapping[str, int]]:
+        if self._blocks is None:
+            return [_tally(vector) for vector in self._vectors]
+        if self._rest.get("conditions") or not all(view.known.all() for view in self._views.values()):
+            return [Counter(vector.status.values()) for vector in self._vectors]
+        count = len(self.names)
+        whole: Mapping[str, int] = {PRESENT: count}
+        present: list[int] = sum(block.valid.sum(axis=0) for block in self._blocks).tolist()  # type: ignore[union-attr]
+        return [whole if one == count else _present_and_null(one, count) for one in present]
+
     def __len__(self) -> int:
         return self._rows
 
@@ -123,20 +153,24 @@ class FeatureTable:
         Raises:
             DefinitionError: A feature is a string or a list, which is no number.
         """
+        blocks = self._blocks
+        if blocks is None or any(block.data.dtype == object for block in blocks):
+            self._require_numbers()
+        if blocks is None:
+            rows = [vector.row for vector in self._vectors]
+            return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.names))
+        made = np.empty((len(self.names), len(self)), dtype=np.float64)
+        for block in blocks:
+            made[block.features] = np.where(block.valid, block.data, np.nan)
+        return np.ascontiguousarray(made.T)
+
+    def _require_numbers(self) -> None:
         for name, kind in zip(self.names, self.types, strict=True):
             if kind.is_object:
                 raise DefinitionError(
                     f"feature {name} is {kind}; only numbers fit a numpy matrix.",
                     hint="use to_arrow() or to_pandas(), or ask for a service without it.",
                 )
-        if self._blocks is None:
-            rows = [vector.row for vector in self._vectors]
-            return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.names))
-        made = np.empty((len(self.names), len(self)), dtype=np.float64)
-        for block in self._blocks:
-            made[block.features] = np.where(block.valid, block.data, np.nan)
-        return np.ascontiguousarray(made.T)
-
     def to_arrow(self) -> pa.Table:
         """Return an Arrow table with the features' own types and real nulls; lists as Arrow lists."""
         import pyarrow as pa
@@ -228,6 +262,19 @@ class FeatureTable:
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         size = f"{len(self):,} rows x {len(self.names):,} features"
         return f"<table><caption>{size}</caption><tr>{cells}</tr>{body}</table>"
+
+
+def _tally(vector: FeatureVector) -> Mapping[str, int]:
+    if vector.conditions or not all(vector.known.values()):
+        return Counter(vector.status.values())
+    count = len(vector.row)
+    return _present_and_null(count - vector.row.count(None), count)
+
+
+def _present_and_null(present: int, count: int) -> Mapping[str, int]:
+    if present in (0, count):
+        return {PRESENT if present else NULL: count} if count else {}
+    return {PRESENT: present, NULL: count - present}
 
 
 def _text(value: Any) -> str:

@@ -168,7 +168,8 @@ class RoutedScorer(Scorer):
             timings = replace(timings, model=timings.model + time.perf_counter() - started)
         if self._watchers:
             batch_id = os.urandom(9).hex()
-            predictions = [replace(one, prediction_id=f"{batch_id}-{index}") for index, one in enumerate(predictions)]
+            for index, one in enumerate(predictions):
+                one.prediction_id = f"{batch_id}-{index}"
             latency = timings.lookup + timings.decode + timings.model
             batch = ScoredBatch(
                 batch_id, rows, table, self._parts(predictions, taken), time.time_ns() // 1000, int(latency * 1e6)
@@ -202,7 +203,7 @@ class RoutedScorer(Scorer):
             self._failed(canary.manifest.label)
             return None
         for index, score in zip(theirs, scores.tolist(), strict=True):
-            predictions[index] = canary.prediction(score, table[index], explain=explain[index])
+            predictions[index] = canary.prediction(score, table, index, explain=explain[index])
         return theirs
 
     def _parts(self, predictions: list[Prediction], taken: list[int] | None) -> list[ScoredPart]:

@@ -19,13 +19,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from featurestore.errors import ModelError
-from featurestore.online.lookup import MANY
+from featurestore.online.lookup import MANY_COMPILED
 from featurestore.scoring.inputs import CheckedRow, ModelInputs, ScoreRequest
 
 if TYPE_CHECKING:
@@ -53,14 +52,6 @@ class FeatureRow(Protocol):
     def as_of(self) -> Mapping[str, Instant | None]:
         """View to the newest event time inside its values."""
 
-    @property
-    def complete_through(self) -> Instant | None:
-        """The arrival instant up to which everything has been applied."""
-
-    @property
-    def at(self) -> Instant:
-        """The time it was looked up for."""
-
 
 class FeatureRows(Protocol):
     """What scoring reads of a looked-up batch; ``featurestore.FeatureTable`` is one."""
@@ -68,6 +59,17 @@ class FeatureRows(Protocol):
     @property
     def names(self) -> Sequence[str]:
         """Feature ids, in column order."""
+
+    @property
+    def at(self) -> Instant:
+        """The time it was looked up for."""
+
+    @property
+    def complete_through(self) -> Instant | None:
+        """The arrival instant up to which everything has been applied."""
+
+    def tally(self, row: int, /) -> Mapping[str, int]:
+        """Return how many features of a row have which status."""
 
     def to_numpy(self) -> NDArray[np.float64]:
         """Return float64 [rows, names]; NaN for null and missing."""
@@ -118,32 +120,48 @@ def _typed(types: Mapping[str, DataType]) -> str:
     return ", ".join(f"{name} {kind}" for name, kind in types.items()) or "none"
 
 
-@dataclass(frozen=True)
 class Prediction:
-    """One row's score and how fresh the features behind it were."""
+    """One row's score and how fresh the features behind it were.
 
-    score: float
-    model: str
-    version: int
-    at: Instant
-    """The time the features were looked up for."""
-    statuses: Mapping[str, str]
-    """Feature id to present, null, missing, stale or degraded; the model's features only."""
-    as_of: Mapping[str, Instant | None]
-    """View to the newest event time inside its values; None where the view holds nothing for the key."""
-    complete_through: Instant | None
-    vector: Mapping[str, Any] | None = None
-    """Feature id to the value as served, if asked for; the model's features only."""
-    prediction_id: str | None = None
-    """Its id in the prediction log; None where there is none."""
+    Attributes:
+        score: The model's.
+        model: Its name.
+        version: Its version.
+        at: The time the features were looked up for.
+        complete_through: The arrival instant up to which everything had been applied; None when the store does not say.
+        vector: Feature id to the value as served, if asked for; the model's features only.
+        prediction_id: Its id in the prediction log; None where there is none.
+    """
 
-    @cached_property
+    __slots__ = (
+        "_names", "_place", "_table", "at", "complete_through", "model", "prediction_id", "score", "vector", "version",
+    )  # fmt: skip
+
+    def __init__(
+        self, score: float, manifest: ModelManifest, table: FeatureRows, place: int, *, names: Sequence[str] | None
+    ) -> None:
+        """Make the prediction of a row of a table; ``names`` are the model's features where they are not all of it."""
+        self.score, self.model, self.version = score, manifest.name, manifest.version
+        self.at, self.complete_through = table.at, table.complete_through
+        self.vector: Mapping[str, Any] | None = None
+        self.prediction_id: str | None = None
+        self._table, self._place, self._names = table, place, names
+
+    @property
+    def statuses(self) -> Mapping[str, str]:
+        """Feature id to present, null, missing, stale or degraded; the model's features only."""
+        status = self._table[self._place].status
+        return status if self._names is None else {name: status[name] for name in self._names}
+
+    @property
+    def as_of(self) -> Mapping[str, Instant | None]:
+        """View to the newest event time inside its values; None where the view holds nothing for the key."""
+        return self._table[self._place].as_of
+
+    @property
     def tally(self) -> Mapping[str, int]:
         """How many of the statuses are which."""
-        every = list(self.statuses.values())
-        if every and every.count(every[0]) == len(every):  # as mostly
-            return {every[0]: len(every)}
-        return Counter(every)
+        return self._table.tally(self._place) if self._names is None else Counter(self.statuses.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +277,7 @@ class Scorer:
         scores = self.model.predict(matrix)
         ran = time.perf_counter()
         predictions = [
-            self.prediction(score, table[index], explain=explain[index]) for index, score in enumerate(scores.tolist())
+            self.prediction(score, table, index, explain=explain[index]) for index, score in enumerate(scores.tolist())
         ]
         return predictions, Timings(lookup, ran - decoded, decoded - started)
 
@@ -271,7 +289,7 @@ class Scorer:
         if len(self._feature_columns):
             columns = self._columns_of(table)
             with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as it did in training
-                if len(rows) < MANY:  # by row: nothing has made arrays of them yet, and None is NaN to numpy
+                if len(rows) < MANY_COMPILED:  # by row: nothing has made arrays of them yet, and None is NaN to numpy
                     values = np.array([table[index].to_list() for index in range(len(rows))], dtype=np.float64)
                 else:
                     values = table.to_numpy()
@@ -295,19 +313,14 @@ class Scorer:
             self._names = names
         return None if self._is_whole else self._table_columns
 
-    def prediction(self, score: float, row: FeatureRow, *, explain: bool) -> Prediction:
+    def prediction(self, score: float, table: FeatureRows, row: int, *, explain: bool) -> Prediction:
         """Return a score with the freshness of the features behind it."""
-        status = row.status
-        return Prediction(
-            score=score,
-            model=self.manifest.name,
-            version=self.manifest.version,
-            at=row.at,
-            statuses=status if self._is_whole else {name: status[name] for name in self.manifest.feature_inputs},
-            as_of=row.as_of,
-            complete_through=row.complete_through,
-            vector=self._vector(row) if explain else None,
+        made = Prediction(
+            score, self.manifest, table, row, names=None if self._is_whole else self.manifest.feature_inputs
         )
+        if explain:
+            made.vector = self._vector(table[row])
+        return made
 
     def _vector(self, row: FeatureRow) -> dict[str, Any]:
         """Return the feature values as served, in their own types."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,17 @@ class Table:
 
     def __getitem__(self, index: int) -> Row:
         return self.rows[index]
+
+    @property
+    def at(self) -> int:
+        return self.rows[0].at
+
+    @property
+    def complete_through(self) -> int | None:
+        return self.rows[0].complete_through
+
+    def tally(self, row: int) -> dict[str, int]:
+        return Counter(self.rows[row].status.values())
 
 
 @dataclass

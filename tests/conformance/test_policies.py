@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +27,7 @@ from featurestore.online.client import FeatureClient
 from featurestore.online.lookup import LookupPlan
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.stack.valkey import OnlineServer
-from featurestore.timeline import MINUTE
+from featurestore.timeline import HOUR, MINUTE
 from tests.conformance.cases import CARD, MANY, SOURCE
 from tests.conformance.support import SECOND, Online, one
 
@@ -44,6 +45,14 @@ def opened(store, *views):
     online.apply([one(0, card="c", amount=2.0)])
     store.publish_complete(SOURCE.name, 10)
     return online
+
+
+def tallies(table):
+    """Return what a table counts of every row, which is what its vectors say."""
+    found = [table.tally(row) for row in range(len(table))]
+    assert found == [Counter(vector.status.values()) for vector in table]
+    assert (table.at, table.complete_through) == (table[0].at, table[0].complete_through)
+    return found
 
 
 def test_within_its_bound_a_policy_changes_nothing(open_store):
@@ -69,6 +78,8 @@ def test_beyond_it_the_policy_decides(open_store, cards):
     table = defaulting.get_many("cards", keys, now=late)
     assert [vector.to_list() for vector in table] == [[None, 7.0, None]] * len(cards)
     assert {status for vector in table for status in vector.status.values()} == {"degraded"}
+    assert tallies(table) == [{"degraded": 3}] * len(cards)
+    assert tallies(stale.get_many("cards", keys, now=late)) == [{"stale": 3}] * len(cards)
     assert table.to_arrow().column("policed.spend_1h").to_pylist() == [7.0] * len(cards)
 
 
@@ -100,8 +111,8 @@ async def asynchronously(server):
     """The same over asyncio, whose server goes away."""
     keys = {"card_id": "c"}
     async with (
-        AsyncFeatureClient(server.url, project="default") as defaulting,
-        AsyncFeatureClient(server.url, project="stale") as stale,
+        AsyncFeatureClient(server.url, project="default", timeout="5s") as defaulting,
+        AsyncFeatureClient(server.url, project="stale", timeout="5s") as stale,
     ):
         for client in (defaulting, stale):
             assert (await client.get("cards", keys, now=20)).to_list() == [1, 2.0, 2.0]
@@ -199,6 +210,11 @@ def test_many_as_columns_are_the_vectors(online):
         table = online.client.get_many("cards", keys, now=100 * SECOND, features=features)
         arrow = table.to_arrow()
         alone = [online.client.get("cards", key, now=100 * SECOND, features=features) for key in keys]
+        assert {status for row in tallies(table) for status in row} >= {"present", "missing"}
+        for count in (1, 2, 20):  # known ones, whose nulls are counted without a vector
+            known = tallies(online.client.get_many("cards", keys[:count], now=2 * HOUR, features=features))
+            assert "missing" not in known[0]
+            assert known[0]["null"] > 0
         assert [vector.to_dict() for vector in table] == [vector.to_dict() for vector in alone]
         for name, column in zip(arrow.column_names, arrow.columns, strict=True):
             values = column.to_pylist() if "shipped" not in name else column.cast("int64").to_pylist()

@@ -181,7 +181,7 @@ def store_model(booster: lightgbm.Booster, service: FeatureService, root: Path, 
 
 
 def write_hashes(admin: Any, service: FeatureService, cards: list[str], rows: np.ndarray, url: str) -> None:
-    """Write the computed features as hashes for the usual stack, and ours as they are under a plain name for the floors."""
+    """Write the computed features as hashes for the usual stack, as the model's rows, and ours as they are for the floors."""
     with FeatureClient(url, timeout="30s") as client:
         places = client.service("cards").store_keys([{"card_id": card} for card in cards])[: len(cards)]
     for card, row, place in zip(cards, rows.tolist(), places, strict=True):
@@ -190,6 +190,7 @@ def write_hashes(admin: Any, service: FeatureService, cards: list[str], rows: np
         }
         admin.hset(f"features:{card}", mapping=values)
         admin.set(f"floor:{card}", admin.get(place))
+        admin.set(f"row:{card}", np.array(row, dtype=np.float32).tobytes())
 
 
 def write_feast(

@@ -1,7 +1,9 @@
-"""The floors of scripts/bench score: one read of the store per request and a fixed answer, no decoding, no model.
+"""The floors of scripts/bench score: one read of the store per request, over one pipelined connection.
 
-``python -m scripts.benchmarks.score_floor JSON`` listens with an asyncio protocol of its own that reads just enough HTTP;
-``create_app`` is the same as a raw ASGI application for uvicorn. Both read over one pipelined connection.
+``python -m scripts.benchmarks.score_floor JSON`` listens with an asyncio protocol of its own that reads just enough HTTP, and
+gives a fixed answer: no decoding, no model. With a model it does the least that gives a score: what it reads is the row that the
+model takes, computed before, and what the store answers at once is one run. ``create_app`` is the fixed answer as a raw ASGI
+application for uvicorn.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from collections import deque
 from typing import Any
 
 import hiredis
+import numpy as np
+import onnxruntime
 import uvloop
 
 _BODY = b'{"score":0.5}'
@@ -22,6 +26,9 @@ _ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length:
 
 class Store(asyncio.Protocol):
     """A connection to the store; what is asked within one turn of the loop goes out in one write."""
+
+    after: Any = None
+    """Called when all replies that came at once have been handed out."""
 
     def __init__(self) -> None:
         self._reader = hiredis.Reader()
@@ -50,6 +57,8 @@ class Store(asyncio.Protocol):
         self._reader.feed(data)
         while (reply := self._reader.gets()) is not False:
             self._waiting.popleft()(reply)
+        if self.after is not None:
+            self.after()
 
 
 class Floor(asyncio.Protocol):
@@ -77,6 +86,46 @@ class Floor(asyncio.Protocol):
         self._transport.write(_ANSWER)
 
 
+class Scored(Floor):
+    """Answers with the model's score of the row that the store has."""
+
+    batch: Batch
+
+    def _answer(self, value: bytes | None) -> None:
+        self.batch.add(value, self._transport)
+
+
+class Batch:
+    """Runs the model once for all rows that came at once."""
+
+    def __init__(self, model: str) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(model, sess_options=options, providers=["CPUExecutionProvider"])
+        self._input = self._session.get_inputs()[0].name
+        self._output = self._session.get_outputs()[-1].name
+        self._rows: list[bytes] = []
+        self._callers: list[Any] = []
+
+    def add(self, row: bytes | None, transport: Any) -> None:
+        """Take a row and who gets its score."""
+        self._rows.append(row or b"")
+        self._callers.append(transport)
+
+    def run(self) -> None:
+        """Answer all."""
+        matrix = np.frombuffer(b"".join(self._rows), np.float32).reshape(len(self._rows), -1)
+        (scores,) = self._session.run([self._output], {self._input: matrix})
+        for transport, score in zip(self._callers, scores[:, -1].tolist(), strict=True):
+            body = f'{{"score":{score!r}}}'.encode()
+            transport.write(
+                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+            )
+        self._rows.clear()
+        self._callers.clear()
+
+
 async def connect(address: str) -> Store:
     """Return a connection to HOST:PORT."""
     host, _, port = address.rpartition(":")
@@ -88,7 +137,11 @@ async def main(order: dict[str, Any]) -> None:
     store = await connect(order["redis"])
     loop = asyncio.get_running_loop()
     prefix = order["prefix"].encode()
-    server = await loop.create_server(lambda: Floor(store, prefix), "127.0.0.1", order["port"])
+    kind = Floor
+    if order.get("model"):
+        kind, Scored.batch = Scored, Batch(order["model"])
+        store.after = Scored.batch.run
+    server = await loop.create_server(lambda: kind(store, prefix), "127.0.0.1", order["port"])
     await server.serve_forever()
 
 

@@ -182,6 +182,15 @@ def floor_asyncio(given: Given) -> Contender:
     return made.start(argv, given.folder / "floor.log")
 
 
+def floor_scored(given: Given) -> Contender:
+    """Return the bare asyncio protocol that reads the model's row and runs the model: the least that gives a score."""
+    made = Contender("/score", free_ports(1)[0], _card)
+    model = given.models / "cards" / "1" / "model.onnx"
+    order = {"redis": given.redis, "prefix": "row:", "port": made.port, "model": str(model)}
+    argv = [sys.executable, "-m", "scripts.benchmarks.score_floor", json.dumps(order)]
+    return made.start(argv, given.folder / "floor-scored.log")
+
+
 def floor_uvicorn(given: Given) -> Contender:
     """Return a raw ASGI application on uvicorn."""
     made = Contender("/score", free_ports(1)[0], _card, scores=False)
@@ -197,6 +206,7 @@ CONTENDERS: dict[str, Callable[[Given], Contender]] = {
     "fastapi": usual,
     "feast": feast,
     "floor": floor_asyncio,
+    "floor-scored": floor_scored,
     "floor-uvicorn": floor_uvicorn,
 }
 

@@ -192,19 +192,13 @@ def head_of(
 ) -> bytes:
     """Return the head of an answer, down to the empty line."""
     more = b"".join(b"%b: %b\r\n" % header for header in headers) if headers else b""
-    return b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n" % (
-        status,
-        _phrase(status),
-        content_type,
-        length,
-        request_id.encode(),
-        more,
-    )
+    return b"%b%d\r\nx-request-id: %b\r\n%b\r\n" % (_start(status, content_type), length, request_id.encode(), more)
 
 
 @functools.cache
-def _phrase(status: int) -> bytes:
-    return HTTPStatus(status).phrase.encode()
+def _start(status: int, content_type: bytes) -> bytes:
+    phrase = HTTPStatus(status).phrase.encode()
+    return b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: " % (status, phrase, content_type)
 
 
 def _too_large(limit_bytes: int) -> Refusal:

@@ -8,15 +8,16 @@ the model and null to a request feature), a name left out is an error.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featurestore.datatypes import DataType
 from featurestore.errors import DefinitionError, ModelInputError, did_you_mean
 from featurestore.timeline import to_instant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from featurestore.scoring.manifest import ModelManifest
 
@@ -28,21 +29,22 @@ _FLOAT32_MAX = 3.4028234663852886e38
 _NAN = math.nan
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreRequest:
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class ScoreRequest(NamedTuple):
     """One row to score: the entity keys and the values only the caller knows."""
 
     keys: Mapping[str, Any]
-    request: Mapping[str, Any] = field(default_factory=dict)
+    request: Mapping[str, Any] = _NOTHING
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedRow:
+class CheckedRow(NamedTuple):
     """A row that fits the model: keys and request values as the client takes them, request inputs as floats, in order."""
 
     keys: dict[str, Any]
     values: tuple[float, ...]
-    request: dict[str, Any] = field(default_factory=dict)
+    request: Mapping[str, Any] = _NOTHING
     request_id: str | None = None
     """Of the request that the row came with; for the prediction log."""
 

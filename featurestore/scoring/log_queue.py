@@ -172,9 +172,9 @@ def records_of(batch: ScoredBatch) -> list[PredictionRecord]:
                         for name in manifest.feature_inputs
                     },
                     score=score,
-                    at=row.at,
+                    at=batch.table.at,
                     scored_at=batch.scored_at,
-                    complete_through=row.complete_through,
+                    complete_through=batch.table.complete_through,
                     latency_us=batch.latency_us,
                 )
             )

@@ -102,6 +102,7 @@ class ScorerMetrics:
         self._shown: set[tuple[str, str, str, str]] = set()
         self._counted: dict[tuple[str, int], Counter] = {}
         self._timed = {route: self._total.labels(route) for route in ("infer", "score", "lookup")}
+        self._seen = (0, 0)
         self._ages: dict[str, Histogram] = {}
         self._served: dict[tuple[str, str], Counter] = {}
 
@@ -118,8 +119,10 @@ class ScorerMetrics:
 
     def show_queue(self, in_flight: int, waiting: int) -> None:
         """Show how many requests are in flight, and how many of them wait for a batch."""
-        self._queue.set(in_flight)
-        self._waiting.set(waiting)
+        if (in_flight, waiting) != self._seen:
+            self._seen = in_flight, waiting
+            self._queue.set(in_flight)
+            self._waiting.set(waiting)
 
     def observe_request(self, route: str, seconds: float) -> None:
         """Record how long a scoring request took in all."""

@@ -255,7 +255,7 @@ class Scorer:
         )
         return self.score_looked_up(rows, lambda: table, explain=explain, lookup=time.perf_counter() - started)
 
-    def request_of(self, rows: Sequence[CheckedRow]) -> list[dict[str, Any]] | None:
+    def request_of(self, rows: Sequence[CheckedRow]) -> list[Mapping[str, Any]] | None:
         """Return the request values that a lookup of these rows takes; None where the service takes none."""
         return [row.request for row in rows] if self.manifest.request_values else None
 

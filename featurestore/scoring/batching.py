@@ -60,6 +60,19 @@ class BatchTarget(Protocol):
         """Return the scorer; called on the worker thread only."""
 
 
+class Outcome(Protocol):
+    """Who waits for the predictions of some rows: a future, or whoever answers at once. Called on the event loop."""
+
+    def done(self) -> bool:
+        """Whether it waits no more."""
+
+    def set_result(self, predictions: list[Prediction], /) -> None:
+        """Take the predictions."""
+
+    def set_exception(self, error: Exception, /) -> None:
+        """Take the reason why there are none."""
+
+
 @dataclass(slots=True, eq=False)
 class _Waiting:
     target: BatchTarget
@@ -67,7 +80,7 @@ class _Waiting:
     now: Instant | None
     explain: bool
     expires: float
-    outcome: asyncio.Future[list[Prediction]]
+    outcome: Outcome
 
 
 class Batcher:
@@ -125,14 +138,27 @@ class Batcher:
             FeatureStoreError: What the lookup or the model raised for these rows.
             Refusal: The deadline passed.
         """
+        outcome: asyncio.Future[list[Prediction]] = asyncio.get_running_loop().create_future()
+        self.ask(outcome, target, rows, now, explain=explain, expires=expires)
+        return outcome
+
+    def ask(
+        self,
+        outcome: Outcome,
+        target: BatchTarget,
+        rows: Sequence[CheckedRow],
+        now: Instant | None,
+        *,
+        explain: bool,
+        expires: float,
+    ) -> None:
+        """Do as ``score``, and tell ``outcome``; never before the call has returned."""
         loop = asyncio.get_running_loop()
-        outcome: asyncio.Future[list[Prediction]] = loop.create_future()
         self._waiting.append(_Waiting(target, rows, now, explain, expires, outcome))
         if expires < self._fires:
             self._arm(loop, expires)
         if self._serving is None or self._serving.done():
             self._serving = loop.create_task(self._serve())
-        return outcome
 
     def on_worker(self, call: Callable[[], T]) -> asyncio.Future[T]:
         """Return the result of a call made on the worker thread."""

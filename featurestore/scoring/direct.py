@@ -2,7 +2,7 @@
 
 ::
 
-    head ── taken? ── body ── decode, check ── batcher ──► future ── answer, in one piece
+    head ── taken? ── body ── decode, check ── batcher ──► answer, in one piece
               └── no: the long way, as ASGI (scoring/http.py)
 
 Rules:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from featurestore.scoring.admission import Admission
     from featurestore.scoring.asgi import Headers
     from featurestore.scoring.auth import Gate
+    from featurestore.scoring.batching import Outcome
     from featurestore.scoring.limits import ScorerLimits
     from featurestore.scoring.metrics import ScorerMetrics
     from featurestore.scoring.scorer import Prediction
@@ -39,11 +40,7 @@ _CLOSE = ((b"connection", b"close"),)
 class Asked(Protocol):
     """A request whose rows wait for their predictions."""
 
-    @property
-    def predictions(self) -> asyncio.Future[list[Prediction]]:
-        """What is to come."""
-
-    def answer(self, predictions: list[Prediction]) -> bytes:
+    def answer(self, predictions: list[Prediction], /) -> bytes:
         """Return the body that answers it."""
 
 
@@ -65,7 +62,7 @@ class DirectScoring:
 
     Args:
         models: What is served.
-        ask: Reads and checks a body, and asks for its predictions.
+        ask: Reads and checks a body, and asks for its predictions; they come later.
         refused: Returns how an error is answered.
         admission: Lets requests in.
         metrics: Counts the answers.
@@ -76,7 +73,7 @@ class DirectScoring:
     def __init__(
         self,
         models: ModelSet,
-        ask: Callable[[ServedModel, bytes, str, float], Asked],
+        ask: Callable[[ServedModel, bytes, str, float, Outcome], Asked],
         refused: Callable[[Exception, str], Refusal],
         *,
         admission: Admission,
@@ -193,21 +190,29 @@ class Exchange:
                 scoring.metrics.count_shed(_ROUTE)
                 self._refuse(overloaded(scoring.admission.retry_after))
                 return
-            self._asked = asked = scoring.ask(self._served, self._body, self._request_id, now + self._seconds)
+            self._asked = scoring.ask(self._served, self._body, self._request_id, now + self._seconds, self)
         except Exception as error:  # noqa: BLE001 - a boundary: all is answered
             self._refuse(error)
-        else:
-            asked.predictions.add_done_callback(self._predicted)
 
-    def _predicted(self, predictions: asyncio.Future[list[Prediction]]) -> None:
+    def done(self) -> bool:
+        """Whether it is answered."""
+        return self.response_complete
+
+    def set_result(self, predictions: list[Prediction]) -> None:
+        """Answer with the predictions."""
         asked, self._asked = self._asked, None  # a silent connection keeps no features
         assert asked is not None  # noqa: S101 - it was asked for these
         try:
-            body = asked.answer(predictions.result())
+            body = asked.answer(predictions)
         except Exception as error:  # noqa: BLE001 - a boundary: all is answered
             self._refuse(error)
         else:
             self._end(200, JSON, body)
+
+    def set_exception(self, error: Exception) -> None:
+        """Answer that there are none."""
+        self._asked = None
+        self._refuse(error)
 
     def _refuse(self, error: Exception) -> None:
         refusal = self._scoring.refused(error, self._request_id)

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
 
     from featurestore.scoring.asgi import Headers
     from featurestore.scoring.auth import Gate
+    from featurestore.scoring.batching import Outcome
     from featurestore.scoring.inputs import CheckedRow, ScoreRequest
     from featurestore.scoring.manifest import ModelManifest
     from featurestore.scoring.routes import Background
@@ -106,7 +107,6 @@ class _Call:
 class _Asked(NamedTuple):
     """A plain request whose rows wait for their predictions."""
 
-    predictions: asyncio.Future[list[Prediction]]
     manifest: ModelManifest
     explain: bool
     is_one: bool
@@ -279,20 +279,21 @@ class ScoringApp:
         return self._encode(write_response(predictions, served.manifest, request.id or request_id))
 
     async def _score(self, served: ServedModel, body: bytes, request_id: str, wanted: bytes, expires: float) -> bytes:
-        asked = self._ask(served, body, request_id, expires)
-        predictions = await asked.predictions
+        outcome: asyncio.Future[list[Prediction]] = asyncio.get_running_loop().create_future()
+        asked = self._ask(served, body, request_id, expires, outcome)
+        predictions = await outcome
         return asked.answer(predictions) if wanted == JSON else arrow.write_predictions(predictions, served.manifest)
 
-    def _ask(self, served: ServedModel, body: bytes, request_id: str, expires: float) -> _Asked:
-        """Return a plain request with its predictions to come."""
+    def _ask(self, served: ServedModel, body: bytes, request_id: str, expires: float, outcome: Outcome) -> _Asked:
+        """Ask for the predictions of a plain request, and return what makes its answer of them."""
         request = decode_score(body)
         rows = score_rows(request)
         check_row_count(len(rows), self.limits.rows)
         explain = request.explain is True
-        now = self._now(None if request.now is UNSET else request.now)
+        now = None if request.now is UNSET else self._now(request.now)
         checked = _check(served, rows, request_id)
-        predictions = self._batcher.score(served, checked, now, explain=explain, expires=expires)
-        return _Asked(predictions, served.manifest, explain, isinstance(request.keys, dict), self._encode)
+        self._batcher.ask(outcome, served, checked, now, explain=explain, expires=expires)
+        return _Asked(served.manifest, explain, isinstance(request.keys, dict), self._encode)
 
     async def _score_arrow(
         self, served: ServedModel, body: bytes, request_id: str, wanted: bytes, expires: float

@@ -129,12 +129,14 @@ class Prediction:
         version: Its version.
         at: The time the features were looked up for.
         complete_through: The arrival instant up to which everything had been applied; None when the store does not say.
+        tally: How many of the statuses are which.
         vector: Feature id to the value as served, if asked for; the model's features only.
         prediction_id: Its id in the prediction log; None where there is none.
     """
 
     __slots__ = (
-        "_names", "_place", "_table", "at", "complete_through", "model", "prediction_id", "score", "vector", "version",
+        "_names", "_place", "_table", "at", "complete_through", "model", "prediction_id", "score", "tally", "vector",
+        "version",
     )  # fmt: skip
 
     def __init__(
@@ -146,6 +148,7 @@ class Prediction:
         self.vector: Mapping[str, Any] | None = None
         self.prediction_id: str | None = None
         self._table, self._place, self._names = table, place, names
+        self.tally: Mapping[str, int] = table.tally(place) if names is None else Counter(self.statuses.values())
 
     @property
     def statuses(self) -> Mapping[str, str]:
@@ -157,11 +160,6 @@ class Prediction:
     def as_of(self) -> Mapping[str, Instant | None]:
         """View to the newest event time inside its values; None where the view holds nothing for the key."""
         return self._table[self._place].as_of
-
-    @property
-    def tally(self) -> Mapping[str, int]:
-        """How many of the statuses are which."""
-        return self._table.tally(self._place) if self._names is None else Counter(self.statuses.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
-from weakref import WeakKeyDictionary
 
 from featurestore.errors import (
     FeatureStoreError,
@@ -106,8 +105,6 @@ class Batcher:
         self._serving: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._fires = float("inf")
-        self._row_seconds: WeakKeyDictionary[Scorer, float] = WeakKeyDictionary()
-        """What a row took at least, lately, by scorer."""
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
         self.reads = reads(self.on_worker)
 
@@ -234,11 +231,11 @@ class Batcher:
                 self._observe(*scored)
             return scored
 
-        usual = self._row_seconds.get(scorer, float("inf"))
+        usual = scorer.row_seconds
         is_quick = len(rows) <= INLINE_ROWS and len(rows) * usual <= INLINE_SECONDS
         predictions, took = compute() if is_quick else await self.on_worker(compute)
         # The least of late: what a batch took besides was a busy machine's doing, and waiting for a thread there is dearer still.
-        self._row_seconds[scorer] = min((took.decode + took.model) / len(rows), usual * 1.1)
+        scorer.row_seconds = min((took.decode + took.model) / len(rows), usual * 1.1)
         now = loop.time()
         start = 0
         for one in batch:

@@ -116,7 +116,7 @@ class _Asked(NamedTuple):
         """Return the body that answers it, as JSON."""
         made: dict[str, Any] = {"model": self.manifest.name, "version": self.manifest.version}
         if self.is_one:
-            return self.encode(made | shown(predictions[0], explain=self.explain))
+            return self.encode(shown(predictions[0], explain=self.explain, of=made))
         return self.encode(made | {"predictions": [shown(one, explain=self.explain) for one in predictions]})
 
 

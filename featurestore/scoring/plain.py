@@ -10,6 +10,8 @@ from featurestore.scoring.inputs import ScoreRequest
 from featurestore.scoring.wire import finite
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from featurestore.scoring.scorer import Prediction
     from featurestore.scoring.wire import ScoreBody
 
@@ -29,17 +31,19 @@ def score_rows(body: ScoreBody) -> list[ScoreRequest]:
     return [ScoreRequest(keys, request) for keys, request in zip(body.keys, requests, strict=True)]
 
 
-def shown(one: Prediction, *, explain: bool) -> dict[str, Any]:
-    """Return a prediction as ``/score`` shows it: times are microseconds since 1970, UTC.
+def shown(one: Prediction, *, explain: bool, of: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return a prediction as ``/score`` shows it, after what ``of`` says: times are microseconds since 1970, UTC.
 
     ``statuses`` counts; ``stale`` and ``degraded`` name the features that a policy answered for, where there are any.
     """
+    tally = one.tally
     found: dict[str, Any] = {
+        **(of or {}),
         "score": one.score,
         "version": one.version,
         "at": one.at,
         "complete_through": one.complete_through,
-        "statuses": (tally := one.tally),
+        "statuses": tally,
     }
     if one.prediction_id is not None:
         found["prediction_id"] = one.prediction_id

@@ -16,6 +16,7 @@ Rules:
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -198,7 +199,11 @@ class Scorer:
         position = {name: index for index, name in enumerate(manifest.inputs)}
         self._request_columns = np.array([position[name] for name in manifest.request_inputs], dtype=np.intp)
         self._feature_columns = np.array([position[name] for name in manifest.feature_inputs], dtype=np.intp)
+        self._is_bare = manifest.inputs == manifest.feature_inputs
+        """Whether the features are all that the model takes, in their order."""
         self._table_columns: list[int] = []
+        self.row_seconds = math.inf
+        """What a row took at least, lately; kept by who scores."""
         self.check_service()
         taken = dict(client.request_values(manifest.service))
         if taken != manifest.request_values:
@@ -281,18 +286,22 @@ class Scorer:
 
     def matrix(self, rows: Sequence[CheckedRow], table: FeatureRows) -> NDArray[np.float32]:
         """Return what the model gets of rows and their features: float32 [rows, inputs], NaN for null and missing."""
-        matrix = np.empty((len(rows), len(self.manifest.inputs)), dtype=np.float32)
+        columns = self._columns_of(table) if len(self._feature_columns) else []
+        with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as it did in training
+            if columns is None and self._is_bare:
+                return self._numbers(rows, table).astype(np.float32)
+            matrix = np.empty((len(rows), len(self.manifest.inputs)), dtype=np.float32)
+            if columns != []:
+                values = self._numbers(rows, table)
+                matrix[:, self._feature_columns] = values if columns is None else values[:, columns]
         if len(self._request_columns):
             matrix[:, self._request_columns] = [row.values for row in rows]
-        if len(self._feature_columns):
-            columns = self._columns_of(table)
-            with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as it did in training
-                if len(rows) < MANY_COMPILED:  # by row: nothing has made arrays of them yet, and None is NaN to numpy
-                    values = np.array([table[index].to_list() for index in range(len(rows))], dtype=np.float64)
-                else:
-                    values = table.to_numpy()
-                matrix[:, self._feature_columns] = values if columns is None else values[:, columns]
         return matrix
+
+    def _numbers(self, rows: Sequence[CheckedRow], table: FeatureRows) -> NDArray[np.float64]:
+        if len(rows) < MANY_COMPILED:  # by row: nothing has made arrays of them yet, and None is NaN to numpy
+            return np.array([table[index].to_list() for index in range(len(rows))], dtype=np.float64)
+        return table.to_numpy()
 
     def _columns_of(self, table: FeatureRows) -> list[int] | None:
         """Return where the model's features are in a table, None where they are all of it; remembered until its names change."""

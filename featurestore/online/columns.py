@@ -74,6 +74,11 @@ def lists_of(blocks: Sequence[Block], features: int) -> list[list[Any]]:
     return found
 
 
+def newest_of(view: ViewColumns) -> list[Instant | None]:
+    """Return the newest event time of every key, None without events."""
+    return [None if at == MIN_INSTANT else at for at in view.as_of.tolist()]
+
+
 def view_columns(values: Sequence[ViewValues], types: Sequence[DataType]) -> ViewColumns:
     """Return as columns what a view says of each key; ``types`` are those of its features."""
     blocks = []

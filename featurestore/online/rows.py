@@ -58,6 +58,7 @@ def uncut(
     spans: Mapping[str, Any],
 ) -> list[FeatureVector]:
     """Return the vectors of entities, each with a completeness and time of its own; the rest as of ``FeatureVector``."""
+    nothing: dict[str, Any] = {}
     row = Rows([*views.values()], pick).row
     known: list[dict[str, bool]] = [{} for _ in at]
     as_of: list[dict[str, Instant | None]] = [{} for _ in at]
@@ -65,6 +66,6 @@ def uncut(
         for mine, newest, is_known, instant in zip(known, as_of, view.known.tolist(), newest_of(view), strict=True):
             mine[name], newest[name] = is_known, instant
     return [
-        FeatureVector.uncut(partial(row, number), names, mine, newest, through, t, {}, {}, spans)
+        FeatureVector.uncut(partial(row, number), names, mine, newest, through, t, nothing, nothing, spans)
         for number, (mine, newest, through, t) in enumerate(zip(known, as_of, complete, at, strict=True))
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -32,8 +31,7 @@ class ViewValues(NamedTuple):
     as_of: Instant | None
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """Features that were finalized together.
 
     Attributes:
@@ -47,8 +45,7 @@ class Block:
     valid: np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
-class ViewColumns:
+class ViewColumns(NamedTuple):
     """What a view says about many keys at one time, by feature.
 
     Attributes:
@@ -60,6 +57,11 @@ class ViewColumns:
     blocks: list[Block]
     known: np.ndarray
     as_of: np.ndarray
+
+    @property
+    def width(self) -> int:
+        """How many features they are."""
+        return sum([len(block.features) for block in self.blocks])
 
 
 def lists_of(blocks: Sequence[Block], features: int) -> list[list[Any]]:

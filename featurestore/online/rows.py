@@ -37,11 +37,7 @@ class Rows:
         """Return the values of one entity."""
         made = self._made
         if made is None:
-            columns = [
-                column
-                for view in self._views
-                for column in lists_of(view.blocks, sum(len(block.features) for block in view.blocks))
-            ]
+            columns = [column for view in self._views for column in lists_of(view.blocks, view.width)]
             if self._pick is not None:
                 columns = [columns[place] for place in self._pick]
             made = self._made = list(zip(*columns, strict=True))

@@ -10,7 +10,7 @@ from featurestore.errors import OnlineStoreTimeoutError, OnlineStoreUnavailableE
 from featurestore.online.cache import CACHE_ENTRIES
 from featurestore.online.client import cache_of, check_entities
 from featurestore.online.lookup import ServiceLookup
-from featurestore.online.planned import PlannedRead, planned, unread, vectors_of
+from featurestore.online.planned import Ask, PlannedRead, plan_of, planned, together, unread, vectors_of
 from featurestore.online.redis_async_cluster import AsyncReads
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.timeline import Clock, SystemClock, parse_duration
@@ -84,7 +84,7 @@ class AsyncFeatureClient:
         self._reads = AsyncReads(plans.url, plans.space, timeout_s=plans.timeout_s)
         self._clock, self._services, self._cache = clock, services, cache
         self._in_flight = 0
-        self._batch: list[tuple[PlannedRead, asyncio.Future[FeatureVector]]] = []
+        self._batch: list[tuple[Ask | PlannedRead, asyncio.Future[FeatureVector]]] = []
         self._answering: set[asyncio.Task[None]] = set()
 
     async def get(
@@ -98,8 +98,11 @@ class AsyncFeatureClient:
     ) -> FeatureVector:
         """Return the features of one entity; arguments and errors as of ``FeatureClient.get``."""
         lookup = self._services.get(service) or await self.service(service)
+        joins = self._in_flight and self._reads.joins
+        if joins and now is None and request is None and features is None and self._cache is None and lookup.is_plain:
+            return await self._joined(Ask(lookup, keys, self._clock.now()))
         read = planned(lookup, [keys], now, request, features, self._clock, single=True)
-        if self._in_flight and self._reads.joins:
+        if joins:
             return await self._joined(read)
         self._in_flight += 1
         try:
@@ -110,7 +113,7 @@ class AsyncFeatureClient:
             self._in_flight -= 1
         return read.vector(replies[0])
 
-    def _joined(self, read: PlannedRead) -> asyncio.Future[FeatureVector]:
+    def _joined(self, read: Ask | PlannedRead) -> asyncio.Future[FeatureVector]:
         """Return the vector to come: what is asked for in one turn of the event loop is one command, decoded at once."""
         loop = asyncio.get_running_loop()
         batch = self._batch
@@ -123,16 +126,15 @@ class AsyncFeatureClient:
         batch.append((read, future))
         return future
 
-    async def _answer(self, batch: list[tuple[PlannedRead, asyncio.Future[FeatureVector]]]) -> None:
+    async def _answer(self, batch: list[tuple[Ask | PlannedRead, asyncio.Future[FeatureVector]]]) -> None:
         """Read and decode a batch, and tell everyone who waits for a part of it."""
         if self._batch is batch:
             self._batch = []
-        reads = [read for read, _ in batch]
         self._in_flight += 1
         try:
-            answers = vectors_of(reads, await self._replies(reads))
+            answers = await self._answers([read for read, _ in batch])
         except Exception as error:  # noqa: BLE001 - whoever waits has to hear of it
-            answers = [unread(read, error) for read in reads]
+            answers = [error] * len(batch)
         finally:
             self._in_flight -= 1
         for (_, future), answer in zip(batch, answers, strict=True):
@@ -142,6 +144,19 @@ class AsyncFeatureClient:
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
+
+    async def _answers(self, asks: Sequence[Ask | PlannedRead]) -> list[FeatureVector | Exception]:
+        """Return the vector of every lookup, or why it has none: one command for all."""
+        one = together(asks)
+        if one is not None:
+            return one.vectors(await self._reads.read(one.names))
+        plans = [plan_of(ask) for ask in asks]
+        reads = [plan for plan in plans if isinstance(plan, PlannedRead)]
+        try:
+            found = iter(vectors_of(reads, await self._replies(reads)))
+        except Exception as error:  # noqa: BLE001 - what the policies give without the store
+            found = iter([unread(read, error) for read in reads])
+        return [next(found) if isinstance(plan, PlannedRead) else plan for plan in plans]
 
     async def get_many(
         self,

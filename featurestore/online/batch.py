@@ -35,7 +35,7 @@ from featurestore.online.codec import (
     record_format,
     record_size,
 )
-from featurestore.online.columns import Block, ViewColumns, ViewValues, lists_of, view_columns
+from featurestore.online.columns import Block, ViewColumns, ViewValues, lists_of, newest_of, view_columns
 from featurestore.timeline import MAX_INSTANT, MIN_INSTANT
 
 if TYPE_CHECKING:
@@ -143,16 +143,12 @@ class BatchReader:
 
         The time is one for all, or, where it is not exact, one per key.
         """
-        found = self.columns(blobs, t, exact_time=exact_time)
-        return [
-            ViewValues(values, known, None if newest == MIN_INSTANT else newest)
-            for values, known, newest in zip(
-                zip(*lists_of(found.blocks, len(self._layout.features)), strict=True),
-                found.known.tolist(),
-                found.as_of.tolist(),
-                strict=True,
-            )
-        ]
+        return self.values(self.columns(blobs, t, exact_time=exact_time))
+
+    def values(self, found: ViewColumns) -> list[ViewValues]:
+        """Return what was found of every key."""
+        rows = zip(*lists_of(found.blocks, len(self._layout.features)), strict=True)
+        return list(map(ViewValues, rows, found.known.tolist(), newest_of(found)))
 
     def columns(
         self, blobs: Sequence[bytes | None], t: Instant | Sequence[Instant], *, exact_time: bool

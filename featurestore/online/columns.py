@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -32,8 +31,7 @@ class ViewValues(NamedTuple):
     as_of: Instant | None
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """Features that were finalized together.
 
     Attributes:
@@ -47,8 +45,7 @@ class Block:
     valid: np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
-class ViewColumns:
+class ViewColumns(NamedTuple):
     """What a view says about many keys at one time, by feature.
 
     Attributes:
@@ -61,6 +58,11 @@ class ViewColumns:
     known: np.ndarray
     as_of: np.ndarray
 
+    @property
+    def width(self) -> int:
+        """How many features they are."""
+        return sum([len(block.features) for block in self.blocks])
+
 
 def lists_of(blocks: Sequence[Block], features: int) -> list[list[Any]]:
     """Return one list of Python values per feature, None where null."""
@@ -72,6 +74,11 @@ def lists_of(blocks: Sequence[Block], features: int) -> list[list[Any]]:
         for feature, values in zip(block.features.tolist(), columns, strict=True):
             found[feature] = values
     return found
+
+
+def newest_of(view: ViewColumns) -> list[Instant | None]:
+    """Return the newest event time of every key, None without events."""
+    return [None if at == MIN_INSTANT else at for at in view.as_of.tolist()]
 
 
 def view_columns(values: Sequence[ViewValues], types: Sequence[DataType]) -> ViewColumns:

@@ -74,7 +74,13 @@ class CompiledView:
         self._doubles = kinds.count(DataType.FLOAT64)
         self._flags = [place for place, kind in enumerate(kinds) if kind == DataType.BOOL]
         self._integers = self._count - len(self._flags)
-        self._features = np.array(places)
+        ends = (0, self._doubles, self._integers, self._count)
+        kinds_of = (DataType.FLOAT64, DataType.INT64, DataType.BOOL)
+        self._blocks = [
+            (np.array(places[low:high]), low, high, kind)
+            for low, high, kind in zip(ends, ends[1:], kinds_of, strict=False)
+            if low < high
+        ]
         where = [place for _, place in sorted((feature, place) for place, feature in enumerate(places))]
         self._in_order: Any = itemgetter(*where) if self._count > 1 else tuple
 
@@ -102,13 +108,14 @@ class CompiledView:
     ) -> ViewColumns | None:
         """Return what ``BatchReader.columns`` does, or None when a blob is not plain."""
         keys = len(blobs)
-        present: Sequence[bytes]
-        if None in blobs:
-            sizes = np.array([-8 if blob is None else len(blob) for blob in blobs])
-            present = [blob for blob in blobs if blob is not None]
-        else:
-            present = blobs  # type: ignore[assignment]
+        present: Sequence[bytes] = blobs  # type: ignore[assignment]
+        try:
             sizes = np.fromiter(map(len, present), dtype=np.int64, count=keys)
+            known = np.ones(keys, dtype=bool)
+        except TypeError:  # there is a None
+            sizes = np.array([-8 if blob is None else len(blob) for blob in blobs])
+            known = sizes >= 0
+            present = [blob for blob in blobs if blob is not None]
         if np.bitwise_or.reduce(sizes) & 7:
             return None
         words = np.frombuffer(b"".join(present), np.int64)
@@ -118,18 +125,12 @@ class CompiledView:
         as_of, nulls = np.empty((2, keys), dtype=np.int64)
         if self._many(words, sizes, times, exact_time, self._plan, out, valid, as_of, nulls) != op.OK:
             return None
-        data, integers, known = out.reshape(-1, keys), out.view(np.int64).reshape(-1, keys), valid.reshape(-1, keys)
-        ends = (0, self._doubles, self._integers, self._count)
-        sources: tuple[Any, ...] = (data, integers, integers)
-        blocks = [
-            Block(self._features[low:high], each[low:high], known[low:high])
-            for low, high, each in zip(ends, ends[1:], sources, strict=False)
-            if low < high
-        ]
-        if self._flags:
-            last = blocks[-1]
-            blocks[-1] = Block(last.features, last.data != 0, last.valid)
-        return ViewColumns(blocks, sizes >= 0, as_of)
+        data, is_there = out.reshape(-1, keys), valid.reshape(-1, keys)
+        blocks = []
+        for features, low, high, kind in self._blocks:
+            values = data[low:high] if kind == DataType.FLOAT64 else data[low:high].view(np.int64)
+            blocks.append(Block(features, values != 0 if kind == DataType.BOOL else values, is_there[low:high]))
+        return ViewColumns(blocks, known, as_of)
 
 
 def compiled(layout: ViewLayout) -> CompiledView | None:

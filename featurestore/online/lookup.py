@@ -20,7 +20,8 @@ from featurestore.online.keys import KeySpace
 from featurestore.online.names import StoreNames
 from featurestore.online.plan import LookupPlan, narrowed
 from featurestore.online.reader import ViewReader
-from featurestore.online.request import request_rows, typed_value
+from featurestore.online.request import read_time_inputs
+from featurestore.online.rows import uncut
 from featurestore.online.table import FeatureTable
 from featurestore.online.vector import DEGRADED, FeatureVector
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from featurestore.algebra import Window
     from featurestore.datatypes import DataType
     from featurestore.definitions.derived import DerivedLayout
-    from featurestore.online.columns import ViewValues
+    from featurestore.online.columns import ViewColumns, ViewValues
     from featurestore.online.request import RequestRows
     from featurestore.timeline import Instant
 
@@ -125,20 +126,9 @@ class ServiceLookup:
             UnknownNameError: A request value is missing.
             DefinitionError: One has another type, or there are not as many as entities.
         """
-        if not self.plan.request:
-            return [{}] * len(entities)
-        service = self.plan.service
-        rows = request_rows(service, self.plan.request_values, request, len(entities), single=single)
-        keys = {
-            name: kind for name, kind in self.plan.keys.items() if any(name in each.reads for each in self.plan.request)
-        }
-        return [
-            {
-                **row,
-                **{n: typed_value(entity[n], kind, where=f"service {service}: key {n!r}") for n, kind in keys.items()},
-            }
-            for entity, row in zip(entities, rows, strict=True)
-        ]
+        return (
+            read_time_inputs(self.plan, entities, request, single=single) if self.plan.request else [{}] * len(entities)
+        )
 
     def store_keys(self, entities: Sequence[Mapping[str, Any]]) -> list[bytes]:
         """Return the keys to read, in the order ``vectors`` expects the replies.
@@ -207,9 +197,33 @@ class ServiceLookup:
         return MANY_COMPILED if all(reader.compiled is not None for reader in self.readers) else MANY
 
     @cached_property
+    def is_plain(self) -> bool:
+        """Whether ``vectors_together`` serves: nothing is derived, no policy has a say, and entities share what is decoded."""
+        return self._is_stored and not self.plan.policies and self.shares
+
+    @cached_property
     def shares(self) -> bool:
         """Whether entities that were read apart can be read at once by ``vectors_apart``."""
         return None not in self._batches
+
+    def vectors_together(self, replies: Sequence[bytes | None], t: Sequence[Instant]) -> list[FeatureVector] | None:
+        """Return the vectors of plain entities asked together, each with a time of its own (not exact); None if it cannot."""
+        count = len(t) * self._width
+        complete = self._complete(replies[count:])
+        if complete is None:
+            return None  # values depend on what is known
+        views = self._columns(replies[:count], t, exact_time=False)
+        return uncut(self.names, views, [complete] * len(t), t, pick=self._pick, spans=self._spans)
+
+    def _columns(
+        self, values: Sequence[bytes | None], t: Instant | Sequence[Instant], *, exact_time: bool
+    ) -> dict[str, ViewColumns]:
+        """Return what each view says of all entities; every one can be read at once."""
+        return {
+            view: batch.columns(values[at :: self._width], t, exact_time=exact_time)
+            for at, (view, batch) in enumerate(zip(self._view_names, self._batches, strict=True))  # each of one part
+            if batch is not None
+        }
 
     def vectors_apart(
         self,
@@ -218,16 +232,16 @@ class ServiceLookup:
         inputs: Sequence[Sequence[Mapping[str, Any]]],
     ) -> list[FeatureVector | StaleFeatureError]:
         """Return the vectors of entities, each with replies, time (not exact) and inputs of its own; or its policy's error."""
-        views = []
-        for at, batch in enumerate(self._batches):  # each of one part
-            assert batch is not None  # noqa: S101 - or ``shares`` is false
-            views.append(batch.read([each[at] for each in replies], t, exact_time=False))
+        views = self._columns([value for each in replies for value in each[: self._width]], t, exact_time=False)
         if self._is_stored and not self.plan.policies:
-            width = self._width
-            rows = zip(zip(*views, strict=True), replies, t, strict=True)
-            return [self._of_stored(reads, self._complete(each[width:]), at) for reads, each, at in rows]
+            through = [self._complete(each[self._width :]) for each in replies]
+            if None not in through:  # else values depend on what is known
+                return [*uncut(self.names, views, through, t, pick=self._pick, spans=self._spans)]
         found: list[FeatureVector | StaleFeatureError] = []
-        for reads, each, at, given in zip(zip(*views, strict=True), replies, t, inputs, strict=True):
+        said = [
+            batch.values(view) for batch, view in zip(self._batches, views.values(), strict=True) if batch is not None
+        ]
+        for reads, each, at, given in zip(zip(*said, strict=True), replies, t, inputs, strict=True):
             stamps = each[self._width :]
             complete = self._complete(stamps)
             try:
@@ -289,8 +303,7 @@ class ServiceLookup:
         if not all(view.view in policies and policies[view.view].on_stale == "default" for view in self.plan.views):
             raise error
         values = [value for view in self.plan.views for value in self._defaults[view.view]]
-        names = [view.view for view in self.plan.views]
-        nothing: dict[str, Instant | None] = dict.fromkeys(names)
+        names, nothing = self._view_names, dict.fromkeys(self._view_names)
         said = [(list(values), dict.fromkeys(names, False), dict(nothing)) for _ in range(count)]
         return self._made(said, None, t, dict.fromkeys(names, DEGRADED), inputs)
 
@@ -310,16 +323,9 @@ class ServiceLookup:
         Raises:
             StaleFeatureError: A view is too old and its policy is "fail".
         """
-        found: dict[str, str] = {}
         if not self.plan.policies:
-            return found
-        stamp_of = dict(zip(self.sources, stamps, strict=True))
-        for view in self.plan.views:
-            stamp, policy = stamp_of[view.source], self.plan.policies.get(view.view)
-            through = None if stamp is None else int(stamp)
-            if policy is not None and (condition := policy.condition(view.view, through, t)):
-                found[view.view] = condition
-        return found
+            return {}
+        return self.plan.conditions(dict(zip(self.sources, stamps, strict=True)), t)
 
     def _read_views(
         self, replies: Sequence[bytes | None], count: int, t: Instant, *, exact_time: bool
@@ -378,12 +384,8 @@ class ServiceLookup:
         ):
             vectors = self.vectors(replies, count, t, exact_time=exact_time, inputs=inputs)
             return FeatureTable(self.names, self.types, vectors)
-        width, views = self._width, {}
-        for at, batch in enumerate(self._batches):  # each of one part
-            assert batch is not None  # noqa: S101 - or it would not be here
-            view = self.plan.views[at].view
-            views[view] = batch.columns(replies[at : count * width : width], t, exact_time=exact_time)
-        complete = self._complete(replies[count * width :])
+        views = self._columns(replies[: count * self._width], t, exact_time=exact_time)
+        complete = self._complete(replies[count * self._width :])
         return FeatureTable.of_columns(
             self.names,
             self.types,

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from featurestore.online.plan import LookupPlan
 
 _TEXT = struct.Struct("<cI").pack
-_SHORT = [_TEXT(b"s", length) for length in range(64)]
+_LONGEST = 256
+"""Of longer texts nothing is kept."""
 _ONE_PER_BUCKET = [
     next(key for key in (number.to_bytes(2) for number in range(1 << 16)) if bucket_of(key) == bucket)
     for bucket in range(BUCKETS)
@@ -45,7 +46,7 @@ class StoreNames:
             ]
             for view in plan.views
         ]
-        self._heads = [[one for each in self._prefixes for one in each[bucket]] for bucket in range(BUCKETS)]
+        self._begins = _Begins([[one for each in self._prefixes for one in each[bucket]] for bucket in range(BUCKETS)])
         keyed = {view.keys for view in plan.views}
         text = next(iter(keyed)) if len(keyed) == 1 else ()
         self._text_key = text[0][0] if len(text) == 1 and text[0][1] == DataType.STRING else None
@@ -72,20 +73,44 @@ class StoreNames:
         """Return the keys where all views have the same text as key, as most do; None if an entity has no such key."""
         values: list[Any] = [entity.get(name) for entity in entities]
         if len(values) == 1:
-            value = values[0]
-            if type(value) is not str or not value.isascii():
+            text = values[0]
+            if type(text) is not str or not text.isascii():
                 return None
-            key = _TEXT(b"s", len(value)) + value.encode()
-            return [head + key for head in self._heads[crc32(key) % BUCKETS]] + self._complete
-        if {*map(type, values)} != {str} or not "".join(values).isascii():
-            return None
-        if max(map(len, values)) < len(_SHORT):
-            encoded = [_SHORT[len(value)] + value.encode() for value in values]
+            encoded = [text.encode()]
         else:
-            encoded = [_TEXT(b"s", len(value)) + value.encode() for value in values]
-        heads = self._heads
+            if {*map(type, values)} != {str}:
+                return None
+            text = "\0".join(values)
+            encoded = text.encode().split(b"\0") if text.isascii() else []
+            if len(encoded) != len(values):
+                return None
+        begins = self._begins
         if self._width == 1:
-            keys = [heads[crc32(key) % BUCKETS][0] + key for key in encoded]
+            keys = [heads[crc32(key, start) % BUCKETS] + key for key in encoded for start, heads in (begins[len(key)],)]
         else:
-            keys = [head + key for key in encoded for head in heads[crc32(key) % BUCKETS]]
+            keys = [
+                head + key
+                for key in encoded
+                for start, heads in (begins[len(key)],)
+                for head in heads[crc32(key, start) % BUCKETS]
+            ]
         return keys + self._complete
+
+
+class _Begins(dict[int, tuple[int, list[Any]]]):
+    """By length of a text: the CRC-32 of what stands before it in a key, and, per bucket, what the names begin with up to it.
+
+    That is one piece of bytes where an entity has one name, else a list of them.
+    """
+
+    def __init__(self, heads: list[list[bytes]]) -> None:
+        super().__init__()
+        self._heads = heads
+
+    def __missing__(self, length: int) -> tuple[int, list[Any]]:
+        tag = _TEXT(b"s", length)
+        heads = [[head + tag for head in each] for each in self._heads]
+        made = crc32(tag), [each[0] for each in heads] if len(heads[0]) == 1 else heads
+        if length < _LONGEST:
+            self[length] = made
+        return made

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from featurestore.datatypes import DataType
     from featurestore.definitions.service import FeatureService
+    from featurestore.timeline import Instant
 
 PLAN_FORMATS = (1, 2, 3)
 """1: windowed features alone. 2: with features derived from them. 3: with policies. An older client would ignore what is new."""
@@ -47,6 +48,20 @@ class LookupPlan:
     def request_values(self) -> dict[str, DataType]:
         """Name to type of what a lookup has to send besides keys."""
         return request_values_of(self.request, {name: 0 for view in self.views for name in view.types} | self.keys)
+
+    def conditions(self, stamps: Mapping[str, bytes | None], t: Instant) -> dict[str, str]:
+        """Return by view what policies make of how far the sources were applied, ``stamps``, at ``t``.
+
+        Raises:
+            StaleFeatureError: A view is too old and its policy is "fail".
+        """
+        found: dict[str, str] = {}
+        for view in self.views:
+            stamp, policy = stamps[view.source], self.policies.get(view.view)
+            through = None if stamp is None else int(stamp)
+            if policy is not None and (condition := policy.condition(view.view, through, t)):
+                found[view.view] = condition
+        return found
 
     def to_json(self) -> bytes:
         """Return the plan as bytes."""

@@ -55,6 +55,66 @@ class PlannedRead(NamedTuple):
         return FeatureTable(self.lookup.names, self.lookup.types, self.unread(error))
 
 
+class Ask(NamedTuple):
+    """A lookup of one entity by the clock, where the service is plain: planned together with its like."""
+
+    lookup: ServiceLookup
+    keys: Mapping[str, Any]
+    at: Instant
+
+    def planned(self) -> PlannedRead:
+        """Return it as a read of its own; errors as of ``ServiceLookup.store_keys``."""
+        return PlannedRead(self.lookup, self.lookup.store_keys([self.keys]), 1, self.at, is_exact=False, inputs=[{}])
+
+
+class Together(NamedTuple):
+    """Lookups of single entities of one service that are one read: the names of all, and those of the sources once.
+
+    Attributes:
+        asks: The lookups.
+        names: What the store is asked for.
+    """
+
+    asks: Sequence[Ask]
+    names: list[bytes]
+
+    def vectors(self, replies: Sequence[bytes | None]) -> list[FeatureVector | Exception]:
+        """Return what was read of each, or why not."""
+        lookup, count = self.asks[0].lookup, len(self.asks)
+        try:
+            found = lookup.vectors_together(replies, [ask.at for ask in self.asks])
+        except FeatureStoreError:
+            found = None  # of one of them: each is read alone and says it
+        if found is not None:
+            return [*found]
+        width = (len(replies) - len(lookup.sources)) // count
+        stamps = [*replies[count * width :]]
+        return [
+            _alone(ask.planned(), [*replies[at * width : (at + 1) * width], *stamps])
+            for at, ask in enumerate(self.asks)
+        ]
+
+
+def plan_of(ask: Ask | PlannedRead) -> PlannedRead | FeatureStoreError:
+    """Return a lookup as a read of its own, or why it cannot be planned."""
+    try:
+        return ask.planned() if isinstance(ask, Ask) else ask
+    except FeatureStoreError as error:
+        return error
+
+
+def together(asks: Sequence[Ask | PlannedRead]) -> Together | None:
+    """Return several lookups as one read; None where they are not alike, or too few, or one of them cannot be planned."""
+    lookup = asks[0].lookup
+    alike = [ask for ask in asks if type(ask) is Ask and ask.lookup is lookup]
+    if len(alike) < max(len(asks), lookup.many):
+        return None
+    try:
+        return Together(alike, lookup.store_keys([ask.keys for ask in alike]))
+    except FeatureStoreError:
+        return None
+
+
 def planned(
     lookup: ServiceLookup,
     keys: Sequence[Mapping[str, Any]],

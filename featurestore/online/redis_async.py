@@ -17,7 +17,7 @@ import redis
 from featurestore.online.breaker import CircuitBreaker
 from featurestore.online.redis_connection import LEFT_ALONE
 from featurestore.online.redis_errors import reply_error
-from featurestore.online.redis_socket import HELLO, check_master, no_master, pack, read_master, tls_hint
+from featurestore.online.redis_socket import HELLO, check_master, no_master, pack, pack_read, read_master, tls_hint
 
 if TYPE_CHECKING:
     import ssl
@@ -47,7 +47,7 @@ class PipelinedConnection:
 
     async def read(self, names: Sequence[bytes]) -> list[bytes | None]:
         """Return the values of the names in one round trip, None where there is none; errors as of ``call``."""
-        values: list[bytes | None] = await self.call(b"MGET", *names)
+        values: list[bytes | None] = await self.send(pack_read(names))
         return values
 
     async def ping(self) -> None:

@@ -9,7 +9,7 @@ import redis
 
 from featurestore.online.redis_async import PipelinedConnection, connect, dialer
 from featurestore.online.redis_cluster import ASKING, SLOTS_QUESTION, no_map
-from featurestore.online.redis_errors import mapped_errors
+from featurestore.online.redis_errors import as_ours, mapped_errors
 from featurestore.online.redis_slots import Errand, Scatter, SlotMap, slot_of
 from featurestore.online.redis_socket import pack
 from featurestore.online.redis_url import parse_url
@@ -44,8 +44,10 @@ class AsyncReads:
 
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the values of the keys, None where there is none: one round trip, in a cluster one per node."""
-        with mapped_errors(self.url):
+        try:
             return await self._link.read(keys)
+        except redis.exceptions.RedisError as error:
+            raise as_ours(error, self.url) from error
 
     async def ping(self) -> None:
         """Raise unless the store answers: in a cluster, every primary."""

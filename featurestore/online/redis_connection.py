@@ -11,11 +11,10 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import hiredis
 import redis
 
 from featurestore.online.breaker import CircuitBreaker
-from featurestore.online.redis_socket import pack
+from featurestore.online.redis_socket import pack, pack_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,7 +48,7 @@ class Connections:
 
     def read(self, names: Sequence[bytes]) -> list[bytes | None]:
         """Return the values of the names in one round trip, None where there is none; errors as of ``call``."""
-        values: list[bytes | None] = self.call(b"MGET", *names)
+        values: list[bytes | None] = self._call(pack_read(names))
         return values
 
     def call(self, *command: bytes) -> Any:
@@ -58,13 +57,14 @@ class Connections:
         Raises:
             redis.exceptions.RedisError: It cannot be reached, did not answer in time, or refused the command.
         """
+        return self._call(pack(command))
+
+    def _call(self, packed: bytes) -> Any:
         if os.getpid() != self._pid:
             self._forked()
         if not self.breaker.may_try():
             raise redis.exceptions.ConnectionError(LEFT_ALONE)
         deadline = time.monotonic() + self._timeout_s
-        arguments: Any = command  # hiredis's stub says a tuple of one
-        packed = hiredis.pack_command(arguments)
         try:
             reply = self._try_twice(packed, deadline)
         except redis.exceptions.ResponseError:

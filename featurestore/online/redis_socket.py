@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import ssl
+import struct
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +19,17 @@ import redis
 from featurestore.online.redis_errors import reply_error
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from featurestore.online.redis_url import Address, Endpoint, Login
 
 _CHUNK = 1 << 16
+_TIME = struct.Struct("@ll")
+"""The system's timeval."""
+_SLACK_S = 0.001
+"""A limit that is set is kept for a time that differs by less."""
+_NONE = -1.0
+_LENGTHS = [b"$%d\r\n" % length for length in range(256)]
 HELLO = (b"HELLO", b"2")
 
 
@@ -31,6 +38,15 @@ def pack(command: tuple[Any, ...]) -> bytes:
     arguments: Any = command  # hiredis's stub says a tuple of one
     packed: bytes = hiredis.pack_command(arguments)
     return packed
+
+
+def pack_read(names: Sequence[bytes]) -> bytes:
+    """Return an MGET of the names as it is sent; of many names it takes two thirds of the time that ``pack`` takes."""
+    try:
+        each = [_LENGTHS[len(name)] + name for name in names]
+    except IndexError:  # a long one
+        return pack((b"MGET", *names))
+    return b"\r\n".join([b"*%d\r\n$4\r\nMGET" % (len(names) + 1), *each, b""])
 
 
 def left(deadline: float) -> float:
@@ -48,17 +64,24 @@ def left(deadline: float) -> float:
 class Connection:
     """A connected socket and the parser of its replies."""
 
-    __slots__ = ("_reader", "_socket")
+    __slots__ = ("_is_tls", "_limit_s", "_reader", "_socket")
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._reader = hiredis.Reader(replyError=reply_error, protocolError=redis.exceptions.InvalidResponse)
+        self._is_tls = isinstance(connected, ssl.SSLSocket)
+        self._limit_s = _NONE
 
     def ask(self, packed: bytes, deadline: float) -> Any:
         """Send a command and return its reply; an error reply is returned too."""
+        if len(packed) > _CHUNK:  # it may leave in pieces, each of which the system would give the whole time
+            self.send(packed, deadline)
+            return self.reply(deadline)
         sock, reader = self._socket, self._reader  # in one piece: this is the path of every lookup
         try:
-            sock.settimeout(left(deadline))
+            seconds = left(deadline)
+            if not -_SLACK_S < seconds - self._limit_s < _SLACK_S:
+                self._limit(seconds)
             sock.sendall(packed)
             while True:
                 data = sock.recv(_CHUNK)
@@ -68,8 +91,10 @@ class Connection:
                 reply = reader.gets()
                 if reply is not False:
                     return reply
-                sock.settimeout(left(deadline))
-        except TimeoutError as error:
+                seconds = left(deadline)
+                if not -_SLACK_S < seconds - self._limit_s < _SLACK_S:
+                    self._limit(seconds)
+        except (TimeoutError, BlockingIOError) as error:
             raise redis.exceptions.TimeoutError("no whole reply") from error
         except OSError as error:
             raise redis.exceptions.ConnectionError(str(error) or type(error).__name__) from error
@@ -77,6 +102,7 @@ class Connection:
     def send(self, packed: bytes, deadline: float) -> None:
         """Send commands."""
         try:
+            self._limit_s = _NONE
             self._socket.settimeout(left(deadline))
             self._socket.sendall(packed)
         except TimeoutError as error:
@@ -87,6 +113,7 @@ class Connection:
     def reply(self, deadline: float) -> Any:
         """Return the next reply; an error reply is returned too."""
         sock, reader = self._socket, self._reader
+        self._limit_s = _NONE
         try:
             while True:
                 reply = reader.gets()
@@ -101,6 +128,21 @@ class Connection:
             raise redis.exceptions.TimeoutError("no whole reply") from error
         except OSError as error:
             raise redis.exceptions.ConnectionError(str(error) or type(error).__name__) from error
+
+    def _limit(self, seconds: float) -> None:
+        """Let no send or receive of ``ask`` take longer.
+
+        The system keeps the time of a plain socket, to a tick of its own clock: that spares a lookup half of its system calls.
+        Python keeps that of a TLS socket, which cannot tell the system's timeout from one it should wait out.
+        """
+        if self._is_tls:
+            self._socket.settimeout(seconds)
+            return
+        limit = _TIME.pack(*divmod(max(int(seconds * 1_000_000), 1), 1_000_000))  # no time at all would be no limit
+        self._socket.settimeout(None)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        self._limit_s = seconds
 
     def is_quiet(self) -> bool:
         """Whether nothing has come that nobody asked for: the end of the connection, as a rule."""

@@ -13,7 +13,7 @@ from featurestore.online.keys import BUCKETS, KeySpace
 from featurestore.online.lookup import LookupPlan
 from featurestore.online.redis_cluster import ClusterConnections
 from featurestore.online.redis_connection import Connections
-from featurestore.online.redis_errors import mapped_errors
+from featurestore.online.redis_errors import as_ours, mapped_errors
 from featurestore.online.redis_scripts import APPEND, KEEP_IDS, LEASE, PROGRESS, REPLACE
 from featurestore.online.redis_socket import dialer
 from featurestore.online.redis_url import parse_url, safe_url
@@ -59,8 +59,10 @@ class RedisOnlineStore:
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the values of the keys, None where there is none: one round trip, in a cluster one per node."""
-        with mapped_errors(self.url):
+        try:  # every lookup comes by here, and a context manager costs as much as planning it
             return self._link.read(keys)
+        except redis.exceptions.RedisError as error:
+            raise as_ours(error, self.url) from error
 
     def prepare(self) -> None:
         """Load the scripts that writing needs, into every primary."""

@@ -17,9 +17,24 @@ from featurestore.timeline import to_instant
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from featurestore.online.plan import LookupPlan
+
     RequestRows = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
 _INT64 = range(-(2**63), 2**63)
+
+
+def read_time_inputs(
+    plan: LookupPlan, entities: Sequence[Mapping[str, Any]], request: RequestRows, *, single: bool
+) -> list[dict[str, Any]]:
+    """Return what the request features of a plan take of every entity besides features; as of ``ServiceLookup.inputs``."""
+    rows = request_rows(plan.service, plan.request_values, request, len(entities), single=single)
+    keys = {name: kind for name, kind in plan.keys.items() if any(name in each.reads for each in plan.request)}
+    where = f"service {plan.service}: key"
+    return [
+        {**row, **{name: typed_value(entity[name], kind, where=f"{where} {name!r}") for name, kind in keys.items()}}
+        for entity, row in zip(entities, rows, strict=True)
+    ]
 
 
 def request_rows(

@@ -77,10 +77,13 @@ class FeatureTable:
             table._rows = len(view.known)
             # An empty store is not an empty window: without any sign of progress, an unknown key has no values.
             hides = complete_through is None and not view.known.all()
-            for block in view.blocks:
-                valid = block.valid & view.known if hides else block.valid
-                blocks.append(Block(block.features + first if first else block.features, block.data, valid))
-            first += sum(len(block.features) for block in view.blocks)
+            if not (hides or first):
+                blocks += view.blocks
+            else:
+                for block in view.blocks:
+                    valid = block.valid & view.known if hides else block.valid
+                    blocks.append(Block(block.features + first, block.data, valid))
+            first += view.width
         if pick is not None:
             place = {feature: number for number, feature in enumerate(pick)}
             table._blocks = []

@@ -11,12 +11,14 @@ from featurestore.errors import UnknownNameError, did_you_mean
 from featurestore.timeline import Instant, format_instant
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from featurestore.algebra import Window
 
 PRESENT, NULL, MISSING, STALE, DEGRADED = "present", "null", "missing", "stale", "degraded"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(slots=True, repr=False)  # not frozen: that triples what one costs
 class FeatureVector(Mapping[str, Any]):
     """The features of one entity at one time, by name, in the service's order.
 
@@ -42,6 +44,22 @@ class FeatureVector(Mapping[str, Any]):
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     conditions: Mapping[str, str] = field(default_factory=dict)
     spans: Mapping[str, Window] = field(default_factory=dict)
+    _cut: Callable[[], tuple[Any, ...]] | None = field(default=None, init=False, compare=False)
+
+    @classmethod
+    def uncut(cls, cut: Callable[[], tuple[Any, ...]], names: tuple[str, ...], *rest: Any) -> FeatureVector:
+        """Return a vector whose ``row`` is what ``cut`` returns; it is called when the first value is asked for."""
+        vector = cls(names, (), *rest)
+        vector._cut = cut
+        del vector.row
+        return vector
+
+    def __getattr__(self, name: str) -> Any:  # of what is not there: a row that was not cut yet
+        cut = self._cut if name == "row" else None
+        if cut is not None:
+            self.row = cut()
+            self._cut = None  # after that, for another thread that comes here meanwhile
+        return object.__getattribute__(self, name)
 
     def __getitem__(self, name: str) -> Any:
         try:

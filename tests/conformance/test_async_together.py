@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import dataclasses
+import pickle
 
 import pytest
 
@@ -47,13 +50,14 @@ def shown(answers):
 def decoded(monkeypatch):
     """How many entities were decoded at once, each time."""
     sizes = []
-    original = ServiceLookup.vectors_apart
+    for name in ("vectors_apart", "vectors_together"):
+        original = getattr(ServiceLookup, name)
 
-    def counted(self, replies, t, inputs):
-        sizes.append(len(replies))
-        return original(self, replies, t, inputs)
+        def counted(self, replies, t, *rest, original=original):
+            sizes.append(len(t))
+            return original(self, replies, t, *rest)
 
-    monkeypatch.setattr(ServiceLookup, "vectors_apart", counted)
+        monkeypatch.setattr(ServiceLookup, name, counted)
     return sizes
 
 
@@ -97,6 +101,30 @@ def test_times_of_their_own_and_chosen_features(online_url, decoded):
             )
 
     assert [dict(answer) for answer in asyncio.run(chosen())] == [{"many.n_1h": 1}] * len(CARDS)
+    online.store.close()
+
+
+def test_values_that_nobody_asked_for_yet_are_in_what_is_copied_compared_and_pickled(online_url, decoded):
+    online = Online(RedisOnlineStore(online_url, "default"))
+    online.apply([one(number * SECOND, card=card, offset=number) for number, card in enumerate(CARDS)])
+    clock = VirtualClock(99 * SECOND)
+    asks = [({"card_id": card},) for card in CARDS]
+    made = [
+        lambda vector: vector,
+        copy.copy,
+        copy.deepcopy,
+        lambda vector: pickle.loads(pickle.dumps(vector)),
+        lambda vector: dataclasses.replace(vector, at=vector.at),
+    ]
+    with FeatureClient(online_url, timeout="5s", clock=clock) as alone:
+        expected = [alone.get("cards", keys) for (keys,) in asks]
+    for make in made:
+        answers = gathered(online_url, clock, asks)
+        assert decoded.pop() > MANY
+        assert [make(answer) for answer in answers] == expected
+        assert [len(answer.row) for answer in answers] == [len(answer.names) for answer in answers]
+    with pytest.raises(AttributeError, match="rows"):
+        _ = expected[0].rows
     online.store.close()
 
 

@@ -13,7 +13,9 @@ import redis
 
 from featurestore import AsyncFeatureClient, FeatureClient
 from featurestore.errors import OnlineStoreTimeoutError, OnlineStoreUnavailableError, UnknownNameError
+from featurestore.online import redis_socket
 from featurestore.online.redis_store import RedisOnlineStore
+from featurestore.online.redis_url import Endpoint, Login
 from featurestore.stack.valkey import OnlineServer
 from tests.conformance.support import Online, one, stream_of
 
@@ -129,6 +131,21 @@ def test_a_server_that_drips_costs_no_more_than_the_deadline(drip):
         client._store.read([b"k"])
     assert time.monotonic() - begin < 1.0
     client.close()
+
+
+@pytest.mark.parametrize("names", [1, 5_000])  # a command that leaves at once, and one that leaves in pieces
+def test_a_server_that_is_silent_costs_no_more_than_the_deadline_and_the_next_deadline_is_its_own(names):
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # the system accepts, nobody reads
+        connection = redis_socket.connect(
+            Endpoint("127.0.0.1", listener.getsockname()[1]), Login(), None, time.monotonic() + 5
+        )
+        packed = redis_socket.pack((b"MGET", *[b"k" * 50] * names))
+        for seconds in (0.3, 0.1, 0.2):
+            begin = time.monotonic()
+            with pytest.raises(redis.exceptions.TimeoutError):
+                connection.ask(packed, begin + seconds)
+            assert seconds - 0.01 < time.monotonic() - begin < seconds + 0.08
+        connection.close()
 
 
 def test_a_store_that_is_down_fails_at_once_after_some_failures():

@@ -1,0 +1,67 @@
+"""Vectors whose values are still in the columns that were decoded for many entities at once. Pure.
+
+Whoever asks the first of them for a value has the values of all made: together that costs a fraction of one by one, and nothing
+where nobody asks.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from featurestore.online.columns import lists_of, newest_of
+from featurestore.online.vector import FeatureVector
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from featurestore.online.columns import ViewColumns
+    from featurestore.timeline import Instant
+
+
+class Rows:
+    """The rows of some views' columns as Python values. Safe to share: what two threads make at once is the same.
+
+    Args:
+        views: What every view says, all of the same entities.
+        pick: Place of every value among those of the views; None when they are all of them, in order.
+    """
+
+    __slots__ = ("_made", "_pick", "_views")
+
+    def __init__(self, views: Sequence[ViewColumns], pick: Sequence[int] | None) -> None:
+        self._views, self._pick = views, pick
+        self._made: list[tuple[Any, ...]] | None = None
+
+    def row(self, number: int) -> tuple[Any, ...]:
+        """Return the values of one entity."""
+        made = self._made
+        if made is None:
+            columns = [column for view in self._views for column in lists_of(view.blocks, view.width)]
+            if self._pick is not None:
+                columns = [columns[place] for place in self._pick]
+            made = self._made = list(zip(*columns, strict=True))
+        return made[number]
+
+
+def uncut(
+    names: tuple[str, ...],
+    views: Mapping[str, ViewColumns],
+    complete: Sequence[Instant | None],
+    at: Sequence[Instant],
+    *,
+    pick: Sequence[int] | None,
+    spans: Mapping[str, Any],
+) -> list[FeatureVector]:
+    """Return the vectors of entities, each with a completeness and time of its own; the rest as of ``FeatureVector``."""
+    nothing: dict[str, Any] = {}
+    row = Rows([*views.values()], pick).row
+    known: list[dict[str, bool]] = [{} for _ in at]
+    as_of: list[dict[str, Instant | None]] = [{} for _ in at]
+    for name, view in views.items():
+        for mine, newest, is_known, instant in zip(known, as_of, view.known.tolist(), newest_of(view), strict=True):
+            mine[name], newest[name] = is_known, instant
+    return [
+        FeatureVector.uncut(partial(row, number), names, mine, newest, through, t, nothing, nothing, spans)
+        for number, (mine, newest, through, t) in enumerate(zip(known, as_of, complete, at, strict=True))
+    ]

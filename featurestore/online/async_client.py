@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from featurestore.online.cache import ReadCache
     from featurestore.online.client import FeatureClient
+    from featurestore.online.numbers import FeatureNumbers
     from featurestore.online.table import FeatureTable
     from featurestore.online.vector import FeatureVector
     from featurestore.timeline import Instant
@@ -189,6 +190,25 @@ class AsyncFeatureClient:
             unread = read.unread_table(error)
             return lambda: unread
         return lambda: read.table(replies)
+
+    async def fetch_numbers(
+        self,
+        service: str,
+        keys: Sequence[Mapping[str, Any]],
+        *,
+        now: Instant | str | datetime | None = None,
+        request: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
+    ) -> Callable[[], FeatureNumbers | FeatureTable]:
+        """Read as ``fetch`` does, and return the call that decodes the numbers alone, and the rest when it is asked for."""
+        check_entities(keys)
+        lookup = self._services.get(service) or await self.service(service)
+        read = planned(lookup, keys, now, request, None, self._clock, single=False)
+        try:
+            (replies,) = await self._replies([read])
+        except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
+            unread = read.unread_table(error)
+            return lambda: unread
+        return lambda: read.numbers(replies)
 
     async def _replies(self, reads: Sequence[PlannedRead]) -> list[Sequence[bytes | None]]:
         """Return what the store, or the cache, holds for each of some reads: one command for all."""

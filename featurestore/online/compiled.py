@@ -66,7 +66,7 @@ class CompiledView:
     """Reads one view with compiled code; make it with ``compiled``. Immutable; safe to share between threads."""
 
     def __init__(self, layout: ViewLayout, code: ModuleType) -> None:
-        self._one, self._many = code.read_one, code.read_many
+        self._one, self._many, self._numbers = code.read_one, code.read_many, code.read_numbers
         self._plan, places = _planned(layout)
         types = [feature.aggregate.result_type for feature in layout.features]
         kinds = [types[feature] for feature in places]
@@ -82,6 +82,7 @@ class CompiledView:
             if low < high
         ]
         where = [place for _, place in sorted((feature, place) for place, feature in enumerate(places))]
+        self._ends, self._places = np.array(ends[1:3]), np.array(places)
         self._in_order: Any = itemgetter(*where) if self._count > 1 else tuple
 
     def read(self, blob: bytes, t: Instant, *, exact_time: bool) -> tuple[tuple[Any, ...], Instant] | None:
@@ -131,6 +132,40 @@ class CompiledView:
             values = data[low:high] if kind == DataType.FLOAT64 else data[low:high].view(np.int64)
             blocks.append(Block(features, values != 0 if kind == DataType.BOOL else values, is_there[low:high]))
         return ViewColumns(blocks, known, as_of)
+
+    def numbers(
+        self,
+        blobs: Sequence[bytes | None],
+        t: Instant,
+        numbers: np.ndarray,
+        nulls: np.ndarray,
+        *,
+        first: int,
+        exact_time: bool,
+    ) -> bool:
+        """Read many keys as float64, null as NaN; return False when one has no record or is not plain.
+
+        Args:
+            blobs: Of every key.
+            t: The time of the lookup.
+            numbers: Gets the values; shape (keys, any), those of this view from column ``first`` on.
+            nulls: Of every key, how many values are null is added to it.
+            first: See ``numbers``.
+            exact_time: See ``ViewReader.read``.
+        """
+        if None in blobs:
+            return False
+        present: Sequence[bytes] = blobs  # type: ignore[assignment]
+        sizes = [len(blob) for blob in present]
+        if any(size & 7 for size in sizes):
+            return False
+        words = np.frombuffer(present[0] if len(present) == 1 else b"".join(present), np.int64)
+        places = self._places + first if first else self._places
+        count, width = np.array(sizes) >> 3, numbers.shape[1]
+        status = self._numbers(
+            words, count, t, exact_time, self._plan, places, self._ends, width, numbers.reshape(-1), nulls
+        )
+        return bool(status == op.OK)
 
 
 def compiled(layout: ViewLayout) -> CompiledView | None:

@@ -340,3 +340,49 @@ def read_one(words, t, exact, plan, out, valid):
     size[0], time[0] = len(words), t
     status = read_many(words, size, time, exact, plan, out, valid, as_of, nulls)
     return status, as_of[0], nulls[0]
+
+
+@_compiled(
+    types.int64(
+        _WORDS, _INTEGERS, types.int64, types.boolean, _INTEGERS, _INTEGERS, _INTEGERS, types.int64, _DOUBLES, _INTEGERS
+    )
+)
+def read_numbers(words, sizes, t, exact, plan, targets, ends, width, numbers, nulls):
+    """Read many keys at one time as doubles; return the first status that is not ``OK``. More is told at ``read_many``.
+
+    Args:
+        words: Their blobs.
+        sizes: Their sizes.
+        t: The time of all.
+        exact: Whether it may not be moved.
+        plan: The view.
+        targets: Where in a row of the numbers each value goes: doubles, then integers, then bools.
+        ends: How many of them are doubles, and how many are no bools.
+        width: Numbers in a row.
+        numbers: The values, NaN where null; of shape (keys, width).
+        nulls: How many values of every key are null is added to it.
+    """
+    doubles, count = words.view(np.float64), len(targets)
+    scratch = np.empty(MOST_RECORDS + 2 * (plan[LADDERS] + plan[WINDOWS]), dtype=np.int64)
+    out, valid = np.empty(count), np.empty(count, dtype=np.bool_)
+    integers = out.view(np.int64)
+    begin = 0
+    for key in range(len(sizes)):
+        size = sizes[key]
+        status, _, missing = _read(words, doubles, begin, size, t, exact, plan, scratch, out, integers, valid, 0, 1)
+        if status != OK:
+            return status
+        nulls[key] += missing
+        begin += max(size, 0)
+        row = key * width
+        for place in range(count):
+            if not valid[place]:
+                number = np.nan
+            elif place < ends[0]:
+                number = out[place]
+            elif place < ends[1]:
+                number = float(integers[place])
+            else:
+                number = 1.0 if integers[place] != 0 else 0.0
+            numbers[row + targets[place]] = number
+    return OK

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from featurestore.errors import OnlineError
     from featurestore.online.lookup import ServiceLookup
+    from featurestore.online.numbers import FeatureNumbers
     from featurestore.online.request import RequestRows
     from featurestore.online.vector import FeatureVector
     from featurestore.timeline import Clock, Instant
@@ -45,6 +46,11 @@ class PlannedRead(NamedTuple):
     def table(self, replies: Sequence[bytes | None]) -> FeatureTable:
         """Return what was read of all entities."""
         return self.lookup.table(replies, self.entities, self.at, exact_time=self.is_exact, inputs=self.inputs)
+
+    def numbers(self, replies: Sequence[bytes | None]) -> FeatureNumbers | FeatureTable:
+        """Return what was read of all entities for one who wants its numbers, and the rest only now and then."""
+        found = self.lookup.numbers(replies, self.entities, self.at, exact_time=self.is_exact)
+        return self.table(replies) if found is None else found
 
     def unread(self, error: OnlineError) -> list[FeatureVector]:
         """Return what the policies give where the store could not be read; raise the error where they give nothing."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from featurestore.errors import ConfigError, DefinitionError
 from featurestore.online.columns import Block, lists_of
-from featurestore.online.vector import NULL, PRESENT, FeatureVector
+from featurestore.online.vector import PRESENT, FeatureVector, present_and_null
 from featurestore.timeline import MIN_INSTANT
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class FeatureTable:
         count = len(self.names)
         whole: Mapping[str, int] = {PRESENT: count}
         present: list[int] = sum(block.valid.sum(axis=0) for block in self._blocks).tolist()  # type: ignore[union-attr]
-        return [whole if one == count else _present_and_null(one, count) for one in present]
+        return [whole if one == count else present_and_null(one, count) for one in present]
 
     def __len__(self) -> int:
         return self._rows
@@ -174,6 +174,7 @@ class FeatureTable:
                     f"feature {name} is {kind}; only numbers fit a numpy matrix.",
                     hint="use to_arrow() or to_pandas(), or ask for a service without it.",
                 )
+
     def to_arrow(self) -> pa.Table:
         """Return an Arrow table with the features' own types and real nulls; lists as Arrow lists."""
         import pyarrow as pa
@@ -271,13 +272,7 @@ def _tally(vector: FeatureVector) -> Mapping[str, int]:
     if vector.conditions or not all(vector.known.values()):
         return Counter(vector.status.values())
     count = len(vector.row)
-    return _present_and_null(count - vector.row.count(None), count)
-
-
-def _present_and_null(present: int, count: int) -> Mapping[str, int]:
-    if present in (0, count):
-        return {PRESENT if present else NULL: count} if count else {}
-    return {PRESENT: present, NULL: count - present}
+    return present_and_null(count - vector.row.count(None), count)
 
 
 def _text(value: Any) -> str:

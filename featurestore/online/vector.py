@@ -149,3 +149,10 @@ class FeatureVector(Mapping[str, Any]):
             for name, value in zip(self.names, self.row, strict=True)
         )
         return f"<table><tr><th>feature</th><th>value</th><th>status</th></tr>{cells}</table>"
+
+
+def present_and_null(present: int, count: int) -> dict[str, int]:
+    """Return how many of ``count`` features of known keys have which status, where so many are present."""
+    if present == count:
+        return {PRESENT: count}
+    return {PRESENT: present, NULL: count - present} if present else {NULL: count}

@@ -219,7 +219,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         rows = [row for one in batch for row in one.rows]
         started = loop.time()
-        decode = await self.reads.fetch(
+        decode = await self.reads.fetch_numbers(
             scorer.manifest.service, [row.keys for row in rows], now=batch[0].now, request=scorer.request_of(rows)
         )
         lookup = loop.time() - started

@@ -8,7 +8,6 @@ the model and null to a request feature), a name left out is an error.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +16,7 @@ from featurestore.errors import DefinitionError, ModelInputError, did_you_mean
 from featurestore.timeline import to_instant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from featurestore.scoring.manifest import ModelManifest
 

@@ -34,6 +34,16 @@ class Reads(Protocol):
     ) -> Callable[[], FeatureRows]:
         """Read, and return the call that decodes what was read; arguments and errors as of ``FeatureClient.get_many``."""
 
+    async def fetch_numbers(
+        self,
+        service: str,
+        keys: list[dict[str, Any]],
+        *,
+        now: Instant | None = None,
+        request: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Callable[[], FeatureRows]:
+        """Read likewise, for a caller who wants the numbers of all rows, and more only of some."""
+
     async def close(self) -> None:
         """Close the connections of its own."""
 
@@ -55,6 +65,8 @@ class ThreadReads:
         given = {name: value for name, value in options.items() if name != "features" or value is not None}
         table = await self._on_worker(lambda: self._client.get_many(service, keys, **given))
         return lambda: table
+
+    fetch_numbers = fetch
 
     async def close(self) -> None:
         """Return; the client is not its own."""

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from featurestore.errors import ModelError
-from featurestore.online.lookup import MANY_COMPILED
 from featurestore.scoring.inputs import CheckedRow, ModelInputs, ScoreRequest
 
 if TYPE_CHECKING:
@@ -289,19 +288,14 @@ class Scorer:
         columns = self._columns_of(table) if len(self._feature_columns) else []
         with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as it did in training
             if columns is None and self._is_bare:
-                return self._numbers(rows, table).astype(np.float32)
+                return table.to_numpy().astype(np.float32)
             matrix = np.empty((len(rows), len(self.manifest.inputs)), dtype=np.float32)
             if columns != []:
-                values = self._numbers(rows, table)
+                values = table.to_numpy()
                 matrix[:, self._feature_columns] = values if columns is None else values[:, columns]
         if len(self._request_columns):
             matrix[:, self._request_columns] = [row.values for row in rows]
         return matrix
-
-    def _numbers(self, rows: Sequence[CheckedRow], table: FeatureRows) -> NDArray[np.float64]:
-        if len(rows) < MANY_COMPILED:  # by row: nothing has made arrays of them yet, and None is NaN to numpy
-            return np.array([table[index].to_list() for index in range(len(rows))], dtype=np.float64)
-        return table.to_numpy()
 
     def _columns_of(self, table: FeatureRows) -> list[int] | None:
         """Return where the model's features are in a table, None where they are all of it; remembered until its names change."""

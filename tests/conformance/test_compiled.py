@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from featurestore import (
@@ -75,8 +76,27 @@ def check(view, blobs, t, *, exact_time):
         assert many[0] is expected[0]  # of several bad keys either way says one
     else:
         assert many == expected, t
+    check_numbers(fast, [blob for blob in blobs if blob is not None], t, exact_time=exact_time)
     taken = [blob is not None and fast.compiled.read(blob, t, exact_time=exact_time) is not None for blob in blobs]
     return not isinstance(expected, tuple), sum(taken)
+
+
+def check_numbers(fast, known, t, *, exact_time):
+    """Compare the numbers with the values of all keys that have a record, wherever compiled code takes them."""
+    code, around = fast.compiled, (1, 2)  # columns that are another view's
+    for blobs in [known, *([blob] for blob in known[:3])]:
+        numbers = np.full((len(blobs), len(code._places) + sum(around)), 7.5)
+        nulls = np.full(len(blobs), 1)
+        found = code.numbers(blobs, t, numbers, nulls, first=around[0], exact_time=exact_time)
+        assert found == (code.columns(blobs, t, exact_time=exact_time) is not None)
+        if not found:
+            continue
+        values = [fast.read([blob], t, exact_time=exact_time).values for blob in blobs]
+        expected = np.array([[np.nan if value is None else value for value in row] for row in values], dtype=np.float64)
+        np.testing.assert_array_equal(numbers[:, around[0] : -around[1]], expected)
+        assert (numbers[:, 0] == 7.5).all()
+        assert (numbers[:, -around[1] :] == 7.5).all()
+        assert nulls.tolist() == [1 + row.count(None) for row in values]
 
 
 def test_numba_is_there_and_common_views_are_served():

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from featurestore import Last, Max
 from featurestore.algebra.additive import Count, Sum
 from featurestore.definitions.derived import Derived
 from featurestore.definitions.registry import Definitions, diff
@@ -219,6 +220,37 @@ def test_many_as_columns_are_the_vectors(online):
         for name, column in zip(arrow.column_names, arrow.columns, strict=True):
             values = column.to_pylist() if "shipped" not in name else column.cast("int64").to_pylist()
             assert values == [vector[name] for vector in alone], name
+
+
+def test_numbers_are_those_of_a_table_and_everything_else_is_decoded_for_who_asks(open_store):
+    features = {**FEATURES, "last": Last("amount").over("lifetime"), "any": Max("online").over("1h")}
+    views = [FeatureView("one", CARD, SOURCE, features), FeatureView("two", CARD, SOURCE, FEATURES)]
+    store = open_store("numbers")
+    online = Online(store, views)
+    store.publish_plan(LookupPlan.of(FeatureService("cards", views)))
+    online.apply([one(i * SECOND, card=f"c{i % 20}", amount=float(i), offset=i) for i in range(60)])
+    keys = [{"card_id": f"c{i}"} for i in range(21)]
+    lookup = online.client.service("cards")
+    for count, t, exact in (
+        (1, 100, True),
+        (20, 100, True),
+        (3, 7_200, True),
+        (20, 5, False),
+        (20, 5, True),
+        (21, 100, True),
+    ):
+        replies = store.read(lookup.store_keys(keys[:count]))
+        found = lookup.numbers(replies, count, t * SECOND, exact_time=exact)
+        if (count, exact) == (21, True) or (t == 5 and exact):  # an unknown key; a time that events have passed
+            assert found is None
+            continue
+        table = lookup.table(replies, count, t * SECOND, exact_time=exact)
+        np.testing.assert_array_equal(found.to_numpy(), table.to_numpy())
+        assert [found.tally(row) for row in range(len(found))] == tallies(table)
+        assert (found.names, found.at, found.complete_through) == (table.names, table.at, table.complete_through)
+        assert [found[row].to_dict() for row in range(count)] == [vector.to_dict() for vector in table]
+    chosen = lookup.chosen(["two.n_1h"])
+    assert chosen.numbers(store.read(chosen.store_keys(keys[:1])), 1, 100 * SECOND, exact_time=True) is None
 
 
 def test_the_window_says_which_events_it_covers(online):

@@ -1,0 +1,64 @@
+"""What was read of many entities, as a model takes it: numbers at once, and everything else when somebody asks. Pure."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from featurestore.online.vector import present_and_null
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
+
+    from featurestore.online.table import FeatureTable
+    from featurestore.online.vector import FeatureVector
+    from featurestore.timeline import Instant
+
+
+class FeatureNumbers:
+    """The features of many entities that all have a record, decoded once more where more than their numbers is asked for.
+
+    Args:
+        names: Feature ids in order.
+        numbers: float64 of shape (rows, features); null is NaN.
+        nulls: How many values of every row are null.
+        at: The time of the lookup.
+        complete_through: As of ``FeatureVector``.
+        decode: Returns the same as a table.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        numbers: np.ndarray,
+        nulls: np.ndarray,
+        *,
+        at: Instant,
+        complete_through: Instant | None,
+        decode: Callable[[], FeatureTable],
+    ) -> None:
+        self.names, self.at, self.complete_through = names, at, complete_through
+        self._numbers, self._decode = numbers, decode
+        self._nulls: list[int] = nulls.tolist()
+
+    @cached_property
+    def table(self) -> FeatureTable:
+        """All of it."""
+        return self._decode()
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, row: int) -> FeatureVector:
+        return self.table[row]
+
+    def to_numpy(self) -> np.ndarray:
+        """Return float64 of shape (rows, features); NaN is null (or a NaN), true is 1, an instant its microseconds."""
+        return self._numbers
+
+    def tally(self, row: int) -> Mapping[str, int]:
+        """Return how many features of a row have which status."""
+        count = len(self.names)
+        return present_and_null(count - self._nulls[row], count)

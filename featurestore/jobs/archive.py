@@ -26,7 +26,7 @@ from featurestore.engines.shape import shape, tiles
 from featurestore.failpoints import reach
 from featurestore.jobs.breaker import QuarantineBreaker
 from featurestore.jobs.hot import kafka_stream
-from featurestore.jobs.worker import decoder_of
+from featurestore.jobs.worker import decoder_of, spare_collections
 from featurestore.offline.ids import REPEATS, LogIds
 from featurestore.offline.owners import own_log
 
@@ -92,6 +92,7 @@ class DecodeWorker:
             ]
             names = [*source.contract.columns, "_topic", "_partition", "_offset", "_arrival", "_event_time"]
             yield pa.RecordBatch.from_arrays(columns, [*names, "_reason", "_detail", "_raw"])
+        spare_collections("log")
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ class TileWorker:
                             "row": rows_to_arrow(part.slots, rows.columns),
                         }
                     )
+        spare_collections("tiles")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.jobs.breaker import QuarantineBreaker
-from featurestore.jobs.worker import COUNTS, SourceWorker, decoder_of, writer_of
+from featurestore.jobs.worker import COUNTS, SourceWorker, decoder_of, spare_collections, writer_of
 from featurestore.online.redis_store import RedisOnlineStore
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class HotWorker:
                         **{name: [counts.get(name, 0)] for name in COUNTS},
                     }
                 )
+        spare_collections("hot")
 
     def apply(self, topic: str, partition: int, rows: pa.RecordBatch) -> dict[str, int]:
         """Apply the records of one partition, in offset order."""

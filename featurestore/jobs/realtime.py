@@ -6,9 +6,10 @@ Decoding, shaping, writing and the fence are those of the hot query, so a value 
 change from one to the other at any time. What differs is the wait: nothing plans a batch here, a record is applied as soon as
 it can be polled, together with all others that have come meanwhile.
 
-Consumers form a group, so that partitions move by themselves when one of them ends or joins. The group is named after the
-project and what its views store; its committed offsets only say where to begin. What makes it exactly-once are the fences,
-which a consumer that lost its partition without noticing runs into too.
+Consumers form a group, so that partitions move by themselves when one of them ends or joins. Its committed offsets only say
+where to begin, so it is named after all that they are about: the project, what its views store, the epoch of the store and the
+life of the table that counts epochs. What makes it exactly-once are the fences, which a consumer that lost its partition
+without noticing runs into too.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import numpy as np
 from kafka import KafkaConsumer
 from kafka.errors import KafkaError, LogTruncationError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
+from featurestore.config import Settings
 from featurestore.errors import FeatureStoreError, FenceError, OffsetsGoneError, OnlineError
 from featurestore.events.broker import OffsetReader, client_options, mapped_errors
 from featurestore.failpoints import reach
@@ -37,6 +39,9 @@ from featurestore.jobs.checkpoint import losses, refuse_losses
 from featurestore.jobs.hot import HotWorker
 from featurestore.jobs.online_epoch import join_epoch, starting_offsets
 from featurestore.jobs.worker import by_topic
+from featurestore.offline.epochs import OnlineEpochs
+from featurestore.offline.losses import Losses
+from featurestore.offline.registry import DeltaRegistry
 from featurestore.online.redis_store import RedisOnlineStore
 
 if TYPE_CHECKING:
@@ -46,7 +51,6 @@ if TYPE_CHECKING:
     from kafka.consumer.fetcher import ConsumerRecord
 
     from featurestore.definitions.view import FeatureView
-    from featurestore.offline.losses import Losses
 
 POLL_MS = 250
 COMMIT_EVERY_S = 1.0
@@ -55,10 +59,21 @@ _FENCE_TRIES = 20
 _PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
-def group_of(project: str, views: Sequence[FeatureView]) -> str:
-    """Return the consumer group of a project's views: another one as soon as what is stored changes."""
-    stored = "\n".join(sorted(f"{view.name} {view.layout.fingerprint}" for view in views))
-    return f"featurestore.{project}.{hashlib.sha256(stored.encode()).hexdigest()[:16]}"
+def group_of(project: str, views: Sequence[FeatureView], *, life: str = "", epoch: int = 1) -> str:
+    """Return the consumer group of a project's views: another one as soon as what is stored changes, or where.
+
+    Two deployments of a project on one broker would share its partitions otherwise, and one that begins anew, on empty stores,
+    would go on where the group had got to: neither would ever see what it missed.
+
+    Args:
+        project: The project.
+        views: Its views.
+        life: Tells these stores from others (``OnlineEpochs.life``).
+        epoch: Of the online store; one that was rebuilt begins at what the event log did not hold.
+    """
+    stored = "\n".join([*sorted(f"{view.name} {view.layout.fingerprint}" for view in views), life])
+    group = f"featurestore.{project}.{hashlib.sha256(stored.encode()).hexdigest()[:16]}"
+    return f"{group}-{epoch}" if epoch > 1 else group
 
 
 class RealtimeConsumer:
@@ -339,40 +354,43 @@ def run_consumer(connect: Callable[[], RealtimeConsumer]) -> int:
     return 0
 
 
+def connect(
+    settings: Settings, service: str, *, instance: str | None = None, accept_loss: bool = False
+) -> RealtimeConsumer:
+    """Return a consumer of an applied service, one of the group of its stores.
+
+    Raises:
+        FeatureStoreError: A store or the broker cannot be reached, or the online store is not the one it was.
+    """
+    views = DeltaRegistry(settings.offline).load().service(service).views
+    topics = by_topic(views)
+    starting = None
+    store = RedisOnlineStore(settings.online.url, settings.project)
+    epoch = join_epoch(store, settings.offline)
+    if epoch > 1:
+        reader = OffsetReader(settings.kafka, topics)
+        starting = starting_offsets(store, topics, reader.end_offsets())
+        reader.close()
+    store.close()
+    life = OnlineEpochs(settings.offline, settings.project).life() or ""
+    group = group_of(settings.project, views, life=life, epoch=epoch)
+    worker = HotWorker(settings.online.url, settings.project, topics, epoch)
+    return RealtimeConsumer(
+        worker, settings.kafka, group, instance=instance, starting=starting,
+        losses=Losses(settings.offline) if accept_loss else None,
+    )  # fmt: skip
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one consumer of a job (``run_consumer``)."""
-    from featurestore.config import Settings
-    from featurestore.offline.losses import Losses
-    from featurestore.offline.registry import DeltaRegistry
-
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--config-json", type=Path, required=True, help="the resolved settings")
     parser.add_argument("--service", required=True, help="the feature service whose views to keep")
     parser.add_argument("--instance", help="a name that stays over restarts")
     parser.add_argument("--accept-loss", action="store_true", help="go on without records that Kafka no longer has")
-    arguments = parser.parse_args(argv)
-
-    def connect() -> RealtimeConsumer:
-        settings = Settings.from_json(arguments.config_json)
-        views = DeltaRegistry(settings.offline).load().service(arguments.service).views
-        topics = by_topic(views)
-        group = group_of(settings.project, views)
-        starting = None
-        store = RedisOnlineStore(settings.online.url, settings.project)
-        epoch = join_epoch(store, settings.offline)
-        if epoch > 1:  # rebuilt from the event log: a group of its own, which begins at what that did not hold
-            group = f"{group}-{epoch}"
-            reader = OffsetReader(settings.kafka, topics)
-            starting = starting_offsets(store, topics, reader.end_offsets())
-            reader.close()
-        store.close()
-        worker = HotWorker(settings.online.url, settings.project, topics, epoch)
-        return RealtimeConsumer(
-            worker, settings.kafka, group, instance=arguments.instance, starting=starting,
-            losses=Losses(settings.offline) if arguments.accept_loss else None,
-        )  # fmt: skip
-
-    return run_consumer(connect)
+    given = parser.parse_args(argv)
+    asked = {"instance": given.instance, "accept_loss": given.accept_loss}
+    return run_consumer(lambda: connect(Settings.from_json(given.config_json), given.service, **asked))
 
 
 if __name__ == "__main__":

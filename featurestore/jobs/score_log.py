@@ -26,6 +26,7 @@ from kafka.errors import KafkaError
 
 from featurestore.errors import ContractError, OfflineError, OfflineStoreUnavailableError, OffsetsGoneError
 from featurestore.events.broker import client_options, ensure_topics, mapped_errors
+from featurestore.offline.tables import ensure_table
 from featurestore.scoring.kafka_envelope import unwrap
 from featurestore.scoring.prediction_log import arrow_schema, from_json, to_arrow
 
@@ -106,7 +107,7 @@ class PredictionCopier(threading.Thread):
         ensure_topics(kafka, dict.fromkeys(topics, partitions))
         for table in topics.values():
             schema = arrow_schema() if table == PREDICTIONS else QUARANTINE_SCHEMA
-            DeltaTable.create(f"{self._root}/{table}", schema, mode="ignore")
+            ensure_table(f"{self._root}/{table}", schema)
 
     def run(self) -> None:
         """Copy until stopped; whatever fails is tried again from where Delta stands."""

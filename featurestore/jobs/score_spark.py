@@ -18,6 +18,7 @@ from featurestore.jobs.archive import QUARANTINE_SCHEMA
 from featurestore.jobs.hot import _runs
 from featurestore.jobs.score_log import PREDICTIONS, QUARANTINE
 from featurestore.jobs.score_worker import ScoreWorker
+from featurestore.jobs.worker import spare_collections
 from featurestore.scoring.kafka_envelope import Envelope, wrap
 from featurestore.scoring.prediction_log import arrow_schema, to_arrow, to_json
 
@@ -77,6 +78,7 @@ class ScoreRows:
                 continue
             for _, partition, rows in _runs(batch):
                 yield self._scored(partition, rows)
+        spare_collections("scores")
 
     def _scored(self, partition: int, rows: pa.RecordBatch) -> pa.RecordBatch:
         arrival = rows.column("timestamp").cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()

@@ -10,6 +10,7 @@ from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
 
 from featurestore.errors import OfflineStoreUnavailableError
+from featurestore.offline.tables import ensure_table
 from featurestore.timeline import SystemClock
 
 if TYPE_CHECKING:
@@ -46,6 +47,17 @@ class OnlineEpochs:
             raise self._unavailable("read", error) from error
         return max(rows.column("epoch").to_pylist(), default=None)
 
+    def life(self) -> str | None:
+        """Return what tells this table from any other that is, was or will be in its place; None where there is none yet.
+
+        Raises:
+            OfflineStoreUnavailableError: The table cannot be read.
+        """
+        try:
+            return str(DeltaTable(self._path).metadata().id) if DeltaTable.is_deltatable(self._path) else None
+        except (DeltaError, OSError) as error:
+            raise self._unavailable("read", error) from error
+
     def record(self, epoch: int, why: str) -> None:
         """Record an epoch.
 
@@ -54,7 +66,9 @@ class OnlineEpochs:
         """
         row = {"project": self._project, "epoch": epoch, "at": self._clock.now(), "why": why}
         try:
-            write_deltalake(self._path, pa.Table.from_pylist([row], schema=_SCHEMA), mode="append")
+            write_deltalake(
+                ensure_table(self._path, _SCHEMA), pa.Table.from_pylist([row], schema=_SCHEMA), mode="append"
+            )
         except (DeltaError, OSError) as error:
             raise self._unavailable("written", error) from error
 

@@ -9,6 +9,7 @@ from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
 
 from featurestore.errors import OfflineStoreUnavailableError
+from featurestore.offline.tables import ensure_table
 from featurestore.timeline import SystemClock
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ class Losses:
         now = self._clock.now()
         rows = [dict(zip(_SCHEMA.names, (query, *each, now), strict=True)) for each in ranges]
         try:
-            write_deltalake(self._path, pa.Table.from_pylist(rows, schema=_SCHEMA), mode="append")
+            write_deltalake(
+                ensure_table(self._path, _SCHEMA), pa.Table.from_pylist(rows, schema=_SCHEMA), mode="append"
+            )
         except (DeltaError, OSError) as error:
             reason = " ".join(str(error).split())[:300]
             raise OfflineStoreUnavailableError(f"{self._path} cannot be written: {reason}.") from error

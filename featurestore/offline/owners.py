@@ -6,14 +6,12 @@ commits on top of the same empty table Delta takes one; the other query finds wh
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
-
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake import CommitProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from featurestore.errors import CheckpointMismatchError, OfflineStoreUnavailableError
+from featurestore.offline.tables import ensure_table
 
 _SCHEMA = pa.schema([("query", pa.string())])
 _TRIES = 20
@@ -49,17 +47,11 @@ def own_log(root: str, source: str, query: str) -> None:
 def _owner_of(path: str, query: str) -> str:
     """Return whose the log is; of nobody, it becomes this query's.
 
-    The row is committed on top of a version without one, and without retries: who comes second has to look again. So it does
-    where another was creating the table, which can take two commits.
+    The row is committed on top of a version without one, and without retries: who comes second has to look again.
     """
-    if not DeltaTable.is_deltatable(path):
-        if "://" not in path:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(DeltaError):  # another may be creating it too; if not, opening it says so
-            DeltaTable.create(path, _SCHEMA, mode="ignore")
     refused: CommitFailedError | None = None
     for _ in range(_TRIES):
-        table = DeltaTable(path)
+        table = ensure_table(path, _SCHEMA)
         rows = table.to_pyarrow_table().to_pylist()
         if rows:
             return str(rows[0]["query"])

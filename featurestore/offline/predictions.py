@@ -10,6 +10,7 @@ from deltalake.exceptions import DeltaError
 
 from featurestore.errors import OfflineStoreUnavailableError
 from featurestore.offline.compact import retried
+from featurestore.offline.tables import ensure_table
 from featurestore.scoring.prediction_log import to_arrow
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class DeltaSink:
 
     def _append(self, rows: pa.Table) -> int:
         """Append rows; an erasure that commits meanwhile makes it fail, and it is tried again."""
-        write_deltalake(self.path, rows, mode="append")
+        write_deltalake(ensure_table(self.path, rows.schema), rows, mode="append")
         return len(rows)
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from featurestore.errors import OfflineError, OfflineStoreUnavailableError
+from featurestore.offline.tables import ensure_table
 from featurestore.timeline import format_instant
 
 if TYPE_CHECKING:
@@ -168,8 +169,7 @@ class Quarantine:
             schema=_REPLAYS,
         )
         with self._reading(self._replays_path):
-            DeltaTable.create(self._replays_path, _REPLAYS, mode="ignore")
-            table = DeltaTable(self._replays_path)
+            table = ensure_table(self._replays_path, _REPLAYS)
             known = self._known(table)
             twice = [each for each in records if state == "sending" and each.place in known and not again]
             if twice:

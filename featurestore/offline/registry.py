@@ -12,10 +12,8 @@ fails, and changes nothing.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -24,10 +22,12 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 
 from featurestore.definitions.registry import KINDS, Change, Definitions, definition_text, diff
 from featurestore.errors import DefinitionError, OfflineError, OfflineStoreUnavailableError
+from featurestore.offline.tables import ensure_table
 from featurestore.timeline import Clock, SystemClock, format_instant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from featurestore.timeline import Instant
 
@@ -139,10 +139,7 @@ class DeltaRegistry:
 
         Creating and writing in one step would not do: of two that do so at once, the second is appended to the first.
         """
-        if "://" not in self.path:
-            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(DeltaError):  # somebody else may be creating it too; if not, opening it says so
-            DeltaTable.create(self.path, _SCHEMA, mode="ignore", storage_options=self._storage_options)
+        ensure_table(self.path, _SCHEMA, storage_options=self._storage_options)
         return DeltaTable(self.path, version=0, storage_options=self._storage_options)
 
     def _open(self) -> DeltaTable | None:

@@ -275,6 +275,18 @@ def test_one_view_is_rebuilt_alone_and_the_other_goes_on_where_it_was(stream, st
     stream.apply()
     stream.assert_equal()
 
+    # Over a view that serves: on its way, each value of both views is right.
+    stream.archive()
+    watched = []
+    rebuild_online(
+        store,
+        DEFINITIONS,
+        stream.root,
+        view=view.name,
+        progress=lambda done, total: (watched.append((done, total)), done % 5 or stream.assert_equal()),
+    )
+    assert watched[-1] == (16, 16)
+
 
 def test_a_new_view_gets_its_history_from_the_log_and_the_stream_joins_without_a_gap(stream, store):
     old, new = SERVICE.views

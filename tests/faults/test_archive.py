@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,6 +32,7 @@ from tests.streaming.support import (
     online_differences,
     places_of,
     process_tree,
+    produce,
     produce_events,
     reached,
     simple_events,
@@ -93,23 +95,26 @@ def test_a_driver_killed_at_every_step_of_an_archive_batch_writes_each_table_onc
     """The batch is in one table; then in all of them, and not in the checkpoint."""
     shop = Shop("steps")
     store = shop.open(tmp_path, kafka_server.bootstrap_servers, online_server.url)
-    offline, events = store.settings.offline, simple_events(200, keys=KEYS)
-    done = 0
-    for place in ("archive.table", "archive.tables"):
+    broker, topic, offline = kafka_server.bootstrap_servers, shop.source.topic, store.settings.offline
+    first, later = simple_events(100, keys=KEYS), simple_events(100, keys=KEYS, begin=100)
+    later = [replace(event, offset=event.offset + 1) for event in later]  # behind a record that is no event
+    events, junk = [*first, *later], []
+    for place, rows in (("archive.table", first), ("archive.tables", later)):
         monkeypatch.setenv(VARIABLE, place)
-        produce_events(kafka_server.bootstrap_servers, shop.source.topic, events[done : done + 100])
-        done += 100
+        produce_events(broker, topic, rows)
+        junk += produce(broker, topic, [(partition, b"{", rows[-1].arrival) for partition in (0, 1)])
         job = store.submit("materialize", service="shop", queries="archive", archive_every="500 milliseconds")
         wait_for(f"the kill at {place}", lambda job=job: not job.is_alive)
         assert job.status().state == "failed"
         assert "failed" not in Path(job.folder, "status.json").read_text(), "it was not killed, it said goodbye"
     monkeypatch.delenv(VARIABLE)
     assert not list((job.folder / "checkpoints" / "archive" / "commits").glob("[0-9]*")), "a batch had been finished"
-    assert places_of(offline, "events/payments") == once(events[:100]), "no table had the batch"
+    assert places_of(offline, "events/payments") == once(first), "no table had the batch"
     job = InProcess(spark, store, shop, job.folder, queries=("archive",))
     try:
-        wait_archived(offline, len(events), job)
+        wait_archived(offline, len(events) + len(junk), job)
         assert_archived(offline, events)
+        assert places_of(offline, "quarantine") == dict.fromkeys(junk, 1)
     finally:
         job.stop()
     assert doubled_without_guard(spark, store, shop, job.checkpoints.parent, events, monkeypatch), (

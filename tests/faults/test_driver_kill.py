@@ -9,14 +9,17 @@ import pytest
 import redis
 
 from featurestore.online.epoch import EPOCH
+from tests.faults.feeding import Watcher
 from tests.streaming.support import (
     InProcess,
     Shop,
     applied_offsets,
     ends_of,
+    entering,
     kill_driver,
     online_differences,
     places_of,
+    produce,
     produce_events,
     reached,
     simple_events,
@@ -65,7 +68,7 @@ def test_a_killed_driver_neither_loses_nor_doubles_events(spark, kafka_server, o
     store = shop.open(tmp_path, broker, url)
     offline, folder = store.settings.offline, store.settings.home / "jobs" / "materialize-shop"
     checkpoints = folder / "checkpoints"
-    events = simple_events(EVENTS, keys=KEYS)
+    events, junk = simple_events(EVENTS, keys=KEYS), []
     produce_events(broker, topic, events)
 
     def start():
@@ -76,34 +79,42 @@ def test_a_killed_driver_neither_loses_nor_doubles_events(spark, kafka_server, o
         return InProcess(spark, store, shop, folder, **options)
 
     def assert_exact(job):
-        wait_applied(url, shop.name, ends_of(events), job)
-        wait_archived(offline, len(events), job)
+        wait_applied(url, shop.name, ends_of(events) | {partition: offset + 1 for partition, offset in junk}, job)
+        wait_archived(offline, len(events) + len(junk), job)
         assert online_differences(store, shop, events) == []
         assert places_of(offline, "events/payments") == {(event.partition, event.offset): 1 for event in events}
+        assert places_of(offline, "quarantine") == dict.fromkeys(junk, 1)
         wait_for("the tiles", lambda: table(offline, "tiles") is not None and tile_count(offline) >= len(events), 30.0)
         assert tile_count(offline) == len(events)
 
     job = start()
     try:
-        kill_in_the_middle(job, url, shop, {}, ends_of(events))
-        job = go_on()
-        assert_exact(job)
-        assert job.stop().state == "stopped"
+        with Watcher(shop, url, events) as watcher:
+            kill_in_the_middle(job, url, shop, {}, ends_of(events))
+            job = go_on()
+            assert_exact(job)
+            assert job.stop().state == "stopped"
 
-        # Killed again, and then without the hot query's checkpoint: the fences alone have to hold.
-        before = applied_offsets(url, shop.name)
-        events += simple_events(EVENTS, keys=KEYS, begin=EVENTS)
-        produce_events(broker, topic, events[EVENTS:])
-        job = start()
-        kill_in_the_middle(job, url, shop, before, ends_of(events))
-        shutil.rmtree(checkpoints / "hot")
-        job = go_on()
-        assert_exact(job)
-        status = wait_for(
-            "totals", lambda: (s := job.status()).totals.get("consumed", 0) >= len(events) and s, 30.0, job=job
-        )
-        assert status.totals["fenced"] > 0
-        assert job.stop().state == "stopped"
+            # Killed again, and then without the hot query's checkpoint: the fences alone have to hold.
+            before = applied_offsets(url, shop.name)
+            events += simple_events(EVENTS, keys=KEYS, begin=EVENTS)
+            produce_events(broker, topic, events[EVENTS:])
+            junk += produce(broker, topic, [(partition, b"{", events[-1].arrival) for partition in (0, 1)])
+            job = start()
+            kill_in_the_middle(job, url, shop, before, ends_of(events))
+            shutil.rmtree(checkpoints / "hot")
+            job = go_on()
+            assert_exact(job)
+            # It began at the first record again: what the fences covered and what it applied are all there is.
+            consumed = len(events) + len(junk)
+            totals = wait_for(
+                "totals", lambda: (t := job.status().totals).get("consumed", 0) >= consumed and t, 30.0, job=job
+            )
+            assert totals["fenced"] > 0
+            assert totals["applied"] + totals["fenced"] == sum(entering(view, events) for view in shop.views)
+            assert (totals["consumed"], totals["quarantined"]) == (consumed, len(junk))
+            assert job.stop().state == "stopped"
+        assert watcher.back == []
 
         # The state a crash between the archive's write and its commit leaves: the batch is run again and changes nothing.
         # At the same time the negative control: without fences and checkpoint the online store doubles every event.

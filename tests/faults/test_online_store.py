@@ -6,6 +6,7 @@ import pytest
 
 from featurestore.jobs.lease import Lease
 from featurestore.stack.valkey import OnlineServer
+from tests.faults.feeding import Watcher
 from tests.faults.proxy import HoldingProxy
 from tests.streaming.support import (
     InProcess,
@@ -33,31 +34,35 @@ def test_an_outage_of_the_store_ends_the_job_with_its_cause_and_loses_nothing(sp
         produce_events(kafka_server.bootstrap_servers, shop.source.topic, events[:200])
         folder = tmp_path / "job"
 
-        job = InProcess(spark, store, shop, folder)
-        wait_for("online", lambda: reached(applied_offsets(server.url, shop.name), ends_of(events[:200])))
-        wait_archived(store.settings.offline, 200)
-        server.stop()
-        assert server.pid is None
-        produce_events(kafka_server.bootstrap_servers, shop.source.topic, events[200:400])
-        assert job.wait_end() == 1
-        assert job.status().state == "failed"
-        assert "OnlineStoreUnavailableError" in job.status().error
-        assert "cannot be reached" in job.status().error
+        with Watcher(shop, server.url, events) as watcher:
+            job = InProcess(spark, store, shop, folder)
+            wait_for("online", lambda: reached(applied_offsets(server.url, shop.name), ends_of(events[:200])))
+            wait_archived(store.settings.offline, 200)
+            server.stop()
+            assert server.pid is None
+            produce_events(kafka_server.bootstrap_servers, shop.source.topic, events[200:400])
+            assert job.wait_end() == 1
+            assert job.status().state == "failed"
+            assert "OnlineStoreUnavailableError" in job.status().error
+            assert "cannot be reached" in job.status().error
 
-        # Still away: the next run says so before it starts anything.
-        produce_events(kafka_server.bootstrap_servers, shop.source.topic, events[400:])
-        job = InProcess(spark, store, shop, folder)
-        assert job.wait_end() == 1
-        assert "cannot be reached" in job.status().error
-        assert "is the server running?" in job.status().error
+            # Still away: the next run says so before it starts anything.
+            produce_events(kafka_server.bootstrap_servers, shop.source.topic, events[400:])
+            job = InProcess(spark, store, shop, folder)
+            assert job.wait_end() == 1
+            assert "cannot be reached" in job.status().error
+            assert "is the server running?" in job.status().error
 
-        server.start()
-        assert applied_offsets(server.url, shop.name) == ends_of(events[:200])
-        job = InProcess(spark, store, shop, folder)
-        wait_for("online", lambda: reached(applied_offsets(server.url, shop.name), ends_of(events)))
-        wait_archived(store.settings.offline, len(events))
-        assert job.stop().state == "stopped"
-        assert job.exit_code == 0
+            server.start()
+            assert applied_offsets(server.url, shop.name) == ends_of(events[:200])
+            job = InProcess(spark, store, shop, folder)
+            wait_for("online", lambda: reached(applied_offsets(server.url, shop.name), ends_of(events)))
+            wait_archived(store.settings.offline, len(events))
+            assert job.stop().state == "stopped"
+            assert job.exit_code == 0
+            watcher.look()
+        assert watcher.refused > 0, "the reader saw no outage"
+        assert watcher.back == []
         assert online_differences(store, shop, events) == []
         places = places_of(store.settings.offline, "events/payments")
         assert places == {(event.partition, event.offset): 1 for event in events}

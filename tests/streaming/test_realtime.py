@@ -17,8 +17,10 @@ from featurestore.errors import JobError, OffsetsGoneError, SubmitError
 from featurestore.failpoints import VARIABLE
 from featurestore.jobs.consumers import Consumers, consumer_command
 from featurestore.jobs.hot import HotWorker
-from featurestore.jobs.realtime import RealtimeConsumer, group_of
+from featurestore.jobs.realtime import RealtimeConsumer, connect, group_of
 from featurestore.jobs.worker import by_topic
+from featurestore.offline.epochs import OnlineEpochs
+from featurestore.stack.valkey import OnlineServer
 from tests.streaming.support import (
     Shop,
     applied_offsets,
@@ -119,7 +121,7 @@ def test_a_consumer_that_dies_once_it_polled_or_committed_goes_on(
     consumers = started(store, until=lambda made: not Path(f"/proc/{made.status()['pids'][0]}/exe").exists())
     assert consumers._running[0].process.wait(30) == -signal.SIGKILL
     applied = applied_offsets(url, shop.name)
-    committed = _committed(broker, group_of(shop.name, shop.views), topic)
+    committed = _committed(broker, group_of(shop.name, shop.views, life=_life(store)), topic)
     assert all(applied.get(partition, 0) >= offset for partition, offset in committed.items())
     if place == "consumer.committed":
         assert sum(committed.values()) > 0
@@ -129,6 +131,10 @@ def test_a_consumer_that_dies_once_it_polled_or_committed_goes_on(
     produce_events(broker, topic, events[12_000:])
     wait_for("the rest", lambda: consumers.check() or reached(applied_offsets(url, shop.name), ends_of(events)))
     assert online_differences(store, shop, events) == []
+
+
+def _life(store):
+    return OnlineEpochs(store.settings.offline, store.settings.project).life()
 
 
 def _committed(broker, group, topic):
@@ -245,10 +251,47 @@ def test_records_gone_from_kafka_end_the_job_with_their_range(kafka_server, onli
         _run(in_process(store, shop), lambda: False)
 
 
-def test_the_group_follows_what_is_stored():
+def test_two_deployments_of_a_project_on_one_broker_each_get_every_event(kafka_server, online_server, tmp_path):
+    shop = Shop("rt_deployed")
+    broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
+    events = simple_events(2_000, keys=KEYS)
+    ends = ends_of(events)
+    first = shop.open(tmp_path / "first", broker, url)
+    produce_events(broker, topic, events)
+    group = group_of(shop.name, shop.views, life=_life_after(connect(first.settings, "shop"), first, url, ends))
+    assert _committed(broker, group, topic) == ends
+
+    with OnlineServer(tmp_path / "online") as other:  # new stores, the same topic
+        second = shop.open(tmp_path / "second", broker, other.url)
+        assert _life_after(connect(second.settings, "shop"), second, other.url, ends) != _life(first)
+        assert online_differences(second, shop, events) == []
+
+        # Negative control: in the first one's group, an empty store never gets what that has passed.
+        with redis.Redis.from_url(other.url) as raw:
+            raw.flushall()
+        more = simple_events(200, keys=KEYS, begin=len(events))
+        produce_events(broker, topic, more)
+        sharing = in_process(second, shop, group)
+        _run(sharing, lambda: reached(applied_offsets(other.url, shop.name), ends_of(more)))
+        assert sharing.counts["consumed"] == len(more)
+
+
+def _life_after(consumer, store, url, ends):
+    """Run a consumer until a store has everything; return the life of its stores."""
+    _run(consumer, lambda: reached(applied_offsets(url, store.settings.project), ends))
+    return _life(store)
+
+
+def test_the_group_follows_what_is_stored_and_where():
     views = Shop("rt_group").views
     assert group_of("p", views) == group_of("p", views[::-1])
-    assert len({group_of("p", views), group_of("q", views), group_of("p", views[:1])}) == 3
+    others = [
+        group_of("q", views),
+        group_of("p", views[:1]),
+        group_of("p", views, life="a"),
+        group_of("p", views, epoch=2),
+    ]
+    assert len({group_of("p", views), *others}) == 5
 
 
 def test_a_realtime_job_serves_archives_and_ends_in_order(kafka_server, online_server, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from kafka import KafkaConsumer, KafkaProducer
 from kafka.admin import KafkaAdminClient, NewTopic
 
 from featurestore.errors import StackError
+from featurestore.jobs.worker import spare_collections
 from featurestore.stack import KafkaServer, LocalStack, guard
 
 if TYPE_CHECKING:
@@ -169,3 +171,17 @@ def test_spark_reads_kafka(spark: SparkSession, kafka_server: KafkaServer) -> No
 
 def test_spark_workers_run_the_python_of_the_tests(spark: SparkSession) -> None:
     assert spark.sparkContext.parallelize([0], 1).map(lambda _: sys.executable).collect() == [sys.executable]
+
+
+def test_spark_workers_do_not_look_for_garbage_in_what_they_have_imported(spark: SparkSession) -> None:
+    def held(_: int) -> list[int]:
+        gc.unfreeze()  # whatever an earlier task of this worker has done
+        spare_collections.cache_clear()
+        before = len(gc.get_objects())
+        spare_collections("test")
+        return [before, len(gc.get_objects()), gc.get_freeze_count()]
+
+    ((before, after, frozen),) = spark.sparkContext.parallelize([0], 1).map(held).collect()
+    assert after < before / 10 < frozen
+    spare_collections("test")
+    assert gc.get_freeze_count() == 0, "a process that is none of Spark's workers is left alone"

@@ -186,6 +186,7 @@ def test_of_many_applies_at_once_no_two_make_one_version(tmp_path, round_):
     for thread in threads:
         thread.join()
     assert len(won) + len(lost) == 4
+    assert won, "a loser's creation was in the winner's way"
     assert all("somebody else applied" in str(error) for error in lost)
     versions = [record.version for record in DeltaRegistry(tmp_path).history()]
     assert versions == list(range(1, len(won) + 1))

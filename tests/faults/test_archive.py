@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import redis
 from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 
@@ -21,8 +20,8 @@ from featurestore.failpoints import VARIABLE
 from featurestore.jobs.archive import ArchiveBatch
 from featurestore.jobs.resume import Resume
 from featurestore.offline.losses import Losses
-from featurestore.online.epoch import EPOCH
 from tests.faults.feeding import ShopWithIds, Watcher, with_ids
+from tests.faults.guards import assert_archived, forget_fences, forget_last_commit, once, tile_count
 from tests.streaming.support import (
     InProcess,
     Shop,
@@ -44,31 +43,6 @@ pytestmark = pytest.mark.jvm
 KEYS = 20
 
 
-def once(events):
-    return {(event.partition, event.offset): 1 for event in events}
-
-
-def tile_count(offline):
-    """Return how many events the tiles of the first view hold: the first slot of its first measure counts them."""
-    rows = table(offline, "tiles").to_pylist()
-    return sum(int.from_bytes(row["row"][:8], "little") for row in rows if row["view"] == "visit")
-
-
-def assert_archived(offline, events):
-    assert places_of(offline, "events/payments") == once(events)
-    wait_for("the tiles", lambda: tile_count(offline) >= len(events), 60.0)
-    assert tile_count(offline) == len(events)
-
-
-def forget_last_commit(folder):
-    """Leave a checkpoint as a crash between the archive's write and its commit does; return the batch that is run again."""
-    commits = folder / "checkpoints" / "archive" / "commits"
-    last = max(int(each.name) for each in commits.glob("[0-9]*"))
-    for name in (f"{last}", f".{last}.crc"):
-        (commits / name).unlink()
-    return commits / f"{last}"
-
-
 def doubled_without_guard(spark, store, shop, folder, events, monkeypatch):
     """Return which events the log has twice once Delta is not told which batch is written: the negative control."""
     append = ArchiveBatch._append
@@ -76,7 +50,7 @@ def doubled_without_guard(spark, store, shop, folder, events, monkeypatch):
     def anonymous(self, frame, table, query_id, batch_id, **options):
         return append(self, frame, table, uuid.uuid4(), batch_id, **options)
 
-    again = forget_last_commit(folder)
+    again = forget_last_commit(folder / "checkpoints")
     with monkeypatch.context() as patched:
         patched.setattr(ArchiveBatch, "_append", anonymous)
         job = InProcess(spark, store, shop, folder, queries=("archive",))
@@ -140,10 +114,7 @@ def test_a_killed_python_worker_ends_the_job_and_the_next_goes_on(spark, kafka_s
     assert watcher.back == []
 
     # Negative control: without fences, what is run again counts twice.
-    with redis.Redis.from_url(url) as raw:
-        for name in raw.scan_iter(f"fs:{{{shop.name}.*}}:fence"):
-            raw.hdel(name, *(set(raw.hkeys(name)) - {EPOCH}))
-        raw.delete(f"fs:{{{shop.name}}}:progress:payments")
+    forget_fences(url, shop.name)
     shutil.rmtree(tmp_path / "job" / "checkpoints")
     again = InProcess(spark, store, shop, tmp_path / "job", queries=("hot",))
     wait_for("everything again", lambda: reached(applied_offsets(url, shop.name), ends_of([*events, *more])))

@@ -20,6 +20,7 @@ from featurestore.jobs.hot import HotWorker
 from featurestore.jobs.realtime import RealtimeConsumer, group_of
 from featurestore.jobs.worker import by_topic
 from tests.streaming.support import (
+    InProcess,
     Shop,
     applied_offsets,
     ends_of,
@@ -251,7 +252,7 @@ def test_the_group_follows_what_is_stored():
     assert len({group_of("p", views), group_of("q", views), group_of("p", views[:1])}) == 3
 
 
-def test_a_realtime_job_serves_archives_and_ends_in_order(kafka_server, online_server, tmp_path):
+def test_a_realtime_job_serves_archives_and_ends_in_order(spark, kafka_server, online_server, tmp_path):
     shop = Shop("rt_job")
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
     store = shop.open(tmp_path, broker, url)
@@ -278,7 +279,7 @@ def test_a_realtime_job_serves_archives_and_ends_in_order(kafka_server, online_s
         wait_for("the consumers' end", lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
         more = simple_events(1_000, keys=KEYS, begin=2_000)
         produce_events(broker, topic, more)
-        job = store.submit("materialize", service="shop", queries="hot")
+        job = InProcess(spark, store, shop, job.folder, queries=("hot",))
         wait_applied(url, shop.name, ends_of([*events, *more]), job)
         assert online_differences(store, shop, [*events, *more]) == []
         assert job.stop().state == "stopped"

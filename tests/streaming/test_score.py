@@ -21,7 +21,7 @@ from featurestore.jobs.score_log import read_predictions
 from featurestore.jobs.score_realtime import ScoreConsumer
 from featurestore.jobs.score_spark import start_score
 from featurestore.scoring.folder import write_aliases
-from featurestore.scoring.kafka_envelope import unwrap
+from featurestore.scoring.kafka_envelope import Envelope, unwrap
 from featurestore.scoring.prediction_log import from_json
 from featurestore.stack.valkey import OnlineServer
 from tests.scored import Scored, assert_right, checkout
@@ -263,17 +263,16 @@ def test_offsets_are_committed_after_the_predictions_or_events_would_be_lost(
 
 
 def test_spark_scores_every_batch_once_in_delta_and_sends_again_under_the_same_ids(
-    kafka_server, online_url, tmp_path, reading
+    spark, kafka_server, online_url, tmp_path, reading
 ):
     scored, broker = Scored("score_spark"), kafka_server.bootstrap_servers
     store = scored.open(tmp_path, broker, online_url)
     bad = [b"{broken"]
     sent, refused = send(broker, scored, 300, bad=bad)
     topic = reading("spark_out")
-    options = {"topic": "spark_out", "envelope": "cloudevents-structured"}
     offline = store.settings.offline
     checkpoint = store.settings.home / "jobs" / "score-fraud" / "checkpoints" / "score"
-    with submitted(store, **options) as job:
+    with submitted(store, topic="spark_out", envelope="cloudevents-structured") as job:
         job.wait_until("running", 240)
         wait_for("predictions", lambda: len(topic.predictions()) >= len(sent), job=job)
         wait_for("the counts", lambda: job.status().totals["consumed"] == len(sent) + 1, job=job)
@@ -287,13 +286,14 @@ def test_spark_scores_every_batch_once_in_delta_and_sends_again_under_the_same_i
     for name in (f"{last}", f".{last}.crc"):
         (checkpoint / "commits" / name).unlink(missing_ok=True)
     more, _ = send(broker, scored, 50, begin=300)
-    with submitted(store, **options) as job:
-        job.wait_until("running", 240)
-        wait_for(
-            "the rest", lambda: len({one.prediction_id for one in topic.predictions()}) == len(sent | more), job=job
-        )
-        wait_for("Delta", lambda: len(in_delta(store)) == len(sent | more), job=job)
-        assert job.stop().state == "stopped"
+    spec = scored.spec(store, topic="spark_out", envelope=Envelope.STRUCTURED)
+    query, _ = start_score(spark.newSession(), spec, checkpoint=str(checkpoint))
+    try:
+        wait_for("the rest", lambda: len({one.prediction_id for one in topic.predictions()}) == len(sent | more))
+        wait_for("Delta", lambda: len(in_delta(store)) == len(sent | more))
+        assert query.exception() is None
+    finally:
+        query.stop()
     assert len(topic.predictions()) > len(sent | more), "no batch was run again"
     assert len(table(offline, "predictions")) == len(sent | more), "a batch entered Delta twice"
     assert len(table(offline, "score_quarantine")) == 1

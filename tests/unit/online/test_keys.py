@@ -56,9 +56,7 @@ def test_no_project_is_a_prefix_of_another_ones_names():
     assert len({slot_tag(name).partition(b".")[0] for name in names}) == 3
 
 
-NAMES = st.builds(
-    "{}{}".format, st.sampled_from(ascii_lowercase), st.text(ascii_lowercase + digits + "_", max_size=20)
-)
+NAMES = st.builds("{}{}".format, st.sampled_from(ascii_lowercase), st.text(ascii_lowercase + digits + "_", max_size=20))
 VALUES = {
     DataType.STRING: st.text(max_size=8) | st.sampled_from(["", ":", "}", "{x}", "fs:{p}:", "/1:", "\0", "s\0\0\0\0"]),
     DataType.INT64: st.integers(-(2**63), 2**63 - 1),

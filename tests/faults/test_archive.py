@@ -16,6 +16,7 @@ from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 
 from featurestore.engines.oracle import without_repetitions
+from featurestore.errors import JobError
 from featurestore.failpoints import VARIABLE
 from featurestore.jobs.archive import ArchiveBatch
 from featurestore.jobs.resume import Resume
@@ -61,25 +62,35 @@ def doubled_without_guard(spark, store, shop, folder, events, monkeypatch):
     return [place for place, count in places.items() if count > 1]
 
 
-def test_a_driver_killed_at_every_step_of_an_archive_batch_writes_each_table_once(
+def test_a_driver_that_ends_at_any_step_of_an_archive_batch_writes_each_table_once(
     spark, kafka_server, online_server, tmp_path, monkeypatch
 ):
-    """The batch is in one table; then in all of them, and not in the checkpoint."""
+    """The batch is in one table, and the driver is killed; then in all of them, not in the checkpoint, and its query ends."""
     shop = Shop("steps")
     store = shop.open(tmp_path, kafka_server.bootstrap_servers, online_server.url)
     offline, events = store.settings.offline, simple_events(200, keys=KEYS)
-    done = 0
-    for place in ("archive.table", "archive.tables"):
-        monkeypatch.setenv(VARIABLE, place)
-        produce_events(kafka_server.bootstrap_servers, shop.source.topic, events[done : done + 100])
-        done += 100
-        job = store.submit("materialize", service="shop", queries="archive", archive_every="500 milliseconds")
-        wait_for(f"the kill at {place}", lambda job=job: not job.is_alive)
-        assert job.status().state == "failed"
-        assert "failed" not in Path(job.folder, "status.json").read_text(), "it was not killed, it said goodbye"
+    monkeypatch.setenv(VARIABLE, "archive.table")
+    produce_events(kafka_server.bootstrap_servers, shop.source.topic, events[:100])
+    job = store.submit("materialize", service="shop", queries="archive", archive_every="500 milliseconds")
+    wait_for("the kill", lambda: not job.is_alive)
     monkeypatch.delenv(VARIABLE)
-    assert not list((job.folder / "checkpoints" / "archive" / "commits").glob("[0-9]*")), "a batch had been finished"
-    assert places_of(offline, "events/payments") == once(events[:100]), "no table had the batch"
+    assert job.status().state == "failed"
+    assert "failed" not in Path(job.folder, "status.json").read_text(), "it was not killed, it said goodbye"
+    commits = job.folder / "checkpoints" / "archive" / "commits"
+    assert not list(commits.glob("[0-9]*")), "a batch had been finished"
+
+    def end_at_all_tables(place):
+        if place == "archive.tables":
+            raise JobError(place)
+
+    produce_events(kafka_server.bootstrap_servers, shop.source.topic, events[100:])
+    with monkeypatch.context() as patched:
+        patched.setattr("featurestore.jobs.archive.reach", end_at_all_tables)
+        ended = InProcess(spark, store, shop, job.folder, queries=("archive",))
+        assert ended.wait_end() == 1
+    assert "archive.tables" in ended.status().error
+    assert not list(commits.glob("[0-9]*")), "a batch had been finished"
+    assert_archived(offline, events[:100])
     job = InProcess(spark, store, shop, job.folder, queries=("archive",))
     try:
         wait_archived(offline, len(events), job)

@@ -64,11 +64,10 @@ def values_at(
     values = {}
     for feature in view.layout.features:
         expression, condition = view.expressions[feature.measure]
+        span = feature.window.interval(t)
         partial = feature.aggregate.empty()
         for event in mine:
-            if event.event_time in feature.window.interval(t) and (
-                condition is None or evaluate_row(condition, event.row) is True
-            ):
+            if event.event_time in span and (condition is None or evaluate_row(condition, event.row) is True):
                 value = None if expression is None else evaluate_row(expression, event.row)
                 partial = feature.aggregate.merge(partial, feature.aggregate.prepare(value, event.order))
         values[f"{view.name}.{feature.name}"] = feature.aggregate.value(partial, t, feature.window)

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from featurestore.errors import CodecError
 from featurestore.online.codec import ladder_format, parse_frame, record_format, wide_row
 from featurestore.timeline import MIN_INSTANT
 
@@ -74,12 +75,21 @@ def inspect_blob(layout: ViewLayout, feature: FeatureLayout, blob: bytes, t: Ins
     """Return what a blob of the feature's part holds, read at ``t``.
 
     Raises:
-        CodecError: The bytes are no blob of this part.
+        CodecError: The bytes are no blob of this part, or the numbers in it no partials.
     """
     part, read = place_of(layout, feature)
     frame = parse_frame(blob, part)
     ladder = part.ladders[read.ladder]
     window = feature.window
+
+    def value(partial: tuple[Any, ...]) -> Any:
+        try:
+            return feature.aggregate.value(partial, t, window)
+        except CodecError:
+            raise
+        except (ArithmeticError, ValueError) as error:
+            raise CodecError(f"view {layout.view}: a blob's numbers are no partials: {error}.") from error
+
     low, high = window.start(t), window.end(t)
     hop = ladder.hop or 1
 
@@ -98,7 +108,7 @@ def inspect_blob(layout: ViewLayout, feature: FeatureLayout, blob: bytes, t: Ins
         else:
             row = wide_row(form, blob, offset, rows, index)
         start = None if ladder.hop is None else hops[index] * hop
-        used.append(Row(start, feature.aggregate.value(row[in_row], t, window)))
+        used.append(Row(start, value(row[in_row])))
 
     in_record = slice(3 + part.slot_offsets[read.measure], 3 + part.slot_offsets[read.measure + 1])
     tail = []
@@ -111,7 +121,7 @@ def inspect_blob(layout: ViewLayout, feature: FeatureLayout, blob: bytes, t: Ins
             skipped = "before the window"
         elif tile >= high:
             skipped = "at or after its end"
-        tail.append(Record(tile, oldest, newest, feature.aggregate.value(record[in_record], t, window), skipped))
+        tail.append(Record(tile, oldest, newest, value(record[in_record]), skipped))
     return Blob(
         size=len(blob),
         base=frame.base_length,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +123,8 @@ class Judge:
     shaped: Shaped
     store: OnlineStore
     now: Instant
+    _specified: dict[tuple[Any, ...], dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
+    """What the specification said, by question: most are asked of both paths, and it takes longest to answer."""
 
     def training(self, keys: Keys, t: Instant, visible_at: Instant | None = None) -> list[Difference]:
         """Return where the batch kernel differs."""
@@ -168,7 +170,10 @@ class Judge:
         self, engine: str, keys: Keys, t: Instant, values: Sequence[Any], visible_at: Instant | None = None
     ) -> list[Difference]:
         """Return where an engine's values of all features differ from the specification's."""
-        expected = values_at(self.view, self.events, keys, t, visible_at=visible_at)
+        question = (keys, t, visible_at)
+        if question not in self._specified:
+            self._specified[question] = values_at(self.view, self.events, keys, t, visible_at=visible_at)
+        expected = self._specified[question]
         answered = dict(zip(self.view.layout.feature_ids, values, strict=True))
         found = [
             self._difference(engine, keys, t, name, wanted, answered[name], visible_at)

@@ -157,6 +157,8 @@ class _Laws:
         for x, y, slot in zip(a, b, self.aggregate.slots, strict=True):
             if slot == "i8" and x != y:
                 self.fail(law, f"{a} is not {b}")
+        if repr(a) == repr(b):  # 0.0 == -0.0, which a later merge may tell apart; their words differ
+            return  # of the same numbers and bytes every function makes the same
         if not self.same_result(finalize(a), finalize(b), inputs):
             self.fail(law, f"{a} gives {finalize(a)!r}, {b} gives {finalize(b)!r}")
         for other, value in zip(self.partials, self.values, strict=True):

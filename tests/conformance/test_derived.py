@@ -49,7 +49,7 @@ def plain(column):
 
 @pytest.mark.thorough
 def test_verify_compares_derived_features_and_columns():
-    result = verify([DERIVED], seed=11, seconds=600, most_cases=40)
+    result = verify([DERIVED], seed=11, seconds=600, most_cases=20)
     assert result.equal, str(result)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -99,11 +100,23 @@ class Scene:
                 self.complete = complete
                 self.store.publish_complete(SOURCE.name, complete)
 
+    def wait_for_readers(self):
+        """Return once one has looked at every key again: on a busy machine all may be written before the first look.
+
+        A look adds two reads of each key, and there are three who look: of four looks one of them has a whole one.
+        """
+        enough, give_up = len(self.reads) + 8 * len(self.keys), time.monotonic() + 60
+        while len(self.reads) < enough and not self.failures:
+            assert time.monotonic() < give_up
+            time.sleep(0.001)
+
     def write(self, partition):
         """Apply all batches of a partition; folds come often."""
         try:
             writer = FencedWriter(self.store, SOURCE.name, VIEWS, tail_cap=2)
             for number in range(self.batches):
+                if number % 5 == 0:
+                    self.wait_for_readers()
                 self.apply(partition, number, writer)
                 self.publish()
         except BaseException as error:

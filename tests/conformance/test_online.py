@@ -64,7 +64,8 @@ def entering(view, events, key):
     ]
 
 
-CASES = [pytest.param(view, seed, id=f"{view.name}-{seed}") for view in VIEWS for seed in range(tries(10))]
+CASES = [pytest.param(view, seed, id=f"{view.name}-{seed}") for view in VIEWS for seed in range(tries(4))]
+"""The planted bugs that these streams can show at all are shown by the first three seeds, all but one by the first."""
 
 
 @pytest.mark.parametrize(("view", "seed"), CASES)

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import redis
 from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 
 from featurestore.engines.oracle import without_repetitions
+from featurestore.errors import JobError
 from featurestore.failpoints import VARIABLE
 from featurestore.jobs.archive import ArchiveBatch
 from featurestore.jobs.resume import Resume
 from featurestore.offline.losses import Losses
-from featurestore.online.epoch import EPOCH
 from tests.faults.feeding import ShopWithIds, Watcher, with_ids
+from tests.faults.guards import assert_archived, forget_fences, forget_last_commit, once, tile_count
 from tests.streaming.support import (
     InProcess,
     Shop,
@@ -46,31 +46,6 @@ pytestmark = pytest.mark.jvm
 KEYS = 20
 
 
-def once(events):
-    return {(event.partition, event.offset): 1 for event in events}
-
-
-def tile_count(offline):
-    """Return how many events the tiles of the first view hold: the first slot of its first measure counts them."""
-    rows = table(offline, "tiles").to_pylist()
-    return sum(int.from_bytes(row["row"][:8], "little") for row in rows if row["view"] == "visit")
-
-
-def assert_archived(offline, events):
-    assert places_of(offline, "events/payments") == once(events)
-    wait_for("the tiles", lambda: tile_count(offline) >= len(events), 60.0)
-    assert tile_count(offline) == len(events)
-
-
-def forget_last_commit(folder):
-    """Leave a checkpoint as a crash between the archive's write and its commit does; return the batch that is run again."""
-    commits = folder / "checkpoints" / "archive" / "commits"
-    last = max(int(each.name) for each in commits.glob("[0-9]*"))
-    for name in (f"{last}", f".{last}.crc"):
-        (commits / name).unlink()
-    return commits / f"{last}"
-
-
 def doubled_without_guard(spark, store, shop, folder, events, monkeypatch):
     """Return which events the log has twice once Delta is not told which batch is written: the negative control."""
     append = ArchiveBatch._append
@@ -78,7 +53,7 @@ def doubled_without_guard(spark, store, shop, folder, events, monkeypatch):
     def anonymous(self, frame, table, query_id, batch_id, **options):
         return append(self, frame, table, uuid.uuid4(), batch_id, **options)
 
-    again = forget_last_commit(folder)
+    again = forget_last_commit(folder / "checkpoints")
     with monkeypatch.context() as patched:
         patched.setattr(ArchiveBatch, "_append", anonymous)
         job = InProcess(spark, store, shop, folder, queries=("archive",))
@@ -89,27 +64,43 @@ def doubled_without_guard(spark, store, shop, folder, events, monkeypatch):
     return [place for place, count in places.items() if count > 1]
 
 
-def test_a_driver_killed_at_every_step_of_an_archive_batch_writes_each_table_once(
+def test_a_driver_that_ends_at_any_step_of_an_archive_batch_writes_each_table_once(
     spark, kafka_server, online_server, tmp_path, monkeypatch
 ):
-    """The batch is in one table; then in all of them, and not in the checkpoint."""
+    """The batch is in one table, and the driver is killed; then in all of them, not in the checkpoint, and its query ends."""
     shop = Shop("steps")
     store = shop.open(tmp_path, kafka_server.bootstrap_servers, online_server.url)
     broker, topic, offline = kafka_server.bootstrap_servers, shop.source.topic, store.settings.offline
     first, later = simple_events(100, keys=KEYS), simple_events(100, keys=KEYS, begin=100)
     later = [replace(event, offset=event.offset + 1) for event in later]  # behind a record that is no event
     events, junk = [*first, *later], []
-    for place, rows in (("archive.table", first), ("archive.tables", later)):
-        monkeypatch.setenv(VARIABLE, place)
+
+    def send(rows):
         produce_events(broker, topic, rows)
-        junk += produce(broker, topic, [(partition, b"{", rows[-1].arrival) for partition in (0, 1)])
-        job = store.submit("materialize", service="shop", queries="archive", archive_every="500 milliseconds")
-        wait_for(f"the kill at {place}", lambda job=job: not job.is_alive)
-        assert job.status().state == "failed"
-        assert "failed" not in Path(job.folder, "status.json").read_text(), "it was not killed, it said goodbye"
+        junk.extend(produce(broker, topic, [(partition, b"{", rows[-1].arrival) for partition in (0, 1)]))
+
+    monkeypatch.setenv(VARIABLE, "archive.table")
+    send(first)
+    job = store.submit("materialize", service="shop", queries="archive", archive_every="500 milliseconds")
+    wait_for("the kill", lambda: not job.is_alive)
     monkeypatch.delenv(VARIABLE)
-    assert not list((job.folder / "checkpoints" / "archive" / "commits").glob("[0-9]*")), "a batch had been finished"
-    assert places_of(offline, "events/payments") == once(first), "no table had the batch"
+    assert job.status().state == "failed"
+    assert "failed" not in Path(job.folder, "status.json").read_text(), "it was not killed, it said goodbye"
+    commits = job.folder / "checkpoints" / "archive" / "commits"
+    assert not list(commits.glob("[0-9]*")), "a batch had been finished"
+
+    def end_at_all_tables(place):
+        if place == "archive.tables":
+            raise JobError(place)
+
+    send(later)
+    with monkeypatch.context() as patched:
+        patched.setattr("featurestore.jobs.archive.reach", end_at_all_tables)
+        ended = InProcess(spark, store, shop, job.folder, queries=("archive",))
+        assert ended.wait_end() == 1
+    assert "archive.tables" in ended.status().error
+    assert not list(commits.glob("[0-9]*")), "a batch had been finished"
+    assert_archived(offline, first)
     job = InProcess(spark, store, shop, job.folder, queries=("archive",))
     try:
         wait_archived(offline, len(events) + len(junk), job)
@@ -145,10 +136,7 @@ def test_a_killed_python_worker_ends_the_job_and_the_next_goes_on(spark, kafka_s
     assert watcher.back == []
 
     # Negative control: without fences, what is run again counts twice.
-    with redis.Redis.from_url(url) as raw:
-        for name in raw.scan_iter(f"fs:{{{shop.name}.*}}:fence"):
-            raw.hdel(name, *(set(raw.hkeys(name)) - {EPOCH}))
-        raw.delete(f"fs:{{{shop.name}}}:progress:payments")
+    forget_fences(url, shop.name)
     shutil.rmtree(tmp_path / "job" / "checkpoints")
     again = InProcess(spark, store, shop, tmp_path / "job", queries=("hot",))
     wait_for("everything again", lambda: reached(applied_offsets(url, shop.name), ends_of([*events, *more])))

@@ -6,10 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import redis
 
-from featurestore.online.epoch import EPOCH
 from tests.faults.feeding import Watcher
+from tests.faults.guards import assert_archived, forget_fences, forget_last_commit, once, tile_count
 from tests.streaming.support import (
     InProcess,
     Shop,
@@ -23,7 +22,6 @@ from tests.streaming.support import (
     produce_events,
     reached,
     simple_events,
-    table,
     wait_applied,
     wait_archived,
     wait_for,
@@ -38,12 +36,6 @@ OPTIONS = {
     # Many small writes in one micro-batch, so that a kill finds some of them done.
     "conf": {"spark.sql.execution.arrow.maxRecordsPerBatch": "100"},
 }
-
-
-def tile_count(offline):
-    """Return how many events the tiles of the first view hold: the first slot of its first measure counts them."""
-    rows = table(offline, "tiles").to_pylist()
-    return sum(int.from_bytes(row["row"][:8], "little") for row in rows if row["view"] == "visit")
 
 
 def kill_in_the_middle(job, url, shop, before, ends):
@@ -82,10 +74,8 @@ def test_a_killed_driver_neither_loses_nor_doubles_events(spark, kafka_server, o
         wait_applied(url, shop.name, ends_of(events) | {partition: offset + 1 for partition, offset in junk}, job)
         wait_archived(offline, len(events) + len(junk), job)
         assert online_differences(store, shop, events) == []
-        assert places_of(offline, "events/payments") == {(event.partition, event.offset): 1 for event in events}
+        assert_archived(offline, events)
         assert places_of(offline, "quarantine") == dict.fromkeys(junk, 1)
-        wait_for("the tiles", lambda: table(offline, "tiles") is not None and tile_count(offline) >= len(events), 30.0)
-        assert tile_count(offline) == len(events)
 
     job = start()
     try:
@@ -118,15 +108,8 @@ def test_a_killed_driver_neither_loses_nor_doubles_events(spark, kafka_server, o
 
         # The state a crash between the archive's write and its commit leaves: the batch is run again and changes nothing.
         # At the same time the negative control: without fences and checkpoint the online store doubles every event.
-        commits = sorted(int(file.name) for file in (checkpoints / "archive" / "commits").glob("[0-9]*"))
-        for name in (f"{commits[-1]}", f".{commits[-1]}.crc"):
-            (checkpoints / "archive" / "commits" / name).unlink()
-        with redis.Redis.from_url(url) as raw:
-            fences = list(raw.scan_iter(f"fs:{{{shop.name}.*}}:fence"))
-            assert fences
-            for name in fences:
-                raw.hdel(name, *(set(raw.hkeys(name)) - {EPOCH}))
-            raw.delete(f"fs:{{{shop.name}}}:progress:payments")
+        replayed = forget_last_commit(checkpoints)
+        forget_fences(url, shop.name)
         shutil.rmtree(checkpoints / "hot")
         (checkpoints / "online.json").unlink()  # or the job would refuse the store as an older one
         job = go_on()
@@ -134,9 +117,8 @@ def test_a_killed_driver_neither_loses_nor_doubles_events(spark, kafka_server, o
         wrong = online_differences(store, shop, events)
         assert len(wrong) >= KEYS, "without its guard the test finds nothing"
         assert any("visit.n_lifetime" in each for each in wrong)
-        replayed = checkpoints / "archive" / "commits" / str(commits[-1])
         wait_for("the batch that is run again", replayed.exists, job=job)
-        assert places_of(offline, "events/payments") == {(event.partition, event.offset): 1 for event in events}
+        assert places_of(offline, "events/payments") == once(events)
         assert tile_count(offline) == len(events)
         assert job.stop().state == "stopped"
 
@@ -146,7 +128,7 @@ def test_a_killed_driver_neither_loses_nor_doubles_events(spark, kafka_server, o
         assert job.wait_end() == 1
         assert "archive is gone" in job.status().error
         assert "Hint: restore the checkpoint" in job.status().error
-        assert places_of(offline, "events/payments") == {(event.partition, event.offset): 1 for event in events}
+        assert places_of(offline, "events/payments") == once(events)
         assert not Path(checkpoints, "archive", "offsets").exists()
     finally:
         job.stop()

@@ -10,18 +10,17 @@ import pyspark
 import pytest
 
 from tests.faults.feeding import Watcher
+from tests.faults.guards import assert_archived
 from tests.streaming.support import (
     Shop,
     applied_offsets,
     birth,
     ends_of,
     online_differences,
-    places_of,
     process_tree,
     produce_events,
     reached,
     simple_events,
-    table,
     wait_applied,
     wait_archived,
     wait_for,
@@ -52,13 +51,6 @@ def executors_of(job):
         if b"CoarseGrainedExecutorBackend" in command:
             found.append((pid, born))
     return found
-
-
-def tiled(offline):
-    """Return how many events the tiles of a view count."""
-    tiles = table(offline, "tiles")
-    rows = [] if tiles is None else tiles.to_pylist()
-    return sum(int.from_bytes(row["row"][:8], "little") for row in rows if row["view"] == "visit")
 
 
 @pytest.fixture
@@ -95,9 +87,7 @@ def test_a_killed_executor_neither_loses_nor_doubles_events(kafka_server, online
         after = wait_for("another executor", lambda: len(found := executors_of(job)) == 2 and found, job=job)
         assert set(after) - set(before), "the executor was not replaced"
         assert online_differences(store, shop, events) == []
-        assert places_of(offline, "events/payments") == {(event.partition, event.offset): 1 for event in events}
-        wait_for("its tiles, which come after the log", lambda: tiled(offline) >= len(events), job=job)
-        assert tiled(offline) == len(events)
+        assert_archived(offline, events, job)
         assert job.stop().state == "stopped"
     finally:
         job.stop()

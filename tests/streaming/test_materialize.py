@@ -12,6 +12,7 @@ from featurestore.events.broker import OffsetReader
 from featurestore.jobs.job import CHILDREN
 from featurestore.timeline import HOUR, MINUTE
 from tests.streaming.support import (
+    InProcess,
     Shop,
     birth,
     differences,
@@ -194,7 +195,7 @@ def test_every_path_gives_the_oracle_and_no_event_disappears(spark, kafka_server
         compare(views, events, asked + probes, training, as_served=False)
         assert any(a != b for a, b in zip(rows, training, strict=False)), "no late event made a difference"
 
-        # Submitted again, it goes on where it stopped.
+        # Begun again, it goes on where it stopped; in the session of the tests, which spares a driver.
         more = shop.stream(seed=12, events=60).events
         after = [
             type(event)(
@@ -203,7 +204,7 @@ def test_every_path_gives_the_oracle_and_no_event_disappears(spark, kafka_server
             for event in more
         ]
         produce_events(broker, topic, after)
-        job = store.submit("materialize", service="shop", archive_every="1 second")
+        job = InProcess(spark, store, shop, job.folder)
         wait_applied(url, shop.name, ends_of(after), job)
         wait_archived(offline, consumed + len(after), job)
         everything = [*events, *after]

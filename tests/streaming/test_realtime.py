@@ -22,6 +22,7 @@ from featurestore.jobs.worker import by_topic
 from featurestore.offline.epochs import OnlineEpochs
 from featurestore.stack.valkey import OnlineServer
 from tests.streaming.support import (
+    InProcess,
     Shop,
     applied_offsets,
     ends_of,
@@ -294,7 +295,7 @@ def test_the_group_follows_what_is_stored_and_where():
     assert len({group_of("p", views), *others}) == 5
 
 
-def test_a_realtime_job_serves_archives_and_ends_in_order(kafka_server, online_server, tmp_path):
+def test_a_realtime_job_serves_archives_and_ends_in_order(spark, kafka_server, online_server, tmp_path):
     shop = Shop("rt_job")
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
     store = shop.open(tmp_path, broker, url)
@@ -321,7 +322,7 @@ def test_a_realtime_job_serves_archives_and_ends_in_order(kafka_server, online_s
         wait_for("the consumers' end", lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
         more = simple_events(1_000, keys=KEYS, begin=2_000)
         produce_events(broker, topic, more)
-        job = store.submit("materialize", service="shop", queries="hot")
+        job = InProcess(spark, store, shop, job.folder, queries=("hot",))
         wait_applied(url, shop.name, ends_of([*events, *more]), job)
         assert online_differences(store, shop, [*events, *more]) == []
         assert job.stop().state == "stopped"

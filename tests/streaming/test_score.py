@@ -21,7 +21,7 @@ from featurestore.jobs.score_log import read_predictions
 from featurestore.jobs.score_realtime import ScoreConsumer
 from featurestore.jobs.score_spark import start_score
 from featurestore.scoring.folder import write_aliases
-from featurestore.scoring.kafka_envelope import unwrap
+from featurestore.scoring.kafka_envelope import Envelope, unwrap
 from featurestore.scoring.prediction_log import from_json
 from featurestore.stack.valkey import OnlineServer
 from tests.scored import Scored, assert_right, checkout
@@ -263,17 +263,16 @@ def test_offsets_are_committed_after_the_predictions_or_events_would_be_lost(
 
 
 def test_spark_scores_every_batch_once_in_delta_and_sends_again_under_the_same_ids(
-    kafka_server, online_url, tmp_path, reading
+    spark, kafka_server, online_url, tmp_path, reading
 ):
     scored, broker = Scored("score_spark"), kafka_server.bootstrap_servers
     store = scored.open(tmp_path, broker, online_url)
     bad = [b"{broken"]
     sent, refused = send(broker, scored, 300, bad=bad)
     topic = reading("spark_out")
-    options = {"topic": "spark_out", "envelope": "cloudevents-structured"}
     offline = store.settings.offline
     checkpoint = store.settings.home / "jobs" / "score-fraud" / "checkpoints" / "score"
-    with submitted(store, **options) as job:
+    with submitted(store, topic="spark_out", envelope="cloudevents-structured") as job:
         job.wait_until("running", 240)
         wait_for("predictions", lambda: len(topic.predictions()) >= len(sent), job=job)
         wait_for("the counts", lambda: job.status().totals["consumed"] == len(sent) + 1, job=job)
@@ -287,13 +286,14 @@ def test_spark_scores_every_batch_once_in_delta_and_sends_again_under_the_same_i
     for name in (f"{last}", f".{last}.crc"):
         (checkpoint / "commits" / name).unlink(missing_ok=True)
     more, _ = send(broker, scored, 50, begin=300)
-    with submitted(store, **options) as job:
-        job.wait_until("running", 240)
-        wait_for(
-            "the rest", lambda: len({one.prediction_id for one in topic.predictions()}) == len(sent | more), job=job
-        )
-        wait_for("Delta", lambda: len(in_delta(store)) == len(sent | more), job=job)
-        assert job.stop().state == "stopped"
+    spec = scored.spec(store, topic="spark_out", envelope=Envelope.STRUCTURED)
+    query, _ = start_score(spark.newSession(), spec, checkpoint=str(checkpoint))
+    try:
+        wait_for("the rest", lambda: len({one.prediction_id for one in topic.predictions()}) == len(sent | more))
+        wait_for("Delta", lambda: len(in_delta(store)) == len(sent | more))
+        assert query.exception() is None
+    finally:
+        query.stop()
     assert len(topic.predictions()) > len(sent | more), "no batch was run again"
     assert len(table(offline, "predictions")) == len(sent | more), "a batch entered Delta twice"
     assert len(table(offline, "score_quarantine")) == 1
@@ -316,70 +316,65 @@ def test_what_cannot_be_scored_is_said_before_anything_runs(kafka_server, online
         job.wait_until("running")
 
 
+class Promoting:
+    """A project with two versions of a model, the first of them champion, while a job scores events with the champion."""
+
+    def __init__(self, name, broker, url, folder, reading):
+        self._scored, self._broker = Scored(name), broker
+        self.store = self._scored.open(folder, broker, url)
+        self._scored.save(self.store)
+        self.promote(1)
+        self.spec = self._scored.spec(self.store, topic=f"{name}_out", follow_s=0.1)
+        ensure_topics(self.spec.kafka, {self.spec.topic: 2})
+        self.topic, self.sent = reading(self.spec.topic), {}
+
+    def promote(self, version):
+        write_aliases(self.store.settings.models, "fraud", {"champion": version})
+
+    def scored_more(self, count, failure=lambda: None):
+        """Send events; return their predictions' versions once all are there."""
+        more, _ = send(self._broker, self._scored, count, begin=len(self.sent))
+        self.sent |= more
+        wait_for("predictions", lambda: failure() or len(self.topic.predictions()) >= len(self.sent))
+        assert failure() is None
+        places = {f"{self.spec.source.topic}/{partition}/{offset}" for partition, offset in more}
+        return {one.version for one in self.topic.predictions() if one.prediction_id in places}
+
+
 def test_a_light_worker_scores_with_what_is_promoted_while_it_runs(kafka_server, online_url, tmp_path, reading):
-    scored, broker = Scored("score_promoted"), kafka_server.bootstrap_servers
-    store = scored.open(tmp_path, broker, online_url)
-    scored.save(store)
-    write_aliases(store.settings.models, "fraud", {"champion": 1})
-    spec = scored.spec(store, topic="score_promoted_out", follow_s=0.1)
-    ensure_topics(spec.kafka, {spec.topic: 2})
-    first, _ = send(broker, scored, 20)
-    consumer, stop = ScoreConsumer(spec, scored.name), threading.Event()
+    job = Promoting("score_promoted", kafka_server.bootstrap_servers, online_url, tmp_path, reading)
+    consumer, stop = ScoreConsumer(job.spec, "score_promoted"), threading.Event()
     thread = threading.Thread(target=consumer.run, args=(stop,))
     thread.start()
-    topic, sent = reading(spec.topic), len(first)
     try:
-        wait_for("the first predictions", lambda: len(topic.predictions()) >= sent)
-        assert {one.version for one in topic.predictions()} == {1}
-        write_aliases(store.settings.models, "fraud", {"champion": 2})
-
-        def promoted():
-            nonlocal sent
-            sent += len(send(broker, scored, 2, begin=sent)[0])
-            wait_for("more predictions", lambda: len(topic.predictions()) >= sent)
-            return 2 in {one.version for one in topic.predictions()}
-
-        wait_for("predictions of the new champion", promoted)
+        assert job.scored_more(20) == {1}
+        job.promote(2)
+        wait_for("predictions of the new champion", lambda: 2 in job.scored_more(2))
     finally:
         stop.set()
         thread.join(30)
         consumer.close()
-    assert len({one.prediction_id for one in topic.predictions()}) == len(topic.records) == sent
+    assert_right(job.topic.predictions(), job.sent)
 
 
 def test_spark_goes_over_to_what_is_promoted_while_it_scores_every_event_once_with_a_client_per_worker(
     spark, kafka_server, online_url, tmp_path, reading
 ):
-    scored, broker = Scored("score_spark_promoted"), kafka_server.bootstrap_servers
-    store = scored.open(tmp_path, broker, online_url)
-    scored.save(store)
-    write_aliases(store.settings.models, "fraud", {"champion": 1})
-    spec = scored.spec(store, topic="score_spark_promoted_out", follow_s=0.1)
-    ensure_topics(spec.kafka, {spec.topic: 2})
-    topic, sent, joined = reading(spec.topic), {}, connections_so_far(online_url)
-
-    def scored_more(count):
-        """Send events; return their predictions' versions once all are there."""
-        more, _ = send(broker, scored, count, begin=len(sent))
-        sent.update(more)
-        wait_for("predictions", lambda: query.exception() or len(topic.predictions()) >= len(sent))
-        assert query.exception() is None
-        places = {f"{spec.source.topic}/{partition}/{offset}" for partition, offset in more}
-        return {one.version for one in topic.predictions() if one.prediction_id in places}
-
-    query, counts = start_score(spark.newSession(), spec, checkpoint=str(tmp_path / "checkpoint"))
+    job = Promoting("score_spark_promoted", kafka_server.bootstrap_servers, online_url, tmp_path, reading)
+    joined = connections_so_far(online_url)
+    query, counts = start_score(spark.newSession(), job.spec, checkpoint=str(tmp_path / "checkpoint"))
     try:
-        assert [scored_more(10) for _ in range(3)] == [{1}] * 3
-        write_aliases(store.settings.models, "fraud", {"champion": 2})
+        assert [job.scored_more(10, query.exception) for _ in range(3)] == [{1}] * 3
+        job.promote(2)
         # A worker process looks at the first batch that comes later than that after its last look.
-        looked = time.monotonic() + spec.follow_s
-        wait_for("every worker's next look", lambda: scored_more(2) and time.monotonic() > looked)
-        assert scored_more(20) == {2}
+        looked = time.monotonic() + job.spec.follow_s
+        wait_for("every worker's next look", lambda: job.scored_more(2, query.exception) and time.monotonic() > looked)
+        assert job.scored_more(20, query.exception) == {2}
     finally:
         query.stop()
-    assert_right(topic.predictions(), sent)
-    assert_delta_right(store, sent)
-    assert counts["applied"] == len(sent)
+    assert_right(job.topic.predictions(), job.sent)
+    assert_delta_right(job.store, job.sent)
+    assert counts["applied"] == len(job.sent)
     batches = len(list((tmp_path / "checkpoint" / "commits").glob("[0-9]*")))
     assert batches >= 5
     # A batch is two tasks, each on one of two worker processes; asking the store for this number takes a connection too.

@@ -106,13 +106,15 @@ class CutStream:
         self.client = FeatureClient.over(self.store)
         ensure_topics({"bootstrap.servers": broker}, {source.topic: PARTITIONS}, config={"retention.ms": "-1"})
         self.ends, self.totals, self.checkpoint, self.batches = {}, Counter(), 0, 0
+        self.again = 0  # records that the next query reads although they have been applied
 
     def step(self, events):
         """Send events, and let a query of its own apply them in micro-batches of a few."""
         records = [(event.partition, row_bytes(self.source, event.row, {}), event.arrival) for event in events]
         for partition, offset in produce(self.broker, self.source.topic, records):
             self.ends[partition] = max(self.ends.get(partition, 0), offset + 1)
-        most = max(3, len(events) // self.dice.randrange(4, 12))
+        most = max(3, (len(events) + self.again) // self.dice.randrange(4, 12))
+        self.again = 0
         query = start_hot(
             self.spark,
             self.worker,
@@ -140,6 +142,7 @@ class CutStream:
     def lose_checkpoint(self):
         """Let the next query begin with the topic; what was applied is behind the fences."""
         self.checkpoint += 1
+        self.again = sum(self.ends.values())
 
     def close(self):
         self.client.close()

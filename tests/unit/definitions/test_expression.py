@@ -187,7 +187,7 @@ def test_a_refused_function_lists_what_is_allowed():
         assert name in caught.value.hint
 
 
-@settings(max_examples=tries(300), deadline=None)
+@settings(max_examples=tries(150), deadline=None)
 @given(
     st.text(max_size=30)
     | st.lists(

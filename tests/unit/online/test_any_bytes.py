@@ -106,13 +106,16 @@ class Place:
         if serves(self.view.layout):
             assert alone == self.outcome(lambda: self.plain.get("s", cards[0], **options))
             assert alone == self.outcome(lambda: self.plain.get_many("s", cards, **options)[0])
-        part = self.view.layout.parts[_part_of(name)]
-        for feature in self.view.layout.features:
-            if any(self.view.layout.features[read.feature] is feature for read in part.reads):
-                self.outcome(lambda feature=feature: _Shown(inspect_blob(self.view.layout, feature, spoiled, NOW)))
+        self.inspect(name, spoiled)
         with contextlib.suppress(CodecError):
-            fold(part, [spoiled], clock=NOW)
+            fold(self.view.layout.parts[_part_of(name)], [spoiled], clock=NOW)
         return alone
+
+    def inspect(self, name, spoiled):
+        """Show a blob to people, feature by feature."""
+        part = self.view.layout.parts[_part_of(name)]
+        for feature in (self.view.layout.features[read.feature] for read in part.reads):
+            self.outcome(lambda feature=feature: _Shown(inspect_blob(self.view.layout, feature, spoiled, NOW)))
 
 
 class _Shown:
@@ -177,6 +180,14 @@ def test_healthy_bytes_are_values(place):
     for name in place.names:
         for now in (None, NOW):
             assert place.check(name, place.whole[name], now).startswith("{")
+
+
+def test_a_word_that_is_the_least_number_is_shown_or_refused(place):
+    """As a count it is less than none, as part of a sum of squares no root can be taken of it."""
+    for name in place.names:
+        whole = place.whole[name]
+        for at in range(0, len(whole) - 7, 8):
+            place.inspect(name, whole[:at] + (2**63).to_bytes(8, "little") + whole[at + 8 :])
 
 
 def test_any_bytes_are_a_value_or_a_refusal(place):

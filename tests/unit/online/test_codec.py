@@ -179,20 +179,20 @@ def test_lengths_that_claim_gigabytes_allocate_nothing():
 TIMES = st.sampled_from([10 * S, 30 * S, 0, -S, MAX_INSTANT, MIN_INSTANT]) | st.integers(MIN_INSTANT, MAX_INSTANT)
 
 
-@settings(max_examples=tries(300), deadline=None)
+@settings(max_examples=tries(150), deadline=None)
 @given(st.binary(max_size=400), TIMES)
 def test_random_bytes_are_refused(blob, t):
     read_or_refuse(blob, t)
 
 
-@settings(max_examples=tries(300), deadline=None)
+@settings(max_examples=tries(150), deadline=None)
 @given(st.binary(max_size=3 * record_size(PART)), st.sampled_from([0, 1, 2, 3]), TIMES)
 def test_random_tails_are_values_or_refused(data, records, t):
     data = data.ljust(record_size(PART) * records, b"\x7f")[: record_size(PART) * records]
     read_or_refuse(empty_base(PART) + data, t)
 
 
-@settings(max_examples=tries(500), deadline=None)
+@settings(max_examples=tries(250), deadline=None)
 @given(st.lists(st.integers(0, 8 * len(BLOB) - 1), min_size=1, max_size=4), TIMES)
 @example([8 * 16 + 63], 10 * S)
 def test_flipped_bits_are_a_value_or_refused(bits, t):
@@ -202,13 +202,13 @@ def test_flipped_bits_are_a_value_or_refused(bits, t):
     read_or_refuse(bytes(flipped), t)
 
 
-@settings(max_examples=tries(200), deadline=None)
+@settings(max_examples=tries(100), deadline=None)
 @given(st.integers(0, len(BLOB)), st.integers(0, len(BLOB)), st.binary(max_size=24), TIMES)
 def test_spliced_blobs_are_a_value_or_refused(a, b, middle, t):
     read_or_refuse(BLOB[:a] + middle + BLOB[b:], t)
 
 
-@settings(max_examples=tries(200), deadline=None)
+@settings(max_examples=tries(100), deadline=None)
 @given(st.data(), TIMES)
 def test_well_framed_nonsense_is_a_value_or_refused(data, t):
     """Every length adds up and every number is arbitrary: unsorted hops, NaN, counts below zero."""

@@ -135,7 +135,7 @@ def test_a_truncated_blob_is_refused_wherever_it_is_cut(part):
 def test_flipped_bits_are_a_value_or_refused(part):
     size = len(BLOBS[part.number])
 
-    @settings(max_examples=tries(400), deadline=None)
+    @settings(max_examples=tries(200), deadline=None)
     @given(st.lists(st.integers(0, 8 * size - 1), min_size=1, max_size=4), INSTANTS)
     @example([8 * 16 + 63], 10 * S)
     def check(bits, t):
@@ -151,12 +151,12 @@ def test_flipped_bits_are_a_value_or_refused(part):
 def test_spliced_and_random_bytes_are_a_value_or_refused(part):
     blob = BLOBS[part.number]
 
-    @settings(max_examples=tries(200), deadline=None)
+    @settings(max_examples=tries(100), deadline=None)
     @given(st.integers(0, len(blob)), st.integers(0, len(blob)), st.binary(max_size=32), INSTANTS)
     def spliced(a, b, middle, t):
         read_or_refuse(part, blob[:a] + middle + blob[b:], t)
 
-    @settings(max_examples=tries(200), deadline=None)
+    @settings(max_examples=tries(100), deadline=None)
     @given(st.binary(max_size=300), INSTANTS)
     def behind_an_empty_base(tail, t):
         read_or_refuse(part, empty_base(part) + tail, t)
@@ -171,7 +171,7 @@ def test_well_framed_nonsense_is_a_value_or_refused(part):
     """Counts and lengths add up as far as the header says, and every word after it is arbitrary."""
     small = st.integers(0, 4) | st.sampled_from([8, 16, 24, 32, -1, -8, 2**62, MIN_INSTANT, MAX_INSTANT])
 
-    @settings(max_examples=tries(300), deadline=None)
+    @settings(max_examples=tries(150), deadline=None)
     @given(
         st.lists(st.integers(0, 3), min_size=len(part.ladders), max_size=len(part.ladders)),
         st.lists(small, max_size=60),

@@ -1,0 +1,46 @@
+"""What the archive must hold after a fault, and taking away the guards that see to it: the negative controls."""
+
+from __future__ import annotations
+
+import redis
+
+from featurestore.online.epoch import EPOCH
+from tests.streaming.support import places_of, table, wait_for
+
+
+def once(events):
+    """Return the places of events, each there one time."""
+    return {(event.partition, event.offset): 1 for event in events}
+
+
+def tile_count(offline):
+    """Return how many events the tiles of the first view hold: the first slot of its first measure counts them."""
+    tiles = table(offline, "tiles")
+    rows = [] if tiles is None else tiles.to_pylist()
+    return sum(int.from_bytes(row["row"][:8], "little") for row in rows if row["view"] == "visit")
+
+
+def assert_archived(offline, events, job=None):
+    """Fail unless event log and tiles have every event once; the tiles of a batch may come after its events."""
+    assert places_of(offline, "events/payments") == once(events)
+    wait_for("the tiles", lambda: tile_count(offline) >= len(events), 60.0, job)
+    assert tile_count(offline) == len(events)
+
+
+def forget_last_commit(checkpoints):
+    """Leave the archive's checkpoint as a crash between its writes and its commit does; return the commit to come again."""
+    commits = checkpoints / "archive" / "commits"
+    last = max(int(each.name) for each in commits.glob("[0-9]*"))
+    for name in (f"{last}", f".{last}.crc"):
+        (commits / name).unlink()
+    return commits / f"{last}"
+
+
+def forget_fences(url, project):
+    """Let the online store forget what it has applied, not that it is the same store."""
+    with redis.Redis.from_url(url) as raw:
+        fences = list(raw.scan_iter(f"fs:{{{project}.*}}:fence"))
+        assert fences
+        for name in fences:
+            raw.hdel(name, *(set(raw.hkeys(name)) - {EPOCH}))
+        raw.delete(f"fs:{{{project}}}:progress:payments")

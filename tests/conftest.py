@@ -37,6 +37,7 @@ def _no_settings_of_the_user() -> None:
     for name in [name for name in os.environ if name.startswith("FEATURESTORE_")]:
         if name not in {"FEATURESTORE_CACHE", "FEATURESTORE_IVY_SETTINGS"}:
             del os.environ[name]
+    os.environ["FEATURESTORE_COMPILED"] = "1"  # a test is of one of the two readers, not of whichever is there by then
 
 
 @pytest.fixture(scope="session", autouse=True)

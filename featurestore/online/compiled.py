@@ -7,7 +7,7 @@ reads what blobs usually hold. All else is told apart here by None, and read as 
 from __future__ import annotations
 
 import os
-from functools import cache
+from importlib.util import find_spec
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,10 @@ from featurestore.datatypes import DataType
 from featurestore.online import opcodes as op
 from featurestore.online.codec import HEADER, counts_size, fingerprint_word, head_word, record_size
 from featurestore.online.columns import Block, ViewColumns
+from featurestore.online.loading import LOADING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import ModuleType
 
     from featurestore.algebra import Aggregate, Window
     from featurestore.definitions.layout import ViewLayout
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from featurestore.timeline import Instant
 
 SWITCH = "FEATURESTORE_COMPILED"
-"""The environment variable that, set to ``0``, leaves compiled code out."""
+"""The environment variable that, set to ``0``, leaves compiled code out; set to ``1``, makes the first lookup wait for it."""
 _KINDS = {
     "count": (op.COUNT, op.COUNT),
     "sum": (op.SUM_INTEGER, op.SUM_DOUBLE),
@@ -52,21 +52,13 @@ _READS: dict[type[Aggregate], tuple[int, int]] = {
 _LONGEST = 1 << 60
 
 
-@cache
-def kernel() -> ModuleType | None:
-    """Return the compiled code; None where numba is missing, or can keep it nowhere. The first call ever takes seconds."""
-    try:
-        from featurestore.online import kernel as found
-    except (ImportError, RuntimeError):
-        return None
-    return found
-
-
 class CompiledView:
     """Reads one view with compiled code; make it with ``compiled``. Immutable; safe to share between threads."""
 
-    def __init__(self, layout: ViewLayout, code: ModuleType) -> None:
-        self._one, self._many, self._numbers = code.read_one, code.read_many, code.read_numbers
+    def __init__(self, layout: ViewLayout) -> None:
+        self._one: Any = None
+        self._many: Any = None
+        self._numbers: Any = None
         self._plan, places = _planned(layout)
         types = [feature.aggregate.result_type for feature in layout.features]
         kinds = [types[feature] for feature in places]
@@ -85,9 +77,17 @@ class CompiledView:
         self._ends, self._places = np.array(ends[1:3]), np.array(places)
         self._in_order: Any = itemgetter(*where) if self._count > 1 else tuple
 
+    def is_there(self) -> bool:
+        """Whether the code is loaded; until it is, nothing is plain."""
+        code = LOADING.code
+        if code is None:
+            return False
+        self._numbers, self._many, self._one = code.read_numbers, code.read_many, code.read_one
+        return True
+
     def read(self, blob: bytes, t: Instant, *, exact_time: bool) -> tuple[tuple[Any, ...], Instant] | None:
         """Return the values of one key and its newest event time, ``MIN_INSTANT`` without; None when it is not plain."""
-        if len(blob) & 7:
+        if (self._one is None and not self.is_there()) or len(blob) & 7:
             return None
         out, valid = np.empty(self._count), np.empty(self._count, dtype=bool)
         status, as_of, nulls = self._one(np.frombuffer(blob, np.int64), t, exact_time, self._plan, out, valid)
@@ -108,6 +108,8 @@ class CompiledView:
         self, blobs: Sequence[bytes | None], t: Instant | Sequence[Instant], *, exact_time: bool
     ) -> ViewColumns | None:
         """Return what ``BatchReader.columns`` does, or None when a blob is not plain."""
+        if self._one is None and not self.is_there():
+            return None
         keys = len(blobs)
         present: Sequence[bytes] = blobs  # type: ignore[assignment]
         try:
@@ -153,7 +155,7 @@ class CompiledView:
             first: See ``numbers``.
             exact_time: See ``ViewReader.read``.
         """
-        if None in blobs:
+        if (self._one is None and not self.is_there()) or None in blobs:
             return False
         present: Sequence[bytes] = blobs  # type: ignore[assignment]
         sizes = [len(blob) for blob in present]
@@ -169,11 +171,19 @@ class CompiledView:
 
 
 def compiled(layout: ViewLayout) -> CompiledView | None:
-    """Return the compiled reading of a view; None where there is none, or it is switched off."""
-    if os.environ.get(SWITCH) == "0" or not serves(layout):
+    """Return the compiled reading of a view; None where there is none, or it is switched off.
+
+    The code may still be loading, in a thread beside; where the switch is ``1`` it is waited for.
+    """
+    switch = os.environ.get(SWITCH)
+    if switch == "0" or not serves(layout) or find_spec("numba") is None:
         return None
-    code = kernel()
-    return None if code is None else CompiledView(layout, code)
+    LOADING.begin()
+    found = CompiledView(layout)
+    if switch == "1":
+        LOADING.wait()
+        return found if found.is_there() else None
+    return found
 
 
 def serves(layout: ViewLayout) -> bool:

@@ -116,12 +116,14 @@ class FeatureTable:
     @property
     def at(self) -> Instant:
         """The time of the lookup, microseconds UTC."""
-        return self._said("at")
+        at: Instant = self._said("at")
+        return at
 
     @property
     def complete_through(self) -> Instant | None:
         """As of ``FeatureVector``."""
-        return self._said("complete_through")
+        through: Instant | None = self._said("complete_through")
+        return through
 
     def _said(self, what: str) -> Any:
         return self._rest[what] if self._rest else getattr(self._vectors[0], what)

@@ -26,7 +26,8 @@ from featurestore import (
 )
 from featurestore.online.batch import BatchReader
 from featurestore.online.codec import parse_frame
-from featurestore.online.compiled import SWITCH, compiled, kernel, serves
+from featurestore.online.compiled import SWITCH, compiled, serves
+from featurestore.online.loading import kernel
 from featurestore.online.opcodes import MOST_RECORDS
 from featurestore.online.reader import ViewReader
 from tests.conformance.cases import CARD, EXACT, MANY, SOURCE, VIEWS
@@ -194,3 +195,35 @@ def test_it_can_be_switched_off():
             timeout=120,
         )
         assert done.stdout.strip() == said, done.stderr
+
+
+BESIDE = """
+import os
+from featurestore.online.loading import LOADING
+from tests.conformance.test_compiled import LATE, PLAIN, stored
+from featurestore.online.compiled import compiled
+blobs = [blob for blob in stored(PLAIN, 3)[0] if blob is not None]
+view = compiled(PLAIN.layout)
+def reads():
+    return any(view.read(blob, LATE, exact_time=False) for blob in blobs)
+said = [view.is_there(), reads()]
+{then}
+"""
+
+
+def test_it_is_loaded_beside_lookups_and_a_fork_and_the_end_of_the_process_wait_for_it():
+    forked = (
+        "child = os.fork()\n"
+        "if child == 0: os._exit(40 + view.is_there())\n"
+        "said += [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), reads()]\n"
+        "print(said)"
+    )
+    for then, expected in ((forked, "[False, False, 41, True]"), ("print(said)", "[False, False]")):
+        done = subprocess.run(  # noqa: PLW1510 - what it said is looked at
+            [sys.executable, "-W", "error", "-c", BESIDE.format(then=then)],
+            env={name: value for name, value in os.environ.items() if name != SWITCH},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert (done.stdout.strip(), done.stderr, done.returncode) == (expected, "", 0)

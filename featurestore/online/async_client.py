@@ -101,9 +101,8 @@ class AsyncFeatureClient:
         joins = self._in_flight and self._reads.joins
         is_plain = now is None and request is None and features is None and type(keys) is dict
         if joins and is_plain and self._cache is None and lookup.is_plain:
-            return await self._joined(
-                Ask(lookup, {**keys}, self._clock.now())
-            )  # a copy: the caller's may change meanwhile
+            # A copy of the keys: they are planned a turn later, and the caller's mapping may change meanwhile.
+            return await self._joined(Ask(lookup, {**keys}, self._clock.now()))
         read = planned(lookup, [keys], now, request, features, self._clock, single=True)
         if joins:
             return await self._joined(read)

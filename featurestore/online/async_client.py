@@ -100,8 +100,10 @@ class AsyncFeatureClient:
         """Return the features of one entity; arguments and errors as of ``FeatureClient.get``."""
         lookup = self._services.get(service) or await self.service(service)
         joins = self._in_flight and self._reads.joins
-        if joins and now is None and request is None and features is None and self._cache is None and lookup.is_plain:
-            return await self._joined(Ask(lookup, keys, self._clock.now()))
+        is_plain = now is None and request is None and features is None and type(keys) is dict
+        if joins and is_plain and self._cache is None and lookup.is_plain:
+            # A copy of the keys: they are planned a turn later, and the caller's mapping may change meanwhile.
+            return await self._joined(Ask(lookup, {**keys}, self._clock.now()))
         read = planned(lookup, [keys], now, request, features, self._clock, single=True)
         if joins:
             return await self._joined(read)

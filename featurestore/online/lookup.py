@@ -212,8 +212,7 @@ class ServiceLookup:
     def vectors_together(self, replies: Sequence[bytes | None], t: Sequence[Instant]) -> list[FeatureVector] | None:
         """Return the vectors of plain entities asked together, each with a time of its own (not exact); None if it cannot."""
         count = len(t) * self._width
-        complete = self._complete(replies[count:])
-        if complete is None:
+        if (complete := self._complete(replies[count:])) is None:
             return None  # values depend on what is known
         views = self._columns(replies[:count], t, exact_time=False)
         return uncut(self.names, views, [complete] * len(t), t, pick=self._pick, spans=self._spans)
@@ -245,8 +244,7 @@ class ServiceLookup:
             batch.values(view) for batch, view in zip(self._batches, views.values(), strict=True) if batch is not None
         ]
         for reads, each, at, given in zip(zip(*said, strict=True), replies, t, inputs, strict=True):
-            stamps = each[self._width :]
-            complete = self._complete(stamps)
+            complete = self._complete(stamps := each[self._width :])
             try:
                 conditions = self._conditions(stamps, at)
             except StaleFeatureError as error:

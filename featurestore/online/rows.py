@@ -61,7 +61,10 @@ def uncut(
     for name, view in views.items():
         for mine, newest, is_known, instant in zip(known, as_of, view.known.tolist(), newest_of(view), strict=True):
             mine[name], newest[name] = is_known, instant
-    return [
-        FeatureVector.uncut(partial(row, number), names, mine, newest, through, t, nothing, nothing, spans)
-        for number, (mine, newest, through, t) in enumerate(zip(known, as_of, complete, at, strict=True))
-    ]
+    vectors = []
+    for number, (mine, newest, through, t) in enumerate(zip(known, as_of, complete, at, strict=True)):
+        vector = FeatureVector(names, (), mine, newest, through, t, nothing, nothing, spans)
+        vector._cut = partial(row, number)  # noqa: SLF001 - it is made here alone
+        del vector.row
+        vectors.append(vector)
+    return vectors

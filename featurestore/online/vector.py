@@ -45,14 +45,7 @@ class FeatureVector(Mapping[str, Any]):
     conditions: Mapping[str, str] = field(default_factory=dict)
     spans: Mapping[str, Window] = field(default_factory=dict)
     _cut: Callable[[], tuple[Any, ...]] | None = field(default=None, init=False, compare=False)
-
-    @classmethod
-    def uncut(cls, cut: Callable[[], tuple[Any, ...]], names: tuple[str, ...], *rest: Any) -> FeatureVector:
-        """Return a vector whose ``row`` is what ``cut`` returns; it is called when the first value is asked for."""
-        vector = cls(names, (), *rest)
-        vector._cut = cut
-        del vector.row
-        return vector
+    """What returns the row, where it is made when the first value is asked for; ``row`` is not set until then."""
 
     def __getattr__(self, name: str) -> Any:  # of what is not there: a row that was not cut yet
         cut = self._cut if name == "row" else None

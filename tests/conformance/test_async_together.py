@@ -128,6 +128,27 @@ def test_values_that_nobody_asked_for_yet_are_in_what_is_copied_compared_and_pic
     online.store.close()
 
 
+def test_keys_are_those_of_the_call_whatever_becomes_of_their_mapping(online_url, decoded):
+    online = Online(RedisOnlineStore(online_url, "default"))
+    online.apply([one(number * SECOND, card=card, offset=number) for number, card in enumerate(CARDS)])
+    keys = {}
+
+    async def ask():
+        async with AsyncFeatureClient(online_url, timeout="5s", clock=VirtualClock(99 * SECOND)) as client:
+            await client.service("cards")
+
+            async def get(card):
+                keys["card_id"] = card
+                return await client.get("cards", keys)
+
+            return await asyncio.gather(*map(get, CARDS))
+
+    answers = asyncio.run(ask())
+    assert [answer.as_of["many"] for answer in answers] == [number * SECOND for number in range(len(CARDS))]
+    assert max(decoded) > MANY
+    online.store.close()
+
+
 def test_an_error_is_that_of_its_lookup_alone(online_url):
     online = Online(RedisOnlineStore(online_url, "default"))
     online.apply([one(number * SECOND, card=card, offset=number) for number, card in enumerate(CARDS)])

@@ -5,13 +5,20 @@ from __future__ import annotations
 import ast
 import sys
 from fnmatch import fnmatchcase
+from functools import cache
 
 import pytest
 from source_tree import PACKAGE, Import, imports, modules
 
 MODULES = modules()
 KNOWN = frozenset(MODULES)
-IMPORTS: dict[str, list[Import]] = {name: imports(name, path, KNOWN) for name, path in MODULES.items()}
+
+
+@cache
+def all_imports() -> dict[str, list[Import]]:
+    """Return module name -> its imports; read by the process that runs these tests, not by each that collects them."""
+    return {name: imports(name, path, KNOWN) for name, path in MODULES.items()}
+
 
 CORE = {"errors", "timeline", "datatypes", "failpoints"}
 SHAPES = CORE | {"algebra", "definitions"}
@@ -148,7 +155,7 @@ def test_a_module_imports_only_what_lies_below_it(name):
     assert part in MAY_IMPORT, f"{name}: a new part of the package needs a row in MAY_IMPORT"
     wrong = [
         f"{name}:{found.line} imports {found.module}"
-        for found in IMPORTS[name]
+        for found in all_imports()[name]
         if found.module.partition(".")[0] == "featurestore"
         and part_of(found.module) not in MAY_IMPORT[part] | {part}
         and not is_package_itself(found)
@@ -169,7 +176,7 @@ def test_the_layers_have_no_cycle():
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_a_module_speaks_only_to_the_third_parties_it_may(name):
     wrong = []
-    for found in IMPORTS[name]:
+    for found in all_imports()[name]:
         top = found.module.partition(".")[0]
         if top in sys.stdlib_module_names or top == "featurestore":
             continue
@@ -180,20 +187,20 @@ def test_a_module_speaks_only_to_the_third_parties_it_may(name):
 
 @pytest.mark.parametrize("name", sorted(n for n in MODULES if any(inside(n, [p, f"{p}.*"]) for p in NO_IO)))
 def test_pure_modules_import_nothing_that_does_io(name):
-    wrong = {found.module for found in IMPORTS[name] if found.module.partition(".")[0] in IO_MODULES}
+    wrong = {found.module for found in all_imports()[name] if found.module.partition(".")[0] in IO_MODULES}
     assert not wrong, wrong
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_definitions_are_data_so_nothing_unpickles(name):
-    wrong = {found.module for found in IMPORTS[name] if found.module.partition(".")[0] in NEVER}
+    wrong = {found.module for found in all_imports()[name] if found.module.partition(".")[0] in NEVER}
     assert not wrong, wrong
 
 
 def test_streams_and_examples_are_never_imported_by_the_library():
     wrong = [
         f"{name}:{found.line} imports {found.module}"
-        for name, each in IMPORTS.items()
+        for name, each in all_imports().items()
         for found in each
         if found.module.partition(".")[0] in {"streams", "examples", "tests"}
     ]

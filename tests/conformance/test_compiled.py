@@ -181,6 +181,7 @@ def test_long_tails_and_a_time_of_each_key(view, tail):
     assert all(took) or longest > 8 * MOST_RECORDS
 
 
+@pytest.mark.thorough
 def test_it_can_be_switched_off():
     code = (
         "import sys; from tests.conformance.test_compiled import PLAIN; from featurestore.online.compiled import compiled; "

@@ -51,6 +51,7 @@ def issue(authority, folder, name):
 
 
 @pytest.mark.server
+@pytest.mark.thorough
 def test_keys_and_certificates_are_replaced_while_it_serves(project, tmp_path):
     authority = trustme.CA()
     trusting = ssl.create_default_context()

@@ -32,6 +32,7 @@ from featurestore.events.broker import OffsetReader, ensure_topics, stamps_on_ap
 from featurestore.jobs.archive import ArchiveBatch, start_archive
 from featurestore.jobs.checkpoint import ASYNCHRONOUS, SYNCHRONOUS
 from featurestore.jobs.consumers import Consumers
+from featurestore.jobs.counting import counter
 from featurestore.jobs.hot import HotWorker, start_hot, warm_up
 from featurestore.jobs.lease import Lease, LeaseKeeper, job_id, stored_names, who_is
 from featurestore.jobs.metrics import serve_metrics
@@ -180,6 +181,7 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
     reporter.write()
     metrics = contextlib.ExitStack()
     running: list[StreamingQuery] = []
+    worker: HotWorker | None = None
     consumers: Consumers | None = None
     keeper: LeaseKeeper | None = None
     publisher: CompletionPublisher | None = None
@@ -204,7 +206,7 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
             hot = Path(begun.checkpoint)
             lenient = not spec.realtime and resume.hot(hot, store)
             store.close()
-            worker = replace(worker, epoch=begun.epoch)
+            worker = replace(worker, epoch=begun.epoch, counts=None if spec.realtime else counter(session))
             if spec.realtime:
                 consumers = Consumers(spec.realtime, spec.consumers)
             else:
@@ -241,6 +243,8 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
             if consumers is not None:
                 consumers.check()
                 reporter.collect_consumers(consumers)
+            if worker.counts is not None:
+                reporter.count(worker.counts.value)
             if consumers is None or consumers.ready:
                 reporter.state = "running"
             reporter.write()
@@ -262,6 +266,8 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
         if consumers is not None:
             consumers.stop()
             reporter.collect_consumers(consumers)
+        if worker is not None and worker.counts is not None:
+            reporter.count(worker.counts.value)
         if keeper is not None:
             keeper.stop()
     metrics.close()

@@ -1,6 +1,8 @@
 """The hot query: Kafka -> decode -> row expressions -> partials -> the online store, in short micro-batches.
 
-    Kafka rows  --(Arrow batches of one topic partition)-->  HotWorker  --(one row of counts per batch)-->  noop sink
+    Kafka rows  --(Arrow batches of one topic partition)-->  HotWorker  --(nothing)-->  noop sink
+                                                                 |
+                                                                 +--(what became of the records)-->  an accumulator
 
 The query has no shuffle, no Spark state and no watermark. What makes it exactly-once is the writer's fence, not the
 checkpoint: see ``online.writer``.
@@ -18,12 +20,13 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.jobs.breaker import QuarantineBreaker
-from featurestore.jobs.worker import COUNTS, SourceWorker, decoder_of, spare_collections, writer_of
+from featurestore.jobs.worker import SourceWorker, decoder_of, spare_collections, writer_of
 from featurestore.online.redis_store import RedisOnlineStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from pyspark.accumulators import Accumulator
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.streaming.query import StreamingQuery
 
@@ -31,7 +34,9 @@ if TYPE_CHECKING:
     from featurestore.definitions.view import FeatureView
     from featurestore.timeline import Instant
 
-SCHEMA = "topic string, partition int, " + ", ".join(f"{name} bigint" for name in COUNTS)
+SCHEMA = "nothing boolean"
+"""Of what the workers return to Spark: no row. Spark makes code for every task out of what it reads and sums up: nine counts,
+as rows with an aggregate over them (``observe``), were a third of what a small micro-batch cost the JVM in its tasks."""
 
 SLOT_ROWS = 90_000
 """A little less than Spark puts into one Arrow batch, so that a task has one. However many records a micro-batch has, a worker
@@ -51,6 +56,7 @@ class HotWorker:
         sources: Topic to source and the views on it.
         epoch: The epoch that the store must have (``online.epoch``); None writes to whatever is there.
         run: Tells one run of a job from the next in the same Spark session, whose worker processes live on.
+        counts: Where to count what became of the records (``jobs.counting``); None does not.
     """
 
     url: str
@@ -58,22 +64,19 @@ class HotWorker:
     sources: Mapping[str, tuple[EventSource, tuple[FeatureView, ...]]]
     epoch: int | None = None
     run: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
+    counts: Accumulator[dict[str, int]] | None = field(default=None, compare=False)
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield one row of counts per topic partition of every batch."""
+        """Apply all batches, and yield nothing."""
         for batch in batches:
             if not batch.num_rows:
                 continue
             for topic, partition, rows in _runs(batch, next(iter(self.sources))):
-                counts = self.apply(topic, partition, rows)
-                yield pa.RecordBatch.from_pydict(
-                    {
-                        "topic": [topic],
-                        "partition": pa.array([partition], pa.int32()),
-                        **{name: [counts.get(name, 0)] for name in COUNTS},
-                    }
-                )
+                found = self.apply(topic, partition, rows)
+                if self.counts is not None:
+                    self.counts.add(found)
         spare_collections("hot")
+        yield from ()
 
     def apply(self, topic: str, partition: int, rows: pa.RecordBatch) -> dict[str, int]:
         """Apply the records of one partition, in offset order."""
@@ -164,8 +167,6 @@ def start_hot(
         starting: Topic to partition to the offset at which a new checkpoint begins; the earliest when None.
         lenient: Whether to go on where Kafka no longer has what comes next (``jobs.resume``).
     """
-    from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
-
     if batch_rows is None:
         batch_rows = SLOT_ROWS * max(2, session.sparkContext.defaultParallelism)
     # Spark seeks at the start of every task, behind which a consumer's long poll of 500 ms may still be running.
@@ -183,9 +184,9 @@ def start_hot(
     rows = kafka_stream(session, kafka, list(worker.sources), quick)
     if len(worker.sources) == 1:
         rows = rows.drop("topic")
-    counts = rows.mapInArrow(worker, SCHEMA).observe("hot", *[F.sum(name).alias(name) for name in COUNTS])
     return (
-        counts.writeStream.format("noop")
+        rows.mapInArrow(worker, SCHEMA)
+        .writeStream.format("noop")
         .queryName("hot")
         .option("checkpointLocation", checkpoint)
         .option("asyncProgressTrackingEnabled", "true")

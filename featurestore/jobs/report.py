@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from featurestore.jobs.worker import COUNTS
 from featurestore.timeline import SystemClock, format_instant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
     from pathlib import Path
 
     from pyspark.sql.streaming.query import StreamingQuery
@@ -47,31 +46,33 @@ class Reporter:
     _seen: dict[str, str] = field(default_factory=dict)
 
     def collect(self, query: StreamingQuery) -> None:
-        """Add the progress reports of a query that are new since the last call."""
-        # Not by batch id: while it is idle, a query reports the id of the batch to come.
-        seen = self._seen.get(query.name, "")
-        new = list(takewhile(lambda progress: progress["timestamp"] > seen, _newest_first(query)))
-        for progress in reversed(new):
-            self._seen[query.name] = progress["timestamp"]
-            observed = (progress["observedMetrics"] or {}).get("hot")
-            if observed is not None:
-                for name in COUNTS:
-                    self.totals[name] += int(observed[name] or 0)
-            if query.name == "hot":
-                self.reached = _ends_of(progress)
-            self.queries[query.name] = {
-                "batch": progress["batchId"],
-                "rows": progress["numInputRows"],
-                "duration_ms": dict(progress["durationMs"]),
-                "at": progress["timestamp"],
-            }
+        """Take over the last progress of a query, if it has one that is new."""
+        progress = query.lastProgress
+        if progress is None or progress["timestamp"] == self._seen.get(query.name):
+            return
+        self._seen[query.name] = progress["timestamp"]
+        if query.name == "hot":
+            self.reached = _ends_of(progress)
+        self.queries[query.name] = {
+            "batch": progress["batchId"],
+            "rows": progress["numInputRows"],
+            "duration_ms": dict(progress["durationMs"]),
+            "at": progress["timestamp"],
+        }
+
+    def count(self, counts: Mapping[str, int]) -> None:
+        """Add what has become of records since the last call.
+
+        Args:
+            counts: How many met which fate since the start.
+        """
+        for name in COUNTS:
+            self.totals[name] += counts.get(name, 0) - self._consumed.get(name, 0)
+        self._consumed = dict(counts)
 
     def collect_consumers(self, consumers: Consumers) -> None:
         """Add what the real-time consumers have done since the last call."""
-        counts = consumers.counts
-        for name in COUNTS:
-            self.totals[name] += counts.get(name, 0) - self._consumed.get(name, 0)
-        self._consumed = counts
+        self.count(consumers.counts)
         self.reached = consumers.reached
         self.queries["hot"] = {"realtime": True, **consumers.status()}
 
@@ -98,15 +99,6 @@ class Reporter:
             sys.stderr.write(
                 f"{self.path} cannot be written: {error.strerror}; state {self.state}, error {self.error}\n"
             )
-
-
-def _newest_first(query: StreamingQuery) -> Iterator[Any]:
-    """Yield what a query has reported, read from Java one by one: all hundred of ``recentProgress`` take a tenth of a second."""
-    from pyspark.sql.streaming.listener import StreamingQueryProgress
-
-    reports = query._jsq.recentProgress()  # noqa: SLF001 - there is no public way to some of them
-    for place in reversed(range(len(reports))):
-        yield StreamingQueryProgress.fromJson(json.loads(reports[place].json()))
 
 
 def _ends_of(progress: Any) -> dict[str, dict[int, int]]:

@@ -12,15 +12,13 @@ from __future__ import annotations
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from featurestore.engines.derive import derive_rows
 from featurestore.errors import OnlineError, StaleFeatureError
 from featurestore.online.batch import BatchReader
 from featurestore.online.compiled import compiled
 from featurestore.online.keys import KeySpace
 from featurestore.online.names import StoreNames
-from featurestore.online.numbers import FeatureNumbers
+from featurestore.online.numbers import FeatureNumbers, read_numbers
 from featurestore.online.plan import LookupPlan, narrowed
 from featurestore.online.reader import ViewReader
 from featurestore.online.request import read_time_inputs
@@ -262,7 +260,7 @@ class ServiceLookup:
         as_of: dict[str, Instant | None] = {}
         for view, read in zip(self.plan.views, reads, strict=True):
             if conditions and conditions.get(view.view) == DEGRADED:
-                values += self._defaults[view.view]
+                values += self.plan.defaults[view.view]
             else:
                 # An empty store is not an empty window: without any sign of progress, an unknown key has no values.
                 values += read.values if read.known or complete is not None else [None] * len(read.values)
@@ -303,20 +301,10 @@ class ServiceLookup:
         policies = self.plan.policies
         if not all(view.view in policies and policies[view.view].on_stale == "default" for view in self.plan.views):
             raise error
-        values = [value for view in self.plan.views for value in self._defaults[view.view]]
+        values = [value for view in self.plan.views for value in self.plan.defaults[view.view]]
         names, nothing = self._view_names, dict.fromkeys(self._view_names)
         said = [(list(values), dict.fromkeys(names, False), dict(nothing)) for _ in range(count)]
         return self._made(said, None, t, dict.fromkeys(names, DEGRADED), inputs)
-
-    @cached_property
-    def _defaults(self) -> dict[str, list[Any]]:
-        """Per view with a policy, the defaults of its windowed features in order."""
-        stated = {view: dict(policy.defaults) for view, policy in self.plan.policies.items()}
-        return {
-            view.view: [stated[view.view].get(feature.name) for feature in view.features]
-            for view in self.plan.views
-            if view.view in stated
-        }
 
     def _conditions(self, stamps: Sequence[bytes | None], t: Instant) -> dict[str, str]:
         """Return what policies make of how old the sources are.
@@ -405,24 +393,14 @@ class ServiceLookup:
 
         It has no answer of its own: ``table`` has one of the same values where this has none, or the error.
         """
-        complete = self._complete(replies[count * self._width :])
-        if not self._gives_numbers:
+        if not self.is_plain or self._pick is not None:
             return None
-        numbers, nulls = np.empty((count, len(self.names))), np.zeros(count, dtype=np.int64)
-        first = 0
-        for at, reader in enumerate(self.readers):  # each of one part
-            assert reader.compiled is not None  # noqa: S101 - or it gives no numbers
-            blobs = replies[at : count * self._width : self._width]
-            if not reader.compiled.numbers(blobs, t, numbers, nulls, first=first, exact_time=exact_time):
-                return None
-            first += len(reader.layout.features)
-        decode = partial(self.table, replies, count, t, exact_time=exact_time)
-        return FeatureNumbers(self.names, numbers, nulls, at=t, complete_through=complete, decode=decode)
-
-    @cached_property
-    def _gives_numbers(self) -> bool:
-        is_plain = self._is_stored and not self.plan.policies and self._pick is None
-        return is_plain and all(reader.compiled is not None for reader in self.readers)
+        end = count * self._width
+        found = read_numbers(self.readers, replies[:end], t, exact_time=exact_time)
+        if found is None:
+            return None
+        through, decode = self._complete(replies[end:]), partial(self.table, replies, count, t, exact_time=exact_time)
+        return FeatureNumbers(self.names, *found, at=t, complete_through=through, decode=decode)
 
     def _complete(self, stamps: Sequence[bytes | None]) -> Instant | None:
         found = [int(stamp) for stamp in stamps if stamp is not None]

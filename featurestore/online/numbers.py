@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from featurestore.online.vector import present_and_null
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    import numpy as np
-
+    from featurestore.online.reader import ViewReader
     from featurestore.online.table import FeatureTable
     from featurestore.online.vector import FeatureVector
     from featurestore.timeline import Instant
@@ -62,3 +63,25 @@ class FeatureNumbers:
         """Return how many features of a row have which status."""
         count = len(self.names)
         return present_and_null(count - self._nulls[row], count)
+
+
+def read_numbers(
+    readers: Sequence[ViewReader], blobs: Sequence[bytes | None], t: Instant, *, exact_time: bool
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the numbers and nulls of entities, as of ``FeatureNumbers``; None unless compiled code reads all of it.
+
+    Args:
+        readers: Of all views, each of one part.
+        blobs: Those of every entity, one after the other.
+        t: The time of the lookup.
+        exact_time: As of ``ViewReader.read``.
+    """
+    count, width = len(blobs) // len(readers), sum(len(reader.layout.features) for reader in readers)
+    numbers, nulls = np.empty((count, width)), np.zeros(count, dtype=np.int64)
+    first = 0
+    for at, reader in enumerate(readers):
+        mine, code = blobs[at :: len(readers)], reader.compiled
+        if code is None or not code.numbers(mine, t, numbers, nulls, first=first, exact_time=exact_time):
+            return None
+        first += len(reader.layout.features)
+    return numbers, nulls

@@ -49,6 +49,16 @@ class LookupPlan:
         """Name to type of what a lookup has to send besides keys."""
         return request_values_of(self.request, {name: 0 for view in self.views for name in view.types} | self.keys)
 
+    @cached_property
+    def defaults(self) -> dict[str, list[Any]]:
+        """Per view with a policy, the defaults of its windowed features in order."""
+        stated = {view: dict(policy.defaults) for view, policy in self.policies.items()}
+        return {
+            view.view: [stated[view.view].get(feature.name) for feature in view.features]
+            for view in self.views
+            if view.view in stated
+        }
+
     def conditions(self, stamps: Mapping[str, bytes | None], t: Instant) -> dict[str, str]:
         """Return by view what policies make of how far the sources were applied, ``stamps``, at ``t``.
 

@@ -63,9 +63,8 @@ def main() -> int:
                 with OnlineServer(Path(folder) / f"online-{number}-{name}") as server:
                     run = _one(name, broker, server.url, Path(folder), given)
                 size = {"events_of_topic": given.events, "keys": given.keys, "hot": given.hot, "cores": given.cores}
-                found["runs"].append(
-                    {"contender": name, "round": number, **size, "partitions": given.partitions, **run}
-                )
+                size |= {"partitions": given.partitions, "workers": given.workers}
+                found["runs"].append({"contender": name, "round": number, **size, **run})
                 print(json.dumps(found["runs"][-1]), flush=True)
                 _write(given.out, found)
         for mode in [mode for mode in given.freshness.split(";") if mode]:
@@ -95,6 +94,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--hot", type=float, default=0.0, help="share of all events that one card has")
     parser.add_argument("--partitions", type=int, default=2)
     parser.add_argument("--cores", type=int, default=2, help="of Spark")
+    parser.add_argument(
+        "--workers", type=int, default=0,
+        help="of a standalone cluster, one core each, on which ours runs; 0: inside the driver, on --cores",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--contenders", default=",".join([*CONTENDERS, "feast-push"]), help="in order")
     parser.add_argument("--feast-events", type=int, default=20_000, help="how many rows Feast is given")
@@ -126,7 +129,7 @@ def _one(name: str, broker: str, url: str, folder: Path, given: argparse.Namespa
     order = {
         "broker": broker, "redis": url, "topic": "payments", "events": given.events, "warm": "warm",
         "warm_events": WARM_EVENTS, "cores": given.cores, "partitions": given.partitions, "memory": given.memory,
-        "limit_s": given.limit, "stateful_batch": given.stateful_batch,
+        "workers": given.workers, "limit_s": given.limit, "stateful_batch": given.stateful_batch,
     }  # fmt: skip
     load = os.getloadavg()[0]
     done = subprocess.run(
@@ -193,16 +196,16 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return per contender and setting: events per second and CPU per million events, medians and ranges, and ratios to ours."""
     groups: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     for run in runs:
-        setting = tuple(run[name] for name in ("events_of_topic", "hot", "partitions", "cores"))
+        setting = *(run[name] for name in ("events_of_topic", "hot", "partitions", "cores")), run.get("workers", 0)
         groups.setdefault(setting, {}).setdefault(run["contender"], []).append(run)
     found = []
-    for (events, hot, partitions, cores), contenders in groups.items():
+    for (events, hot, partitions, cores, workers), contenders in groups.items():
         mine = {run["round"]: run for run in contenders.get("ours", []) if "failed" not in run}
         for name, each in contenders.items():
             good = [run for run in each if not run.get("failed") and run["events"]]
             row: dict[str, Any] = {
                 "contender": name, "events_of_topic": events, "hot": hot, "partitions": partitions, "cores": cores,
-                "rounds": len(good),
+                "workers": workers, "rounds": len(good),
             }  # fmt: skip
             if good:
                 rates = [run["events"] / run["wall_s"] for run in good]
@@ -231,11 +234,14 @@ def _cpu(run: dict[str, Any]) -> float:
 def table(found: dict[str, Any]) -> str:
     """Return summary and freshness as Markdown tables."""
     lines = [
-        "| contender | events | hot | partitions | rounds | events/s (range) | x ours | CPU s per million (range) | x ours |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| contender | events | hot | partitions | workers | rounds | events/s (range) | x ours | CPU s/M (range) | x ours |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in found["summary"]:
-        begin = f"| {row['contender']} | {row.get('events', 0):,} | {row['hot']:.0%} | {row['partitions']} | {row['rounds']} | "
+        begin = (
+            f"| {row['contender']} | {row.get('events', 0):,} | {row['hot']:.0%} | {row['partitions']} | "
+            f"{row['workers'] or 'local'} | {row['rounds']} | "
+        )
         if "failed" in row:
             lines.append(f"{begin}{row['failed']} | | | |")
             continue

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from featurestore.jobs.hot import HotWorker, start_hot, warm_up
 from featurestore.jobs.worker import by_topic
 from featurestore.online.redis_store import RedisOnlineStore
 from scripts.benchmarks.measure import Meter
+from scripts.benchmarks.stream_cluster import EXECUTOR_CONF, cluster
 from scripts.benchmarks.stream_data import SPARK_SCHEMA, definitions
 
 if TYPE_CHECKING:
@@ -30,8 +32,8 @@ _TICK = threading.Event()
 
 def ours(order: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The hot query, from Kafka to the online store, with the settings that ``jobs submit`` gives a local job."""
-    session = _session(order, settings=JOB_CONF)
     kafka = {"bootstrap.servers": order["broker"]}
+    session: Any = None
 
     def work(topic: str, events: int) -> None:
         service = definitions(folder, topic)
@@ -41,7 +43,12 @@ def ours(order: dict[str, Any], folder: Path) -> dict[str, Any]:
         _until_applied(order["redis"], topic, events, lambda: query.isActive)
         query.stop()
 
-    return _measured(order, work)
+    with cluster(folder, order["workers"]) if order["workers"] else nullcontext() as master:
+        session = _session(order, settings={**JOB_CONF, **EXECUTOR_CONF}, master=master)
+        try:
+            return _measured(order, work)
+        finally:
+            session.stop()
 
 
 def realtime(order: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -143,14 +150,20 @@ def transform_with_state(order: dict[str, Any], folder: Path) -> dict[str, Any]:
     return _as_far_as(order, start)
 
 
-def _session(order: dict[str, Any], *, stateful: bool = False, settings: Mapping[str, str] | None = None) -> Any:
+def _session(
+    order: dict[str, Any],
+    *,
+    stateful: bool = False,
+    settings: Mapping[str, str] | None = None,
+    master: str | None = None,
+) -> Any:
     conf = {**(settings or {}), "spark.driver.memory": order["memory"], "spark.ui.enabled": "false"}
     if stateful:
         conf["spark.sql.streaming.stateStore.providerClass"] = (
             "org.apache.spark.sql.execution.streaming.state.RocksDBStateStoreProvider"
         )
         conf["spark.sql.streaming.stateStore.rocksdb.changelogCheckpointing.enabled"] = "true"
-    return build_session("bench", master=f"local[{order['cores']}]", conf=conf)
+    return build_session("bench", master=master or f"local[{order['cores']}]", conf=conf)
 
 
 def _parsed(session: Any, order: dict[str, Any], topic: str, *, batch: int | None = None) -> Any:

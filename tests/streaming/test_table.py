@@ -21,8 +21,8 @@ from featurestore.engines.oracle import values_at
 from featurestore.errors import PastLookupError
 from featurestore.events.broker import ensure_topics
 from featurestore.jobs.archive import ArchiveBatch
+from featurestore.jobs.counting import counter
 from featurestore.jobs.hot import HotWorker, start_hot
-from featurestore.jobs.worker import COUNTS
 from featurestore.offline.training import training_set
 from featurestore.online.client import FeatureClient
 from featurestore.online.lookup import LookupPlan
@@ -93,19 +93,18 @@ class CutStream:
     Attributes:
         ends: Partition to the offset after the newest record sent.
         client: Reads the store.
-        totals: What became of the records, over all runs of the query.
     """
 
     def __init__(self, spark, broker, url, source, views, folder, seed):
         self.spark, self.broker, self.url, self.source = spark, broker, url, source
         self.project, self.folder, self.dice = source.topic, folder, random.Random(seed)
-        self.worker = HotWorker(url, self.project, {source.topic: (source, views)})
+        self.worker = HotWorker(url, self.project, {source.topic: (source, views)}, counts=counter(spark))
         self.store = RedisOnlineStore(url, self.project)
         for view in views:
             self.store.publish_plan(LookupPlan(view.name, (view.layout,)))
         self.client = FeatureClient.over(self.store)
         ensure_topics({"bootstrap.servers": broker}, {source.topic: PARTITIONS}, config={"retention.ms": "-1"})
-        self.ends, self.totals, self.checkpoint, self.batches = {}, Counter(), 0, 0
+        self.ends, self.checkpoint, self.batches = {}, 0, 0
         self.again = 0  # records that the next query reads although they have been applied
 
     def step(self, events):
@@ -126,11 +125,12 @@ class CutStream:
             self.wait(query)
         finally:
             query.stop()
-        for progress in query.recentProgress:
-            counts = (progress["observedMetrics"] or {}).get("hot")
-            if progress["numInputRows"] and counts is not None:
-                self.batches += 1
-                self.totals += Counter({name: int(counts[name] or 0) for name in COUNTS})
+        self.batches += sum(progress["numInputRows"] > 0 for progress in query.recentProgress)
+
+    @property
+    def totals(self):
+        """What became of the records, over all runs of the query."""
+        return self.worker.counts.value
 
     def wait(self, query):
         """Return when everything sent has been applied; tell the store, as the job does, so that it answers for empty keys."""

@@ -307,14 +307,8 @@ class ServiceLookup:
         return self._made(said, None, t, dict.fromkeys(names, DEGRADED), inputs)
 
     def _conditions(self, stamps: Sequence[bytes | None], t: Instant) -> dict[str, str]:
-        """Return what policies make of how old the sources are.
-
-        Raises:
-            StaleFeatureError: A view is too old and its policy is "fail".
-        """
-        if not self.plan.policies:
-            return {}
-        return self.plan.conditions(dict(zip(self.sources, stamps, strict=True)), t)
+        """Return what policies make of how old the sources are, or raise, as of ``LookupPlan.conditions``."""
+        return self.plan.conditions(dict(zip(self.sources, stamps, strict=True)), t) if self.plan.policies else {}
 
     def _read_views(
         self, replies: Sequence[bytes | None], count: int, t: Instant, *, exact_time: bool
@@ -391,16 +385,15 @@ class ServiceLookup:
     ) -> FeatureNumbers | None:
         """Return all entities as numbers; None where that takes more than compiled code. Arguments as of ``vectors``.
 
-        It has no answer of its own: ``table`` has one of the same values where this has none, or the error.
+        ``table`` has the same values where this has none, or the error.
         """
         if not self.is_plain or self._pick is not None:
             return None
         end = count * self._width
-        found = read_numbers(self.readers, replies[:end], t, exact_time=exact_time)
-        if found is None:
+        if (found := read_numbers(self.readers, replies[:end], t, exact_time=exact_time)) is None:
             return None
-        through, decode = self._complete(replies[end:]), partial(self.table, replies, count, t, exact_time=exact_time)
-        return FeatureNumbers(self.names, *found, at=t, complete_through=through, decode=decode)
+        decode = partial(self.table, replies, count, t, exact_time=exact_time)
+        return FeatureNumbers(self.names, *found, at=t, complete_through=self._complete(replies[end:]), decode=decode)
 
     def _complete(self, stamps: Sequence[bytes | None]) -> Instant | None:
         found = [int(stamp) for stamp in stamps if stamp is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions.derived import DerivedLayout, request_values_of
 from featurestore.definitions.layout import ViewLayout, service_fingerprint

@@ -36,15 +36,8 @@ from featurestore.timeline import parse_duration
 FILE_NAME = "featurestore.toml"
 PREFIX = "FEATURESTORE_"
 FILE_VARIABLE = "FEATURESTORE_CONFIG"
-NOT_SETTINGS = frozenset(
-    {
-        FILE_VARIABLE,
-        "FEATURESTORE_CACHE",
-        "FEATURESTORE_COMPILED",
-        "FEATURESTORE_FAILPOINT",
-        "FEATURESTORE_IVY_SETTINGS",
-    }
-)
+_OTHERS = ("CACHE", "COMPILED", "FAILPOINT", "IVY_SETTINGS")
+NOT_SETTINGS = frozenset({FILE_VARIABLE, *(PREFIX + name for name in _OTHERS)})
 """Variables of ours that are no settings of a project."""
 
 _KUBERNETES = re.compile(r"FEATURESTORE_(.*_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")

@@ -6,6 +6,7 @@ A test that uses one of them gets its marker by that: ``jvm`` for Kafka and Spar
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyspark.sql import SparkSession
+
+# What a shell starts in the background ignores SIGINT, and so would all that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MARKER_OF_FIXTURE = {"spark": "jvm", "kafka_server": "jvm", "online_server": "server", "cluster": "server"}
 

@@ -83,6 +83,7 @@ class DirectScoring:
     ) -> None:
         self.models, self.ask, self.refused = models, ask, refused
         self.admission, self.metrics, self.limits, self.gate = admission, metrics, limits, gate
+        self._answered: list[tuple[int, float]] = []
 
     def read_head(self, path: bytes, headers: Headers) -> Head | None:
         """Return what a head says, None where the request goes the long way whoever sends it.
@@ -119,6 +120,16 @@ class DirectScoring:
             except Refusal:
                 return None
         return Exchange(self, served, head, transport, ended)
+
+    def count(self, loop: asyncio.AbstractEventLoop, status: int, seconds: float) -> None:
+        """Count an answer, with all of this turn of the loop at its end."""
+        if not self._answered:
+            loop.call_soon(self._count)
+        self._answered.append((status, seconds))
+
+    def _count(self) -> None:
+        answered, self._answered = self._answered, []
+        self.metrics.count_answers(_ROUTE, answered)
 
     def _plain_length(self, headers: Headers) -> int | None:
         """Return the length of a body that is JSON of known length and bounded size, and is content with JSON as its answer."""
@@ -220,10 +231,8 @@ class Exchange:
         self._end(refusal.status, PROBLEM_JSON, body, refusal.headers)
 
     def _end(self, status: int, kind: bytes, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
-        metrics = self._scoring.metrics
         if self._ticket is not None:
             self._scoring.admission.leave(self._ticket, self._loop.time())
-        metrics.count_request(_ROUTE, status)
         self.response_complete = True
         if not (self.disconnected or self._transport.is_closing()):
             if not self.keep_alive:
@@ -232,5 +241,4 @@ class Exchange:
             if not self.keep_alive:
                 self._transport.close()
         self._ended()
-        if status != 429:
-            metrics.observe_request(_ROUTE, time.perf_counter() - self._started)
+        self._scoring.count(self._loop, status, time.perf_counter() - self._started)

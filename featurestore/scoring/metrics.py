@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as Tally
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -9,7 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from featurestore.scoring.manifest import ModelManifest
@@ -108,10 +109,22 @@ class ScorerMetrics:
 
     def count_request(self, route: str, code: int) -> None:
         """Count an answer."""
+        self._answers(route, code).inc()
+
+    def count_answers(self, route: str, answered: Sequence[tuple[int, float]]) -> None:
+        """Count answers of a scoring route by their codes, and record how many seconds each took in all."""
+        observe, codes = self._timed[route].observe, Tally(code for code, _ in answered)
+        for code, count in codes.items():
+            self._answers(route, code).inc(count)
+        for code, seconds in answered:
+            if code != 429:
+                observe(seconds)
+
+    def _answers(self, route: str, code: int) -> Counter:
         found = self._counted.get((route, code))
         if found is None:
             found = self._counted[route, code] = self._requests.labels(route, str(code))
-        found.inc()
+        return found
 
     def count_shed(self, route: str) -> None:
         """Count a request that was not let in."""

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from featurestore.scoring.scorer import FeatureReader
     from featurestore.scoring.tokens import TokenSettings
 
+_YOUNG = 20_000
+"""New objects after which the collector looks for cycles. Requests leave none: at Python's 700 it looks in vain every dozen."""
+
 
 def build_app(
     models_root: str | Path,
@@ -227,6 +230,7 @@ class _Process:
     def _build_for_good(self) -> ScoringApp:
         app = self._build()
         gc.freeze()  # models and modules live as long as the process: a collection need not walk them again and again
+        gc.set_threshold(_YOUNG)
         return app
 
     def _run_admin(self, folder: Path, started: Callable[[], None], alive: int) -> None:

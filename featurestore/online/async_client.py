@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from featurestore.definitions.entity import check_name
 from featurestore.errors import OnlineStoreTimeoutError, OnlineStoreUnavailableError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from featurestore.online.table import FeatureTable
     from featurestore.online.vector import FeatureVector
     from featurestore.timeline import Instant
+
+T = TypeVar("T")
 
 _MOST_TOGETHER = 64
 """Lookups of one command; a longer one would keep its first answers back and other clients waiting."""
@@ -183,15 +185,7 @@ class AsyncFeatureClient:
         features: Sequence[str] | None = None,
     ) -> Callable[[], FeatureTable]:
         """Read as ``get_many`` does, and return the call that decodes: the part that takes the processor and not the store."""
-        check_entities(keys)
-        lookup = self._services.get(service) or await self.service(service)
-        read = planned(lookup, keys, now, request, features, self._clock, single=False)
-        try:
-            (replies,) = await self._replies([read])
-        except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
-            unread = read.unread_table(error)
-            return lambda: unread
-        return lambda: read.table(replies)
+        return await self._fetch(PlannedRead.table, service, keys, now, request, features)
 
     async def fetch_numbers(
         self,
@@ -202,15 +196,26 @@ class AsyncFeatureClient:
         request: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
     ) -> Callable[[], FeatureNumbers | FeatureTable]:
         """Read as ``fetch`` does, and return the call that decodes the numbers alone, and the rest when it is asked for."""
+        return await self._fetch(PlannedRead.numbers, service, keys, now, request, None)
+
+    async def _fetch(
+        self,
+        decode: Callable[[PlannedRead, Sequence[bytes | None]], T],
+        service: str,
+        keys: Sequence[Mapping[str, Any]],
+        now: Instant | str | datetime | None,
+        request: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None,
+        features: Sequence[str] | None,
+    ) -> Callable[[], T | FeatureTable]:
         check_entities(keys)
         lookup = self._services.get(service) or await self.service(service)
-        read = planned(lookup, keys, now, request, None, self._clock, single=False)
+        read = planned(lookup, keys, now, request, features, self._clock, single=False)
         try:
             (replies,) = await self._replies([read])
         except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
             unread = read.unread_table(error)
             return lambda: unread
-        return lambda: read.numbers(replies)
+        return lambda: decode(read, replies)
 
     async def _replies(self, reads: Sequence[PlannedRead]) -> list[Sequence[bytes | None]]:
         """Return what the store, or the cache, holds for each of some reads: one command for all."""

@@ -140,7 +140,7 @@ class FeatureTable:
             return [Counter(vector.status.values()) for vector in self._vectors]
         count = len(self.names)
         whole: Mapping[str, int] = {PRESENT: count}
-        present: list[int] = sum(block.valid.sum(axis=0) for block in self._blocks).tolist()  # type: ignore[union-attr]
+        present: list[int] = np.sum([block.valid.sum(axis=0) for block in self._blocks], axis=0).tolist()
         return [whole if one == count else present_and_null(one, count) for one in present]
 
     def __len__(self) -> int:

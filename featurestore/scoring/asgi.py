@@ -46,7 +46,7 @@ _numbers = _Numbers()
 
 def request_id_of(headers: Headers) -> str:
     """Return the caller's ``x-request-id`` if it is one plain word, else a fresh one: the process's prefix and a number."""
-    return given_id(headers) or _numbers.next()
+    return given_id(headers) or new_request_id()
 
 
 def new_request_id() -> str:

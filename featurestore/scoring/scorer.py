@@ -285,13 +285,12 @@ class Scorer:
 
     def matrix(self, rows: Sequence[CheckedRow], table: FeatureRows) -> NDArray[np.float32]:
         """Return what the model gets of rows and their features: float32 [rows, inputs], NaN for null and missing."""
-        columns = self._columns_of(table) if len(self._feature_columns) else []
         with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as it did in training
-            if columns is None and self._is_bare:
+            if self._is_bare and self._columns_of(table) is None:
                 return table.to_numpy().astype(np.float32)
             matrix = np.empty((len(rows), len(self.manifest.inputs)), dtype=np.float32)
-            if columns != []:
-                values = table.to_numpy()
+            if len(self._feature_columns):
+                columns, values = self._columns_of(table), table.to_numpy()
                 matrix[:, self._feature_columns] = values if columns is None else values[:, columns]
         if len(self._request_columns):
             matrix[:, self._request_columns] = [row.values for row in rows]

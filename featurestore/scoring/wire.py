@@ -72,8 +72,7 @@ class ScoreBody(Struct, forbid_unknown_fields=True):
     def names(self) -> int:
         """Return how many names its objects hold."""
         own = 1 + (self.request is not UNSET) + (self.explain is not UNSET) + (self.now is not UNSET)
-        own += len(self.keys) if type(self.keys) is dict else _size(self.keys)
-        return own if self.request is UNSET else own + _size(self.request)
+        return own + _size(self.keys) + _size(self.request)
 
 
 class LookupBody(Struct, forbid_unknown_fields=True):

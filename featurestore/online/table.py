@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import ConfigError, DefinitionError
-from featurestore.online.columns import Block, lists_of
-from featurestore.online.vector import PRESENT, FeatureVector, present_and_null
-from featurestore.timeline import MIN_INSTANT
+from featurestore.online.columns import Block, lists_of, newest_of
+from featurestore.online.vector import FeatureVector, present_and_null
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -100,7 +99,7 @@ class FeatureTable:
             assert self._blocks is not None  # noqa: S101 - one of the two is there
             rows = zip(*lists_of(self._blocks, len(self.names)), strict=True)
             known = [view.known.tolist() for view in self._views.values()]
-            as_of = [[None if at == MIN_INSTANT else at for at in view.as_of.tolist()] for view in self._views.values()]
+            as_of = [newest_of(view) for view in self._views.values()]
             self._made = [
                 FeatureVector(
                     self.names,
@@ -134,14 +133,11 @@ class FeatureTable:
 
     @cached_property
     def _tallies(self) -> list[Mapping[str, int]]:
-        if self._blocks is None:
+        is_known = all(view.known.all() for view in self._views.values())
+        if self._blocks is None or self._rest.get("conditions") or not is_known:
             return [_tally(vector) for vector in self._vectors]
-        if self._rest.get("conditions") or not all(view.known.all() for view in self._views.values()):
-            return [Counter(vector.status.values()) for vector in self._vectors]
-        count = len(self.names)
-        whole: Mapping[str, int] = {PRESENT: count}
         present: list[int] = np.sum([block.valid.sum(axis=0) for block in self._blocks], axis=0).tolist()
-        return [whole if one == count else present_and_null(one, count) for one in present]
+        return [present_and_null(one, len(self.names)) for one in present]
 
     def __len__(self) -> int:
         return self._rows

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from featurestore.definitions.entity import check_name
-from featurestore.errors import OnlineStoreTimeoutError, OnlineStoreUnavailableError
+from featurestore.errors import FeatureStoreError, OnlineStoreTimeoutError, OnlineStoreUnavailableError
 from featurestore.online.cache import CACHE_ENTRIES
 from featurestore.online.client import cache_of, check_entities
 from featurestore.online.lookup import ServiceLookup
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from featurestore.online.cache import ReadCache
     from featurestore.online.client import FeatureClient
     from featurestore.online.numbers import FeatureNumbers
+    from featurestore.online.redis_async import Outcome
     from featurestore.online.table import FeatureTable
     from featurestore.online.vector import FeatureVector
     from featurestore.timeline import Instant
@@ -198,6 +200,26 @@ class AsyncFeatureClient:
         """Read as ``fetch`` does, and return the call that decodes the numbers alone, and the rest when it is asked for."""
         return await self._fetch(PlannedRead.numbers, service, keys, now, request, None)
 
+    def begin_numbers(
+        self,
+        outcome: Outcome,
+        service: str,
+        keys: Sequence[Mapping[str, Any]],
+        *,
+        now: Instant | str | datetime | None = None,
+        request: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Do as ``fetch_numbers`` and tell the outcome, where that needs no task; else return False, and nothing has begun.
+
+        The outcome is told on the event loop, and never before this call has returned.
+        """
+        lookup = self._services.get(service)
+        if lookup is None or self._cache is not None:
+            return False
+        check_entities(keys)
+        read = planned(lookup, keys, now, request, None, self._clock, single=False)
+        return self._reads.begin(read.names, _Numbers(read, self._reads, outcome))
+
     async def _fetch(
         self,
         decode: Callable[[PlannedRead, Sequence[bytes | None]], T],
@@ -265,3 +287,30 @@ class AsyncFeatureClient:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
+
+
+class _Numbers:
+    """Tells an outcome what was read, as the call that decodes it."""
+
+    __slots__ = ("_outcome", "_read", "_reads")
+
+    def __init__(self, read: PlannedRead, reads: AsyncReads, outcome: Outcome) -> None:
+        self._read, self._reads, self._outcome = read, reads, outcome
+
+    def done(self) -> bool:
+        return self._outcome.done()
+
+    def set_result(self, replies: Sequence[bytes | None]) -> None:
+        self._outcome.set_result(partial(self._read.numbers, replies))
+
+    def set_exception(self, error: Exception) -> None:
+        ours = self._reads.error_of(error)
+        if isinstance(ours, OnlineStoreUnavailableError | OnlineStoreTimeoutError):
+            try:
+                unread = self._read.unread_table(ours)
+            except FeatureStoreError as refusal:
+                ours = refusal
+            else:
+                self._outcome.set_result(lambda: unread)
+                return
+        self._outcome.set_exception(ours)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import hiredis
 import redis
@@ -24,6 +24,19 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from featurestore.online.redis_url import Address, Endpoint, Login
+
+
+class Outcome(Protocol):
+    """Who waits for a result: a future, or whoever goes on at once. Called on the event loop."""
+
+    def done(self) -> bool:
+        """Whether it waits no more."""
+
+    def set_result(self, result: Any, /) -> None:
+        """Take the result."""
+
+    def set_exception(self, error: Exception, /) -> None:
+        """Take the reason why there is none."""
 
 
 class PipelinedConnection:
@@ -90,6 +103,29 @@ class PipelinedConnection:
         self.breaker.succeeded()
         return reply
 
+    def begin(self, names: Sequence[bytes], outcome: Outcome) -> bool:
+        """Read where that takes no more than the open connection of a server without trouble; return whether it does.
+
+        The outcome is told the values within the very call that receives them: no task, no future, no turn of the event loop
+        in between. Where the connection fails, the outcome is told what ``send`` gives in the time that is left.
+        """
+        loop = asyncio.get_running_loop()
+        protocol = self._connected() if loop is self._loop and not self.breaker.failures else None
+        if protocol is None:
+            return False
+        packed, deadline = pack_read(names), loop.time() + self._timeout_s
+        protocol.tell(_Begun(self, packed, deadline, outcome), packed, deadline)
+        return True
+
+    async def go_on(self, packed: bytes, deadline: float, outcome: Outcome) -> None:
+        """Do as ``send``, and tell the outcome."""
+        try:
+            reply = await self.send(packed, deadline=deadline)
+        except Exception as error:  # noqa: BLE001 - whoever waits has to hear of it
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(reply)
+
     async def _ask_twice(self, packed: bytes, before: bytes, deadline: float) -> Any:
         protocol = self._connected()
         if protocol is not None:
@@ -132,13 +168,36 @@ class PipelinedConnection:
             await protocol.close()
 
 
+class _Begun:
+    """A read that was begun and is to be answered; one that fails goes on as every other."""
+
+    __slots__ = ("_deadline", "_going_on", "_is_done", "_link", "_outcome", "_packed")
+
+    def __init__(self, link: PipelinedConnection, packed: bytes, deadline: float, outcome: Outcome) -> None:
+        self._link, self._packed, self._deadline, self._outcome = link, packed, deadline, outcome
+        self._is_done = False
+        self._going_on: asyncio.Task[None] | None = None
+
+    def done(self) -> bool:
+        return self._is_done
+
+    def set_result(self, reply: Any) -> None:
+        self._is_done = True
+        self._outcome.set_result(reply)
+
+    def set_exception(self, _error: Exception) -> None:
+        self._is_done = True
+        loop = asyncio.get_running_loop()
+        self._going_on = loop.create_task(self._link.go_on(self._packed, self._deadline, self._outcome))
+
+
 class Replies(asyncio.Protocol):
     """A connection's replies, given to whoever waits, in order."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._reader = hiredis.Reader(replyError=reply_error, protocolError=redis.exceptions.InvalidResponse)
-        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
+        self._waiting: deque[tuple[Outcome, float]] = deque()
         self._unsent: list[bytes] = []
         self._transport: Any = None  # uvloop's is no subclass of asyncio.Transport, but does what one does
         self._loop = asyncio.get_running_loop()
@@ -152,10 +211,21 @@ class Replies(asyncio.Protocol):
         if not self._unsent:
             self._loop.call_soon(self._send)
         self._unsent.append(packed)
-        self._waiting.append((future, deadline))
+        self._await(future, deadline)
+        return future
+
+    def tell(self, outcome: Outcome, packed: bytes, deadline: float) -> None:
+        """Send a command at once, behind what waits to be sent; the outcome is told its reply."""
+        if self._unsent:
+            self._unsent.append(packed)
+        else:
+            self._transport.write(packed)
+        self._await(outcome, deadline)
+
+    def _await(self, outcome: Outcome, deadline: float) -> None:
+        self._waiting.append((outcome, deadline))
         if self._timer is None:
             self._timer = self._loop.call_at(deadline, self._expire)
-        return future
 
     def ask_after(self, before: bytes, packed: bytes, deadline: float) -> asyncio.Future[Any]:
         """Send a command right behind another one, if there is one, whose reply is of no interest."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from featurestore.online.keys import KeySpace
-    from featurestore.online.redis_async import Replies
+    from featurestore.online.redis_async import Outcome, Replies
     from featurestore.online.redis_url import Address, Endpoint
 
 
@@ -48,6 +48,14 @@ class AsyncReads:
             return await self._link.read(keys)
         except redis.exceptions.RedisError as error:
             raise as_ours(error, self.url) from error
+
+    def begin(self, keys: Sequence[bytes], outcome: Outcome) -> bool:
+        """Do as ``read`` and tell the outcome, where that needs no task; else return False. See ``PipelinedConnection.begin``."""
+        return isinstance(self._link, PipelinedConnection) and self._link.begin(keys, outcome)
+
+    def error_of(self, error: Exception) -> Exception:
+        """Return what ``read`` raises for an error that an outcome of ``begin`` was told."""
+        return as_ours(error, self.url) if isinstance(error, redis.exceptions.RedisError) else error
 
     async def ping(self) -> None:
         """Raise unless the store answers: in a cluster, every primary."""

@@ -14,6 +14,7 @@ from featurestore.online.client import FeatureClient
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+    from featurestore.online.redis_async import Outcome
     from featurestore.scoring.scorer import FeatureReader, FeatureRows
     from featurestore.timeline import Instant
 
@@ -44,6 +45,20 @@ class Reads(Protocol):
     ) -> Callable[[], FeatureRows]:
         """Read likewise, for a caller who wants the numbers of all rows, and more only of some."""
 
+    def begin_numbers(
+        self,
+        outcome: Outcome,
+        service: str,
+        keys: list[dict[str, Any]],
+        *,
+        now: Instant | None = None,
+        request: Sequence[Mapping[str, Any]] | None = None,
+    ) -> bool:
+        """Do as ``fetch_numbers`` and tell the outcome, where that needs no task; else return False, and nothing has begun.
+
+        The outcome is told on the event loop, and never before this call has returned. Errors of the arguments are raised.
+        """
+
     async def close(self) -> None:
         """Close the connections of its own."""
 
@@ -67,6 +82,10 @@ class ThreadReads:
         return lambda: table
 
     fetch_numbers = fetch
+
+    def begin_numbers(self, outcome: Outcome, service: str, keys: list[dict[str, Any]], **options: Any) -> bool:
+        """Return False: the worker thread is waited for."""
+        return False
 
     async def close(self) -> None:
         """Return; the client is not its own."""

@@ -78,6 +78,7 @@ class Scored:
             source=self.checkouts,
             models=str(settings.models),
             model="fraud:1",
+            service="fraud",
             topic=topic,
             online_url=settings.online.url,
             offline=str(settings.offline),

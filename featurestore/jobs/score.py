@@ -60,6 +60,7 @@ class ScoreSpec:
         source: Whose topic is scored.
         models: Folder of the models.
         model: NAME:VERSION, to begin with.
+        service: Whose features it takes, and every version that it follows.
         topic: Where predictions go; refusals go to ``quarantine_topic``.
         online_url: The online store.
         offline: Root of the Delta tables.
@@ -74,6 +75,7 @@ class ScoreSpec:
     source: EventSource
     models: str
     model: str
+    service: str
     topic: str
     online_url: str
     offline: str

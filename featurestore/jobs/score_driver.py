@@ -126,6 +126,7 @@ def spec_of(arguments: argparse.Namespace) -> ScoreSpec:
         source=source,
         models=str(settings.models),
         model=manifest.label,
+        service=service.name,
         topic=arguments.topic or f"predictions_{manifest.name}",
         online_url=settings.online.url,
         offline=str(settings.offline),

@@ -69,7 +69,7 @@ class FollowedModel:
     def __init__(self, spec: ScoreSpec, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._spec, self._clock, self._looked = spec, clock, float("-inf")
         self._refused: dict[int, float] = {}
-        (loaded,) = load_models(spec.models, [spec.model])
+        loaded = self._first()
         self._client = FeatureClient(spec.online_url, project=spec.project, timeout=LOOKUP_TIMEOUT)
         try:
             self._scorer = self._made(loaded)
@@ -100,7 +100,7 @@ class FollowedModel:
             return
         try:
             loaded = load_tried(self._spec.models, served.name, champion)
-            _require_service(loaded.manifest, served.service)
+            self._require_service(loaded.manifest)
             scorer = self._made(loaded)
             scorer.bind()
         except (OnlineStoreUnavailableError, OnlineStoreTimeoutError):
@@ -112,14 +112,30 @@ class FollowedModel:
         _LOG.warning("model %s: version %d scores, was %d", served.name, champion, served.version)
         self._scorer = scorer
 
+    def _first(self) -> LoadedModel:
+        """Return the version to begin with; where that of the job's submission has been deleted since, the champion.
+
+        A job outlives the processes that score for it, and may outlive the version it began with.
+        """
+        spec = self._spec
+        try:
+            (loaded,) = load_models(spec.models, [spec.model])
+        except ModelError:
+            name = spec.model.partition(":")[0]
+            if not spec.follow_s or "champion" not in read_aliases(spec.models, name):
+                raise
+            (loaded,) = load_models(spec.models, [name])
+            self._require_service(loaded.manifest)
+            _LOG.warning("model %s cannot be had, %s scores", spec.model, loaded.manifest.label)
+        return loaded
+
     def _made(self, loaded: LoadedModel) -> EventScorer:
         spec = self._spec
         return EventScorer(spec.source, ServedModel(loaded, self._client), spec.envelope, at=spec.at)
 
-
-def _require_service(manifest: ModelManifest, service: str) -> None:
-    if manifest.service != service:
-        raise ModelError(
-            f"model {manifest.label} is one of service {manifest.service!r}, not of {service!r}.",
-            hint="submit a job for that service.",
-        )
+    def _require_service(self, manifest: ModelManifest) -> None:
+        if manifest.service != self._spec.service:
+            raise ModelError(
+                f"model {manifest.label} is one of service {manifest.service!r}, not of {self._spec.service!r}.",
+                hint="submit a job for that service.",
+            )

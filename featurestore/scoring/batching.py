@@ -6,8 +6,8 @@
                    ▲          (event loop, by callbacks)   (event loop; a thread for many rows)
                    └── whoever comes meanwhile
 
-What is usual takes no task: the store's answer is scored, and its callers are answered, within the call that receives it. Whatever
-is not (a store that is not connected, an error, many rows) goes on in a task, with what has been read already.
+What is usual takes no task: the store's answer is scored, and its callers are answered, within the call that receives it.
+Whatever is not (a store that is not connected, an error, many rows) goes on in a task, with what has been read already.
 
 Rules:
     1. An idle scorer starts a request at the end of the event loop's tick, for others may come in it, and at once where the

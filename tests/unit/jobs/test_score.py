@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -239,6 +240,27 @@ def test_a_job_goes_over_to_the_champion_between_two_batches_and_keeps_what_it_h
     assert promoted(9, 61.0) == {9}  # what was refused may be right a minute later
     assert promoted(1, 2.1) == {1}
     assert versions(score(fixed.scorer(), [checkout("c1", 1.0)])) == {1}
+
+
+def test_a_process_that_begins_after_its_version_was_deleted_scores_with_the_champion(online_url, tmp_path):
+    scored = Scored("unit_deleted")
+    store = scored.open(tmp_path, "none:1", online_url)
+    scored.save(store)
+    scored.save(store, service="other")
+    models = store.settings.models
+    write_aliases(models, "fraud", {"champion": 2})
+    following, fixed = scored.spec(store, follow_s=2.0), scored.spec(store)
+    shutil.rmtree(models / "fraud" / "1")
+    worker = ScoreWorker(following)
+    outcome = score(worker.scorer, [checkout("c1", 1.0), checkout("c2", 2.0)])
+    assert_right(outcome.predictions, {(1, 100): (1, 1.0), (1, 101): (2, 2.0)})
+    assert versions(outcome) == {2}
+    worker.close()
+    with pytest.raises(ModelError, match="fraud"):
+        _ = ScoreWorker(fixed).scorer
+    write_aliases(models, "fraud", {"champion": 3})
+    with pytest.raises(ModelError, match="of service 'other', not of 'fraud'"):
+        _ = ScoreWorker(following).scorer
 
 
 def test_what_spark_unpickles_for_every_task_shares_a_model_and_a_client_which_another_run_closes(online_url, tmp_path):

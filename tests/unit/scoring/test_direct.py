@@ -186,6 +186,37 @@ def test_a_caller_who_leaves_before_the_answer_harms_nobody(models_root):
         assert taken.count(True) > 1
 
 
+def test_a_caller_who_does_not_read_is_answered_when_it_does_and_holds_up_nobody(models_root):
+    """Answers that nobody takes stay few: once they fill the connection, its requests wait where they are."""
+    reader = MemoryReader()
+    with serving(models_root, reader) as (line, url, _):
+        asked = {"keys": [{"card_id": "c1"}] * 60, "request": [{"amount": 1.5}] * 60, "explain": True, "now": NOW}
+        _, _, expected = line.ask(asked)
+        content, sent = request(asked), 0
+        silent = socket.socket()
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            silent.setsockopt(socket.SOL_SOCKET, option, 1 << 14)
+        silent.settimeout(0.5)
+        silent.connect((urlsplit(url).hostname, urlsplit(url).port))
+        with contextlib.closing(silent):
+            with contextlib.suppress(TimeoutError):
+                while sent < 50_000:  # until the server takes no more
+                    silent.sendall(content)
+                    sent += 1
+            scored = len(reader.batches)
+            assert 10 < scored < sent < 50_000
+            begin = time.monotonic()
+            assert line.ask(asked)[2] == expected
+            assert time.monotonic() - begin < 5
+            silent.settimeout(20)
+            with silent.makefile("rb") as file:
+                for _ in range(scored + 20):
+                    while (head := file.readline().strip()) != b"":
+                        if head.startswith(b"content-length: "):
+                            length = int(head.removeprefix(b"content-length: "))
+                    assert json.loads(file.read(length)) == expected
+
+
 def test_a_silent_connection_is_closed_after_the_time_of_silence_and_one_in_use_is_not(models_root):
     with serving(models_root, timeout_keep_alive=0.6) as (line, url, taken), contextlib.closing(Line(url)) as silent:
         assert silent.ask(ONE)[0] == 200

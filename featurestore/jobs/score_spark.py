@@ -1,7 +1,8 @@
 """The scoring query on Spark: Kafka -> mapInArrow(score) -> Delta and the predictions topic, in micro-batches.
 
-A batch goes to Delta first, with Delta's transaction identifiers (query id, batch id): run again after a crash it changes nothing
-there. Kafka has no such thing in Spark, so predictions of a batch that is run again are sent again, with the same ids.
+A batch is sent first, for somebody waits for it, and then goes to Delta, with Delta's transaction identifiers (query id, batch
+id): run again after a crash it changes nothing there. Kafka has no such thing in Spark, so predictions of a batch that is run
+again are sent again, with the same ids.
 """
 
 from __future__ import annotations
@@ -141,25 +142,25 @@ class ScoreBatch:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("consumed", "applied", "quarantined"), 0))
 
     def __call__(self, rows: DataFrame, batch_id: int) -> None:
-        """Write the batch to Delta, then send it."""
+        """Send the batch, then write it to Delta."""
         query_id = str(rows.sparkSession.sparkContext.getLocalProperty("sql.streaming.queryId"))
         rows = rows.persist()
         try:
+            predictions = rows.where("prediction_id is not null")
+            sink = predictions.selectExpr("_key key", "_value value", "_headers headers").write.format("kafka")
+            for name, value in self.spec.kafka.items():
+                sink = sink.option(f"kafka.{name}", value)
+            sink.option("topic", self.spec.topic).option("includeHeaders", "true").save()
             counted = rows.selectExpr(
                 "count(1) consumed", "count(prediction_id) applied", "count(reason) quarantined"
             ).first()
             assert counted is not None  # noqa: S101 - an aggregate over everything has one row
-            predictions = rows.where("prediction_id is not null")
             self._append(predictions.select(*arrow_schema().names), PREDICTIONS, query_id, batch_id)
             if counted["quarantined"]:
                 refused = rows.where("reason is not null").select(
                     "source", "_topic", "_partition", "_offset", "_arrival", "reason", "detail", "raw"
                 )
                 self._append(refused, QUARANTINE, query_id, batch_id)
-            sink = predictions.selectExpr("_key key", "_value value", "_headers headers").write.format("kafka")
-            for name, value in self.spec.kafka.items():
-                sink = sink.option(f"kafka.{name}", value)
-            sink.option("topic", self.spec.topic).option("includeHeaders", "true").save()
             for name in self.counts:
                 self.counts[name] += counted[name]
         finally:

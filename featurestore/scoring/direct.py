@@ -83,7 +83,6 @@ class DirectScoring:
     ) -> None:
         self.models, self.ask, self.refused = models, ask, refused
         self.admission, self.metrics, self.limits, self.gate = admission, metrics, limits, gate
-        self._answered: list[tuple[int, float]] = []
 
     def read_head(self, path: bytes, headers: Headers) -> Head | None:
         """Return what a head says, None where the request goes the long way whoever sends it.
@@ -120,16 +119,6 @@ class DirectScoring:
             except Refusal:
                 return None
         return Exchange(self, served, head, transport, ended)
-
-    def count(self, loop: asyncio.AbstractEventLoop, status: int, seconds: float) -> None:
-        """Count an answer, with all of this turn of the loop at its end."""
-        if not self._answered:
-            loop.call_soon(self._count)
-        self._answered.append((status, seconds))
-
-    def _count(self) -> None:
-        answered, self._answered = self._answered, []
-        self.metrics.count_answers(_ROUTE, answered)
 
     def _plain_length(self, headers: Headers) -> int | None:
         """Return the length of a body that is JSON of known length and bounded size, and is content with JSON as its answer."""
@@ -241,4 +230,4 @@ class Exchange:
             if not self.keep_alive:
                 self._transport.close()
         self._ended()
-        self._scoring.count(self._loop, status, time.perf_counter() - self._started)
+        self._scoring.metrics.note_answer(_ROUTE, status, time.perf_counter() - self._started)

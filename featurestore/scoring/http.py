@@ -333,8 +333,8 @@ class ScoringApp:
             raise deadline_passed() from None
 
     def _observe(self, predictions: list[Prediction], timings: Timings) -> None:
-        self.metrics.observe_batch(predictions, timings)
         self.metrics.show_queue(self._admission.in_flight, self._batcher.waiting)
+        self.metrics.note_batch(predictions, timings)
 
     def _now(self, value: Any) -> Instant | None:
         """Return the time a replay asks for."""
@@ -360,6 +360,7 @@ class ScoringApp:
 
     async def _close(self) -> None:
         await self._batcher.close()
+        self.metrics.settle()
         if self._on_close is not None:
             self._on_close()
 

@@ -21,6 +21,7 @@ from featurestore.jobs.realtime import RealtimeConsumer, connect, group_of
 from featurestore.jobs.worker import by_topic
 from featurestore.offline.epochs import OnlineEpochs
 from featurestore.stack.valkey import OnlineServer
+from tests.faults.places import CONSUMER
 from tests.streaming.support import (
     InProcess,
     Shop,
@@ -115,7 +116,7 @@ def test_a_consumer_that_is_killed_neither_loses_nor_doubles_events(kafka_server
     assert len(online_differences(store, shop, events)) >= KEYS, "without its guard the test finds nothing"
 
 
-@pytest.mark.parametrize("place", ["consumer.polled:2", "consumer.committed"])
+@pytest.mark.parametrize("place", CONSUMER)
 def test_a_consumer_that_dies_once_it_polled_or_committed_goes_on(
     kafka_server, online_server, tmp_path, started, monkeypatch, place
 ):

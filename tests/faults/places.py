@@ -1,0 +1,43 @@
+"""Where tests kill processes: every failpoint there is, at the time it is reached, by what dies there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from featurestore.failpoints import VARIABLE
+from tests.streaming.support import wait_for
+
+WORKER = {  # each dies in a later batch than the one before, in batches of another size
+    "worker.decoded:3": 61,
+    "writer.fences:4": 53,
+    "writer.bucket:1": 47,
+    "writer.bucket:40": 50,
+    "writer.appended:5": 40,
+    "writer.folded:6": 37,
+    "writer.progress:7": 31,
+}
+WORKER_WITH_IDS = {
+    "writer.appended:2": 41,
+    "writer.ids:3": 37,
+    "writer.ids:6": 31,
+    "writer.bucket:30": 29,
+    "writer.folded:5": 23,
+}
+CONSUMER = ("consumer.polled:2", "consumer.committed")
+DRIVER_WITH_BATCHES = "archive.begin"
+DRIVERS_IN_THE_FIRST_BATCH = ("archive.table", "archive.tables")
+
+ALL = {*WORKER, *WORKER_WITH_IDS, *CONSUMER, DRIVER_WITH_BATCHES, *DRIVERS_IN_THE_FIRST_BATCH}
+
+
+def driver_killed_at(place, start, monkeypatch):
+    """Return a job whose driver has died at a place: by SIGKILL, without a word."""
+    with monkeypatch.context() as armed:
+        armed.setenv(VARIABLE, place)
+        job = start()
+        wait_for(f"the kill at {place}", lambda: not job.is_alive)
+    assert job.status().state == "failed"
+    last = json.loads(Path(job.folder, "status.json").read_text())
+    assert last["state"] in {"warming", "running"}, "it was not killed, it said goodbye"
+    return job

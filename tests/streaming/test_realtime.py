@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,8 +15,9 @@ import redis
 from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 
-from featurestore.errors import JobError, OffsetsGoneError, SubmitError
+from featurestore.errors import JobError, OffsetsGoneError
 from featurestore.failpoints import VARIABLE
+from featurestore.jobs import membership
 from featurestore.jobs.consumers import Consumers, consumer_command
 from featurestore.jobs.hot import HotWorker
 from featurestore.jobs.realtime import RealtimeConsumer, connect, group_of
@@ -23,17 +26,14 @@ from featurestore.offline.epochs import OnlineEpochs
 from featurestore.stack.valkey import OnlineServer
 from tests.faults.places import CONSUMER
 from tests.streaming.support import (
-    InProcess,
     Shop,
     applied_offsets,
     ends_of,
     online_differences,
-    places_of,
     produce_events,
     reached,
     simple_events,
     wait_applied,
-    wait_archived,
     wait_for,
 )
 
@@ -154,8 +154,9 @@ def _committed(broker, group, topic):
     return {place.partition: each.offset for place, each in found.items() if place.topic == topic}
 
 
-def _run(consumer, until):
-    """Run a consumer in a thread until a condition holds; raise what it raised."""
+@contextlib.contextmanager
+def _running(consumer):
+    """Run a consumer in a thread for a block; give a list that gets what it raises."""
     stop, failed = threading.Event(), []
 
     def run():
@@ -167,11 +168,17 @@ def _run(consumer, until):
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        wait_for("the consumer", lambda: failed or until())
+        yield failed
     finally:
         stop.set()
         thread.join(30)
         consumer.close()
+
+
+def _run(consumer, until):
+    """Run a consumer in a thread until a condition holds; raise what it raised."""
+    with _running(consumer) as failed:
+        wait_for("the consumer", lambda: failed or until())
     if failed:
         raise failed[0]
 
@@ -241,6 +248,37 @@ def test_a_consumer_that_is_stopped_while_the_store_hangs_does_not_pass_what_it_
     assert online_differences(store, shop, events) == []
 
 
+def test_one_that_joins_a_busy_consumer_says_for_whom_it_waits_and_takes_over_in_time(
+    kafka_server, online_server, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(membership, "RETURN_WITHIN_MS", 7_000)  # a minute
+    shop = Shop("rt_busy")
+    broker, url = kafka_server.bootstrap_servers, online_server.url
+    store = shop.open(tmp_path, broker, url)
+    events = simple_events(2_000, keys=KEYS)
+    busy, other = in_process(store, shop), in_process(store, shop)
+    os.kill(online_server.pid, signal.SIGSTOP)
+    try:
+        produce_events(broker, shop.source.topic, events)
+        with _running(busy) as failed:
+            wait_for("its word", lambda: "did not answer" in (busy.error or ""))
+            with _running(other) as failed_too:
+                waits = f"nothing for .* s: group {group_of(shop.name, shop.views)} waits for another member"
+                wait_for("that it waits", lambda: re.search(waits, other.error or ""))
+                assert other.lag is None
+                # The store hangs for it too now: it has got the partitions.
+                wait_for("its partitions", lambda: "did not answer" in (other.error or ""), 30.0)
+                os.kill(online_server.pid, signal.SIGCONT)
+                wait_for(
+                    "all", lambda: failed or failed_too or reached(applied_offsets(url, shop.name), ends_of(events))
+                )
+    finally:
+        os.kill(online_server.pid, signal.SIGCONT)
+    assert failed == failed_too == []
+    assert other.counts["consumed"] > 0
+    assert online_differences(store, shop, events) == []
+
+
 def test_records_gone_from_kafka_end_the_job_with_their_range(kafka_server, online_server, tmp_path):
     shop = Shop("rt_gone")
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
@@ -300,41 +338,6 @@ def test_the_group_follows_what_is_stored_and_where():
         group_of("p", views, epoch=2),
     ]
     assert len({group_of("p", views), *others}) == 5
-
-
-def test_a_realtime_job_serves_archives_and_ends_in_order(spark, kafka_server, online_server, tmp_path):
-    shop = Shop("rt_job")
-    broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
-    store = shop.open(tmp_path, broker, url)
-    with pytest.raises(SubmitError, match="'real' is none of"):
-        store.submit("materialize", service="shop", freshness="real")
-    with pytest.raises(SubmitError, match="consumers is 2 with freshness 'micro-batch'"):
-        store.submit("materialize", service="shop", consumers=2)
-    events = simple_events(2_000, keys=KEYS)
-    job = store.submit("materialize", service="shop", freshness="realtime", archive_every="1 second")
-    try:
-        job.wait_until("running")
-        produce_events(broker, topic, events)
-        wait_applied(url, shop.name, ends_of(events), job)
-        wait_archived(store.settings.offline, len(events), job)
-        assert online_differences(store, shop, events) == []
-        assert places_of(store.settings.offline, "events/payments") == {(e.partition, e.offset): 1 for e in events}
-        status = wait_for("totals", lambda: (s := job.status()).totals["consumed"] == len(events) and s, job=job)
-        assert status.totals["fenced"] == 0 < status.totals["applied"]
-        assert status.queries["hot"]["realtime"]
-        pids = status.queries["hot"]["pids"]
-
-        # A micro-batch job takes over from the same fences, and the other way round.
-        assert job.stop().state == "stopped"
-        wait_for("the consumers' end", lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
-        more = simple_events(1_000, keys=KEYS, begin=2_000)
-        produce_events(broker, topic, more)
-        job = InProcess(spark, store, shop, job.folder, queries=("hot",))
-        wait_applied(url, shop.name, ends_of([*events, *more]), job)
-        assert online_differences(store, shop, [*events, *more]) == []
-        assert job.stop().state == "stopped"
-    finally:
-        job.stop()
 
 
 def test_consumers_that_keep_dying_end_the_job():

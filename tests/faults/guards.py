@@ -5,7 +5,16 @@ from __future__ import annotations
 import redis
 
 from featurestore.online.epoch import EPOCH
-from tests.streaming.support import places_of, table, wait_for
+from tests.streaming.support import (
+    ends_of,
+    entering,
+    online_differences,
+    places_of,
+    table,
+    wait_applied,
+    wait_archived,
+    wait_for,
+)
 
 
 def once(events):
@@ -25,6 +34,31 @@ def assert_archived(offline, events, job=None):
     assert places_of(offline, "events/payments") == once(events)
     wait_for("the tiles", lambda: tile_count(offline) >= len(events), 60.0, job)
     assert tile_count(offline) == len(events)
+
+
+def assert_whole(job, store, shop, events, junk=(), *, began=None, archived=True):
+    """Wait for a job to have everything; fail unless what is online, in Delta and in quarantine, and its counts, are the oracle's.
+
+    ``began`` says where the run's hot query went on (``InProcess.began``), the first records where it is None.
+    """
+    url, offline = store.settings.online.url, store.settings.offline
+    wait_applied(url, shop.name, ends_of(events, junk), job)
+    assert online_differences(store, shop, events) == []
+    if archived:
+        wait_archived(offline, len(events) + len(junk), job)
+        assert_archived(offline, events, job)
+        assert places_of(offline, "quarantine") == dict.fromkeys(junk, 1)
+    assert_counted(job, shop, events, junk, began or {})
+
+
+def assert_counted(job, shop, events, junk, began):
+    """Fail unless a run has counted every record from where it began, each with its fate."""
+    mine = [event for event in events if event.offset >= began.get(event.partition, 0)]
+    bad = [offset for partition, offset in junk if offset >= began.get(partition, 0)]
+    read = len(mine) + len(bad)
+    totals = wait_for("the counts", lambda: (t := job.status().totals).get("consumed", 0) >= read and t, job=job)
+    found = totals["consumed"], totals["quarantined"], totals["applied"] + totals["fenced"], totals["duplicate"]
+    assert found == (read, len(bad), sum(entering(view, mine) for view in shop.views), 0)
 
 
 def forget_last_commit(checkpoints):

@@ -24,6 +24,7 @@ from featurestore.definitions.view import FeatureView
 from featurestore.engines.oracle import Event, values_at
 from featurestore.engines.scalar import evaluate_row
 from featurestore.events.broker import producer
+from featurestore.jobs.checkpoint import Checkpoint
 from featurestore.jobs.consumers import consumer_command
 from featurestore.jobs.driver import MaterializeSpec, materialize
 from featurestore.online.redis_store import RedisOnlineStore
@@ -170,6 +171,9 @@ class InProcess:
         self.exit_code = None
         self._reported = folder / "status.json"
         self._reported.unlink(missing_ok=True)
+        before = Checkpoint.read(self.checkpoints / "hot")
+        self.began = {} if before is None else before.ends.get(shop.source.topic, {})
+        """Where its hot query goes on, by partition; nothing where it begins."""
         if freshness == "realtime":
             store.settings.to_json(folder / "config.json")
             options["realtime"] = consumer_command(folder / "config.json", "shop")
@@ -233,11 +237,11 @@ def wait_for(what, condition, seconds=DEADLINE_S, job=None):
         time.sleep(0.01)
 
 
-def ends_of(events):
-    """Return partition to the offset after its newest record."""
+def ends_of(events, junk=()):
+    """Return partition to the offset after its newest record, be it an event or one of (partition, offset)."""
     ends = {}
-    for event in events:
-        ends[event.partition] = max(ends.get(event.partition, 0), event.offset + 1)
+    for partition, offset in (*((event.partition, event.offset) for event in events), *junk):
+        ends[partition] = max(ends.get(partition, 0), offset + 1)
     return ends
 
 

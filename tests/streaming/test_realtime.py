@@ -15,6 +15,7 @@ import redis
 from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 
+from featurestore import Count, Entity, EventSource, FeatureService, FeatureStore, FeatureView
 from featurestore.errors import JobError, OffsetsGoneError
 from featurestore.failpoints import VARIABLE
 from featurestore.jobs import membership
@@ -28,6 +29,7 @@ from tests.faults.places import CONSUMER
 from tests.streaming.support import (
     Shop,
     applied_offsets,
+    contract,
     ends_of,
     online_differences,
     produce_events,
@@ -338,6 +340,34 @@ def test_the_group_follows_what_is_stored_and_where():
         group_of("p", views, epoch=2),
     ]
     assert len({group_of("p", views), *others}) == 5
+
+
+def test_the_canaries_of_the_guide_are_all_read(kafka_server, online_url, tmp_path):
+    """The code in docs/guide/streaming.md, for a shorter while, with a topic, job and store that are there."""
+    guide = (Path(__file__).parents[2] / "docs/guide/streaming.md").read_text(encoding="utf-8")
+    (code,) = (
+        each
+        for each in re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+        if "measure_freshness" in each
+    )
+    broker, names = kafka_server.bootstrap_servers, {}
+    for theirs, ours in (
+        ("localhost:9092", broker),
+        ('"redis://localhost:6379"', f'"{online_url}", timeout="5s"'),  # the machine may be busy
+        ("rate=100, seconds=30", "rate=100, seconds=1, warm_up=0.5"),
+    ):
+        assert theirs in code
+        code = code.replace(theirs, ours)
+    source = EventSource("payments", topic="payments", schema=contract(), event_time="event_time")
+    card = FeatureView("card", Entity("card", keys={"card_id": "string"}), source, {"n": Count().over("1h")})
+    store = FeatureStore.open(root=tmp_path, kafka={"bootstrap.servers": broker}, online={"url": online_url})
+    store.apply(FeatureService("fraud", [card]), create_topics=True)
+    with _running(connect(store.settings, "fraud")) as failed:
+        exec(compile(code, "streaming.md", "exec"), names)
+    names["client"].close()
+    names["sender"].close()
+    assert failed == []
+    assert names["found"].markers > 0 == names["found"].lost
 
 
 def test_consumers_that_keep_dying_end_the_job():

@@ -19,22 +19,17 @@ from featurestore.jobs.hot import HotWorker
 from featurestore.jobs.realtime import RealtimeConsumer, group_of
 from featurestore.jobs.topics import TopicWatch
 from featurestore.jobs.worker import by_topic
-from tests.faults.feeding import Watcher, wrong_values
+from tests.faults.feeding import Feed, Watcher, wrong_values
+from tests.faults.guards import assert_whole
 from tests.streaming.support import (
     InProcess,
     Shop,
     applied_offsets,
     ends_of,
-    entering,
-    online_differences,
-    places_of,
-    produce,
     produce_events,
     reached,
     simple_events,
     to_bytes,
-    wait_applied,
-    wait_archived,
     wait_for,
 )
 
@@ -130,15 +125,13 @@ def test_micro_batches_wait_for_a_broker_that_comes_back_and_count_every_record_
     spark, kafka_server, online_url, tmp_path
 ):
     shop, broker = Shop("broker_batches"), kafka_server.bootstrap_servers
-    events, topic = simple_events(600, keys=KEYS), shop.source.topic
     store = shop.open(tmp_path, broker, online_url)
-    offline = store.settings.offline
-    produce_events(broker, topic, events[:300])
+    feed = Feed(broker, shop, keys=KEYS)
+    feed.send(300)
     job = InProcess(spark, store, shop, tmp_path / "job")
     try:
-        wait_applied(online_url, shop.name, ends_of(events[:300]), job)
-        wait_archived(offline, 300, job)
-        with Watcher(shop, online_url, events) as watcher:
+        with Watcher(shop, online_url, simple_events(1_000, keys=KEYS)) as watcher:
+            assert_whole(job, store, shop, feed.events, feed.junk)
             before, idle = kafka_server.pid, job.status().queries["hot"]["at"]
             kafka_server.kill()
             assert kafka_server.pid is None
@@ -146,24 +139,14 @@ def test_micro_batches_wait_for_a_broker_that_comes_back_and_count_every_record_
             wait_for("reads without a broker", lambda: watcher.reads > reads + 1, job=job)
             kafka_server.start()
             assert kafka_server.pid != before
-            produce_events(broker, topic, events[300:])
-            junk = produce(broker, topic, [(partition, b"{", events[-1].arrival) for partition in (0, 1)])
-            wait_applied(online_url, shop.name, {partition: offset + 1 for partition, offset in junk}, job)
-            wait_archived(offline, len(events) + len(junk), job)
-        assert watcher.back == []
-        assert job.status().queries["hot"]["at"] > idle
-        assert online_differences(store, shop, events) == []
-        assert places_of(offline, "events/payments") == {(event.partition, event.offset): 1 for event in events}
-        assert places_of(offline, "quarantine") == dict.fromkeys(junk, 1)
-        totals = wait_for(
-            "totals", lambda: (t := job.status().totals)["consumed"] >= len(events) + len(junk) and t, job=job
-        )
-        entered = sum(entering(view, events) for view in shop.views)
-        found = {name: totals[name] for name in ("consumed", "applied", "fenced", "quarantined")}
-        assert found == {"consumed": 602, "applied": entered, "fenced": 0, "quarantined": 2}
+            feed.send(300)
+            assert_whole(job, store, shop, feed.events, feed.junk)
+            assert job.status().totals["fenced"] == 0
+            assert job.status().queries["hot"]["at"] > idle
+            watcher.assert_steady(feed.events)
     finally:
         job.stop()
-    assert len(wrong_without_fences(shop, online_url, broker, events)) >= KEYS, "the test finds nothing"
+    assert len(wrong_without_fences(shop, online_url, broker, feed.events)) >= KEYS, "the test finds nothing"
 
 
 def test_a_topic_that_was_made_anew_ends_the_job(kafka_server, online_url, monkeypatch):

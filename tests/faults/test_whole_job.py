@@ -16,7 +16,7 @@ import pytest
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
-from featurestore.errors import SubmitError
+from featurestore.errors import OnlineError, SubmitError
 from featurestore.events.broker import ensure_topics
 from tests.faults.brokers import three_brokers
 from tests.faults.feeding import Feed, Watcher
@@ -25,6 +25,7 @@ from tests.servers import Watched
 from tests.streaming.support import (
     InProcess,
     Shop,
+    applied_offsets,
     ends_of,
     entering,
     online_differences,
@@ -68,8 +69,13 @@ class Scene:
         os.kill(master.process.pid, way)
         self.feed.send(60)
         wait_for("another master", lambda: replica.ask(b"ROLE")[0] == b"master", 60.0, job=self.job)
+        wait_for("Sentinels that name it", self._is_reached, job=self.job)
         servers.master, servers.replica = replica, master
         self.assert_whole()
+
+    def _is_reached(self):
+        with contextlib.suppress(OnlineError):
+            return applied_offsets(self.watched.url, self.shop.name)
 
 
 def leader_of(topic, brokers):

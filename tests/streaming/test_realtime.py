@@ -253,7 +253,7 @@ def test_a_consumer_that_is_stopped_while_the_store_hangs_does_not_pass_what_it_
 def test_one_that_joins_a_busy_consumer_says_for_whom_it_waits_and_takes_over_in_time(
     kafka_server, online_server, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(membership, "RETURN_WITHIN_MS", 8_000)  # in place of a minute
+    monkeypatch.setattr(membership, "RETURN_WITHIN_MS", 6_000)  # in place of a minute
     monkeypatch.setattr(membership, "PATIENCE_S", 0.5)
     shop = Shop("rt_busy")
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic

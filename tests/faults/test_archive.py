@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 import uuid
 from pathlib import Path
 
@@ -109,10 +108,13 @@ def test_a_killed_python_worker_ends_the_job_and_the_next_goes_on(spark, kafka_s
             kill_workers_of(job)
         finally:
             os.kill(online_server.pid, signal.SIGCONT)
+        assert job.wait_end() == 1
         assert "query hot" in job.status().error
+        assert "did not answer" not in job.status().error
         job = InProcess(spark, store, shop, tmp_path / "job", queries=("archive",))
         wait_for("its batch", (job.checkpoints / "archive" / "offsets" / "0").exists, job=job)
         kill_workers_of(job)
+        assert job.wait_end() == 1
         assert "query archive" in job.status().error
         assert not (job.checkpoints / "archive" / "commits" / "0").exists(), "the batch was over before the kill"
         feed.send(1_000)
@@ -131,19 +133,15 @@ def test_a_killed_python_worker_ends_the_job_and_the_next_goes_on(spark, kafka_s
 
 
 def kill_workers_of(job):
-    """Kill the Python workers of this process's Spark, those that take their place too, until a job has ended by it."""
-    for _ in range(40):
-        workers = [pid for pid, _ in process_tree(os.getpid()) if _is_worker(pid)]
-        for pid in workers:
+    """Kill the Python workers of this process's Spark, those that take their place too, until the job's query has ended."""
+
+    def has_ended():
+        for pid in [pid for pid, _ in process_tree(os.getpid()) if _is_worker(pid)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        give_up = time.monotonic() + 0.25
-        while job.is_alive and time.monotonic() < give_up:
-            time.sleep(0.02)
-        if not job.is_alive:
-            break
-    assert job.exit_code == 1, "the job goes on without its workers"
-    assert "did not answer in time" not in job.status().error
+        return not job.session.streams.active
+
+    wait_for("the end of its query", has_ended, 30.0)
 
 
 def _is_worker(pid):

@@ -189,11 +189,12 @@ class InProcess:
             **options,
         )
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(spark.newSession(),))
+        self.session = spark.newSession()
+        self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def _run(self, session):
-        self.exit_code = materialize(session, self._spec, stop=self._stop)
+    def _run(self):
+        self.exit_code = materialize(self.session, self._spec, stop=self._stop)
 
     @property
     def is_alive(self):

@@ -29,11 +29,11 @@ from tests.streaming.support import (
 pytestmark = pytest.mark.jvm
 
 KEYS = 60
-EVENTS = 8_000
+EVENTS = 4_000
 OPTIONS = {
     "archive_every": "1 second",
     # Many small writes in one micro-batch, so that a kill finds some of them done.
-    "conf": {"spark.sql.execution.arrow.maxRecordsPerBatch": "100"},
+    "conf": {"spark.sql.execution.arrow.maxRecordsPerBatch": "50"},
 }
 
 

@@ -31,6 +31,7 @@ from tests.streaming.support import (
     online_differences,
     simple_events,
     wait_applied,
+    wait_archived,
     wait_for,
 )
 
@@ -123,6 +124,7 @@ def test_a_realtime_job_waits_out_its_store_and_its_brokers_and_micro_batches_ta
                 feed.broker = living
                 more = feed.send(200)
                 wait_applied(servers.url, shop.name, ends_of(feed.events, feed.junk), job)
+                wait_archived(store.settings.offline, len(feed.events) + len(feed.junk), job)
                 # What was applied and not committed yet is read again: fenced, never applied.
                 entered = counted["applied"] + sum(entering(view, more) for view in shop.views)
                 wait_for("the counts", lambda: job.status().totals["applied"] >= entered, job=job)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
+
 import redis
 
+from featurestore.jobs.archive import ArchiveBatch
 from featurestore.online.epoch import EPOCH
 from tests.streaming.support import (
+    InProcess,
     ends_of,
     entering,
     online_differences,
@@ -78,3 +82,21 @@ def forget_fences(url, project):
         for name in fences:
             raw.hdel(name, *(set(raw.hkeys(name)) - {EPOCH}))
         raw.delete(f"fs:{{{project}}}:progress:payments")
+
+
+def doubled_without_guard(spark, store, shop, folder, events, monkeypatch):
+    """Return which events the log has twice once Delta is not told which batch is written: the negative control."""
+    append = ArchiveBatch._append
+
+    def anonymous(self, frame, table, query_id, batch_id, **options):
+        return append(self, frame, table, uuid.uuid4(), batch_id, **options)
+
+    again = forget_last_commit(folder / "checkpoints")
+    with monkeypatch.context() as patched:
+        patched.setattr(ArchiveBatch, "_append", anonymous)
+        job = InProcess(spark, store, shop, folder, queries=("archive",))
+        wait_for("the batch that is run again", again.exists, job=job)
+        job.stop()
+    places = places_of(store.settings.offline, "events/payments")
+    assert places.keys() == once(events).keys()
+    return [place for place, count in places.items() if count > 1]

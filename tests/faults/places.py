@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 from featurestore.failpoints import VARIABLE
-from tests.streaming.support import wait_for
+from tests.streaming.support import birth, kill_driver, process_tree, wait_for
 
 WORKER = {  # each dies in a later batch than the one before, in batches of another size
     "worker.decoded:3": 61,
@@ -26,18 +27,30 @@ WORKER_WITH_IDS = {
 }
 CONSUMER = ("consumer.polled:2", "consumer.committed")
 DRIVER_WITH_BATCHES = "archive.begin"
-DRIVERS_IN_THE_FIRST_BATCH = ("archive.table", "archive.tables")
+DRIVER_IN_A_BATCH = ("archive.table", "archive.tables")
 
-ALL = {*WORKER, *WORKER_WITH_IDS, *CONSUMER, DRIVER_WITH_BATCHES, *DRIVERS_IN_THE_FIRST_BATCH}
+ALL = {*WORKER, *WORKER_WITH_IDS, *CONSUMER, DRIVER_WITH_BATCHES, *DRIVER_IN_A_BATCH}
 
 
 def driver_killed_at(place, start, monkeypatch):
-    """Return a job whose driver has died at a place: by SIGKILL, without a word."""
+    """Return a job whose driver has died at a place, Python's process and then at once all that it had started: by SIGKILL."""
     with monkeypatch.context() as armed:
         armed.setenv(VARIABLE, place)
         job = start()
-        wait_for(f"the kill at {place}", lambda: not job.is_alive)
+    pid, born = wait_for("the driver", lambda: _python_of(job), job=job)
+    wait_for(f"the kill at {place}", lambda: birth(pid) != born)
+    kill_driver(job)
     assert job.status().state == "failed"
     last = json.loads(Path(job.folder, "status.json").read_text())
     assert last["state"] in {"warming", "running"}, "it was not killed, it said goodbye"
     return job
+
+
+def _python_of(job):
+    """Return (pid, start time) of the Python process of a driver, which a JVM has started."""
+    for pid, born in process_tree(job.record["pid"]):
+        with contextlib.suppress(OSError):
+            is_python = Path(f"/proc/{pid}/exe").readlink().name.startswith("python")
+            if is_python and b"materialize.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid, born
+    return None

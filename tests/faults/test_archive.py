@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import uuid
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,12 +15,10 @@ from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 
 from featurestore.engines.oracle import without_repetitions
-from featurestore.jobs.archive import ArchiveBatch
 from featurestore.jobs.resume import Resume
 from featurestore.offline.losses import Losses
 from tests.faults.feeding import Feed, ShopWithIds, Watcher, with_ids
-from tests.faults.guards import assert_archived, assert_whole, forget_fences, forget_last_commit, once, tile_count
-from tests.faults.places import DRIVERS_IN_THE_FIRST_BATCH, driver_killed_at
+from tests.faults.guards import assert_whole, doubled_without_guard, forget_fences, once, tile_count
 from tests.streaming.support import (
     InProcess,
     Shop,
@@ -42,54 +39,6 @@ from tests.streaming.support import (
 pytestmark = pytest.mark.jvm
 
 KEYS = 20
-
-
-def doubled_without_guard(spark, store, shop, folder, events, monkeypatch):
-    """Return which events the log has twice once Delta is not told which batch is written: the negative control."""
-    append = ArchiveBatch._append
-
-    def anonymous(self, frame, table, query_id, batch_id, **options):
-        return append(self, frame, table, uuid.uuid4(), batch_id, **options)
-
-    again = forget_last_commit(folder / "checkpoints")
-    with monkeypatch.context() as patched:
-        patched.setattr(ArchiveBatch, "_append", anonymous)
-        job = InProcess(spark, store, shop, folder, queries=("archive",))
-        wait_for("the batch that is run again", again.exists, job=job)
-        job.stop()
-    places = places_of(store.settings.offline, "events/payments")
-    assert places.keys() == once(events).keys()
-    return [place for place, count in places.items() if count > 1]
-
-
-def test_a_driver_that_is_killed_at_any_step_of_an_archive_batch_writes_each_table_once(
-    spark, kafka_server, online_server, tmp_path, monkeypatch
-):
-    """The batch is in one table, and the driver is killed; then it is in all of them, not in the checkpoint, and it is again."""
-    shop = Shop("steps")
-    store = shop.open(tmp_path, kafka_server.bootstrap_servers, online_server.url)
-    offline = store.settings.offline
-    feed = Feed(kafka_server.bootstrap_servers, shop, keys=KEYS)
-    first, junk = feed.send(100), list(feed.junk)
-
-    def start():
-        return store.submit("materialize", service="shop", archive_every="500 milliseconds")
-
-    with Watcher(shop, online_server.url, simple_events(1_000, keys=KEYS)) as watcher:
-        for place in DRIVERS_IN_THE_FIRST_BATCH:
-            job = driver_killed_at(place, start, monkeypatch)
-            commits = job.folder / "checkpoints" / "archive" / "commits"
-            assert not list(commits.glob("[0-9]*")), "a batch had been finished"
-            feed.send(100)
-        assert_archived(offline, first)
-        assert places_of(offline, "quarantine") == dict.fromkeys(junk, 1)
-        job = InProcess(spark, store, shop, job.folder)
-        assert_whole(job, store, shop, feed.events, feed.junk, began=job.began)
-        assert job.stop().state == "stopped"
-        watcher.assert_steady(feed.events)
-    assert doubled_without_guard(spark, store, shop, job.checkpoints.parent, feed.events, monkeypatch), (
-        "the test finds nothing"
-    )
 
 
 def test_a_killed_python_worker_ends_the_job_and_the_next_goes_on(spark, kafka_server, online_server, tmp_path):

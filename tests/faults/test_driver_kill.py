@@ -1,4 +1,4 @@
-"""SIGKILL of the whole driver in the middle of a micro-batch: restarted, every event counts exactly once, here and in Delta."""
+"""SIGKILL of the whole driver in the middle of its batches: restarted, every event counts exactly once, here and in Delta."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ from pathlib import Path
 import pytest
 
 from tests.faults.feeding import Watcher
-from tests.faults.guards import assert_whole, forget_fences, forget_last_commit, once, tile_count
-from tests.faults.places import DRIVER_WITH_BATCHES, driver_killed_at
+from tests.faults.guards import (
+    assert_archived,
+    assert_whole,
+    doubled_without_guard,
+    forget_fences,
+    forget_last_commit,
+    once,
+    tile_count,
+)
+from tests.faults.places import DRIVER_IN_A_BATCH, DRIVER_WITH_BATCHES, driver_killed_at
+from tests.faults.proxy import HoldingProxy
 from tests.streaming.support import (
     InProcess,
     Shop,
     applied_offsets,
     ends_of,
-    kill_driver,
     online_differences,
     places_of,
     produce,
@@ -32,23 +40,14 @@ KEYS = 60
 EVENTS = 4_000
 OPTIONS = {
     "archive_every": "1 second",
-    # Many small writes in one micro-batch, so that a kill finds some of them done.
-    "conf": {"spark.sql.execution.arrow.maxRecordsPerBatch": "50"},
+    # Many small writes in one micro-batch, each held up on its way, so that a kill finds some of them done.
+    "conf": {"spark.sql.execution.arrow.maxRecordsPerBatch": "25"},
 }
-
-
-def kill_in_the_middle(job, url, shop, ends):
-    """Kill the driver as soon as part of a backlog is applied."""
-
-    wait_for("the first write", lambda: any(applied_offsets(url, shop.name).values()), job=job)
-    kill_driver(job)
-    assert not reached(applied_offsets(url, shop.name), ends), (
-        "everything was applied before the kill: the backlog is too small"
-    )
-    assert job.status().state == "failed"
+HELD_S = 1.0
 
 
 def test_a_killed_driver_neither_loses_nor_doubles_events(spark, kafka_server, online_server, tmp_path, monkeypatch):
+    """At every step of an archive batch, which finds the hot query in the middle of one too."""
     shop = Shop("killed")
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
     store = shop.open(tmp_path, broker, url)
@@ -57,26 +56,34 @@ def test_a_killed_driver_neither_loses_nor_doubles_events(spark, kafka_server, o
     events, junk = simple_events(EVENTS, keys=KEYS), []
     produce_events(broker, topic, events)
 
-    def start():
-        return store.submit("materialize", service="shop", **OPTIONS)
+    def killed_at(place, ends):
+        """Kill a driver of its own at a place, while it is behind; what is killed after it goes on in the session of the tests."""
+        with HoldingProxy(online_server.port, word=b"EVALSHA", seconds=HELD_S) as proxy:
+            slow = shop.open(tmp_path, broker, f"redis://127.0.0.1:{proxy.port}")
+            driver_killed_at(place, lambda: slow.submit("materialize", service="shop", **OPTIONS), monkeypatch)
+            assert proxy.held
+        assert not reached(applied_offsets(url, shop.name), ends), "everything was applied before the kill"
 
     def go_on(**options):
-        """The job goes on in the session of the tests: only what is killed needs a driver of its own."""
         return InProcess(spark, store, shop, folder, **options)
 
-    job = start()
+    job = None
     try:
         with Watcher(shop, url, simple_events(2 * EVENTS, keys=KEYS)) as watcher:
-            kill_in_the_middle(job, url, shop, ends_of(events))
+            for place in DRIVER_IN_A_BATCH:
+                killed_at(place, ends_of(events))
+                assert any(applied_offsets(url, shop.name).values()), "nothing was applied before the kill"
+                assert not list((checkpoints / "archive" / "commits").glob("[0-9]*")), "a batch had been finished"
+            assert_archived(offline, events)  # all tables have it, and the checkpoint does not know
             job = go_on()
             assert_whole(job, store, shop, events, began=job.began)
             assert job.stop().state == "stopped"
 
-            # Killed as a batch of the archive begins, and then without the hot query's checkpoint: the fences alone have to hold.
+            # Killed as the next batch begins, and then without the hot query's checkpoint: the fences alone have to hold.
             events += simple_events(EVENTS, keys=KEYS, begin=EVENTS)
             produce_events(broker, topic, events[EVENTS:])
             junk += produce(broker, topic, [(partition, b"{", events[-1].arrival) for partition in (0, 1)])
-            job = driver_killed_at(DRIVER_WITH_BATCHES, start, monkeypatch)
+            killed_at(DRIVER_WITH_BATCHES, ends_of(events, junk))
             assert sum(places_of(offline, "events/payments").values()) == EVENTS, "it came further than that"
             shutil.rmtree(checkpoints / "hot")
             job = go_on()
@@ -100,6 +107,7 @@ def test_a_killed_driver_neither_loses_nor_doubles_events(spark, kafka_server, o
         assert places_of(offline, "events/payments") == once(events)
         assert tile_count(offline) == len(events)
         assert job.stop().state == "stopped"
+        assert doubled_without_guard(spark, store, shop, folder, events, monkeypatch), "the test finds nothing"
 
         # Without the archive's checkpoint the job refuses; nothing is doubled.
         (checkpoints / "archive").rename(tmp_path / "kept")
@@ -110,4 +118,5 @@ def test_a_killed_driver_neither_loses_nor_doubles_events(spark, kafka_server, o
         assert places_of(offline, "events/payments") == once(events)
         assert not Path(checkpoints, "archive", "offsets").exists()
     finally:
-        job.stop()
+        if job is not None:
+            job.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 
 import redis
@@ -74,14 +75,16 @@ def forget_last_commit(checkpoints):
     return commits / f"{last}"
 
 
-def forget_fences(url, project):
-    """Let the online store forget what it has applied, not that it is the same store."""
+def forget_fences(url, project, checkpoints):
+    """Let the online store forget what it has applied, not that it is the same store; and the job, which would refuse it then."""
     with redis.Redis.from_url(url) as raw:
         fences = list(raw.scan_iter(f"fs:{{{project}.*}}:fence"))
         assert fences
         for name in fences:
             raw.hdel(name, *(set(raw.hkeys(name)) - {EPOCH}))
         raw.delete(f"fs:{{{project}}}:progress:payments")
+    shutil.rmtree(checkpoints / "hot")
+    (checkpoints / "online.json").unlink()
 
 
 def doubled_without_guard(spark, store, shop, folder, events, monkeypatch):

@@ -73,8 +73,7 @@ def test_a_killed_python_worker_ends_the_job_and_the_next_goes_on(spark, kafka_s
         watcher.assert_steady(feed.events)
 
     # Negative control: without fences, what is run again counts twice.
-    forget_fences(url, shop.name)
-    shutil.rmtree(tmp_path / "job" / "checkpoints" / "hot")
+    forget_fences(url, shop.name, job.checkpoints)
     again = InProcess(spark, store, shop, tmp_path / "job", queries=("hot",))
     wait_applied(url, shop.name, ends_of(feed.events), again)
     assert again.stop().state == "stopped"

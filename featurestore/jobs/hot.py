@@ -42,6 +42,14 @@ SLOT_ROWS = 90_000
 """A little less than Spark puts into one Arrow batch, so that a task has one. However many records a micro-batch has, a worker
 holds one Arrow batch at a time, of 64 MB at most: a larger one takes more time, not more memory."""
 
+_DEADLINES = {
+    "kafka.request.timeout.ms": "10000",
+    "kafka.default.api.timeout.ms": "15000",
+    "fetchOffset.numRetries": "12",
+}
+"""Of Spark's questions to brokers. One that a dying leader took with it is asked again at its deadline, and no micro-batch is
+planned until then: a minute by default. Asked so often, brokers that are away are waited for as long as by default."""
+
 _WORKERS: dict[tuple[str, str], SourceWorker] = {}
 """By run and source, one per worker process: decoders and connections outlive a micro-batch, not a run."""
 
@@ -136,6 +144,7 @@ def kafka_stream(
     """Return the stream of raw Kafka rows: topic, partition, offset, timestamp, value."""
     reader = session.readStream.format("kafka").option("subscribe", ",".join(sorted(topics)))
     for name, value in {
+        **({} if any(name.endswith("timeout.ms") for name in kafka) else _DEADLINES),
         **{f"kafka.{name}": value for name, value in kafka.items()},
         "kafka.isolation.level": "read_committed",
         "startingOffsets": "earliest",

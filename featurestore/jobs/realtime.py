@@ -33,10 +33,11 @@ from kafka.errors import KafkaError, LogTruncationError, NoOffsetForPartitionErr
 
 from featurestore.config import Settings
 from featurestore.errors import FeatureStoreError, FenceError, OffsetsGoneError, OnlineError
-from featurestore.events.broker import OffsetReader, client_options, mapped_errors
+from featurestore.events.broker import OffsetReader, mapped_errors
 from featurestore.failpoints import reach
 from featurestore.jobs.checkpoint import losses, refuse_losses
 from featurestore.jobs.hot import HotWorker
+from featurestore.jobs.membership import Membership, member_options
 from featurestore.jobs.online_epoch import join_epoch, starting_offsets
 from featurestore.jobs.worker import by_topic
 from featurestore.offline.epochs import OnlineEpochs
@@ -123,11 +124,7 @@ class RealtimeConsumer:
             self._consumer = KafkaConsumer(
                 *sorted(worker.sources),
                 **{
-                    "session_timeout_ms": 10_000,
-                    "heartbeat_interval_ms": 2_000,
-                    **client_options(kafka),
-                    "group_id": group,
-                    "group_instance_id": instance,
+                    **member_options(kafka, group, instance),
                     "enable_auto_commit": False,
                     "auto_offset_reset": "none",  # where to begin, and what is gone, is decided here
                     "isolation_level": "read_committed",
@@ -135,6 +132,7 @@ class RealtimeConsumer:
                     "metadata_max_age_ms": 10_000,  # added partitions are found within ten seconds
                 },
             )
+        self._membership = Membership(self._consumer)
 
     def run(self, stop: threading.Event) -> None:
         """Apply records until stopped. While the store or the broker is down, it is tried again, and ``error`` says so.
@@ -173,7 +171,7 @@ class RealtimeConsumer:
         except (ConnectionError, TimeoutError) as away:
             self.error = str(away)
             return {}
-        self.error = None
+        self.error = self._membership.waiting()
         if polled:
             reach("consumer.polled")
         return polled
@@ -188,7 +186,10 @@ class RealtimeConsumer:
         except OffsetOutOfRangeError as error:
             self._gone(error)
         else:
-            return polled
+            if not self._membership.asks_again():
+                return polled
+            for place, records in polled.items():
+                self._consumer.seek(place, records[0].offset)
         return {}
 
     def _apply(self, place: TopicPartition, records: Sequence[ConsumerRecord], stop: threading.Event) -> None:
@@ -256,10 +257,10 @@ class RealtimeConsumer:
         return first
 
     def _behind(self) -> int | None:
-        behind = 0
+        behind = 0 if self._membership.has_joined else None
         for place in self._consumer.assignment():
             end = self._consumer.highwater(place)
-            if end is None:
+            if end is None or behind is None:
                 return None
             behind += max(0, end - self._consumer.position(place))
         return behind

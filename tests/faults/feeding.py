@@ -21,7 +21,17 @@ from featurestore.online.client import FeatureClient
 from featurestore.online.lookup import LookupPlan
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.timeline import HOUR
-from tests.streaming.support import Shop, by_card, contract, differences, oracle, to_bytes
+from tests.streaming.support import (
+    Shop,
+    by_card,
+    contract,
+    differences,
+    oracle,
+    produce,
+    produce_events,
+    simple_events,
+    to_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,24 @@ def with_ids(events):
     """Return the events with ids, most of which come again soon, and some later."""
     dice = random.Random(1)
     return [replace(event, row={**event.row, "id": f"{dice.randrange(60)}"}) for event in events]
+
+
+class Feed:
+    """Sends plain events of a shop to its topic, after each lot a record per partition that is no event; keeps what it sent."""
+
+    def __init__(self, broker, shop, *, keys):
+        self.broker, self._topic, self._keys = broker, shop.source.topic, keys
+        self.events, self.junk = [], []
+
+    def send(self, count):
+        """Send some more; return them."""
+        more = simple_events(count, keys=self._keys, begin=len(self.events))
+        more = [replace(event, offset=event.offset + len(self.junk) // 2) for event in more]
+        produce_events(self.broker, self._topic, more)
+        records = [(partition, b"{", more[-1].arrival) for partition in (0, 1)]
+        self.junk += produce(self.broker, self._topic, records)
+        self.events += more
+        return more
 
 
 class Feeder:
@@ -150,11 +178,21 @@ class Watcher:
                 self.seen[place] = value
         self.reads += 1
 
+    def assert_steady(self, events):
+        """Fail unless it has seen all events come, and nothing go."""
+        self._end()
+        self.look()
+        assert self.back == []
+        assert sum(value for place, value in self.seen.items() if place[0] == "visit.n_lifetime") == len(events)
+
+    def _end(self):
+        self._stop.set()
+        self._thread.join(10)
+
     def __enter__(self):
         self._thread.start()
         return self
 
     def __exit__(self, *_):
-        self._stop.set()
-        self._thread.join(10)
+        self._end()
         self._client.close()

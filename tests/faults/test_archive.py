@@ -7,8 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import uuid
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,13 +15,10 @@ from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 
 from featurestore.engines.oracle import without_repetitions
-from featurestore.errors import JobError
-from featurestore.failpoints import VARIABLE
-from featurestore.jobs.archive import ArchiveBatch
 from featurestore.jobs.resume import Resume
 from featurestore.offline.losses import Losses
-from tests.faults.feeding import ShopWithIds, Watcher, with_ids
-from tests.faults.guards import assert_archived, forget_fences, forget_last_commit, once, tile_count
+from tests.faults.feeding import Feed, ShopWithIds, Watcher, with_ids
+from tests.faults.guards import assert_whole, doubled_without_guard, forget_fences, once, tile_count
 from tests.streaming.support import (
     InProcess,
     Shop,
@@ -32,11 +27,11 @@ from tests.streaming.support import (
     online_differences,
     places_of,
     process_tree,
-    produce,
     produce_events,
     reached,
     simple_events,
     table,
+    wait_applied,
     wait_archived,
     wait_for,
 )
@@ -46,107 +41,62 @@ pytestmark = pytest.mark.jvm
 KEYS = 20
 
 
-def doubled_without_guard(spark, store, shop, folder, events, monkeypatch):
-    """Return which events the log has twice once Delta is not told which batch is written: the negative control."""
-    append = ArchiveBatch._append
-
-    def anonymous(self, frame, table, query_id, batch_id, **options):
-        return append(self, frame, table, uuid.uuid4(), batch_id, **options)
-
-    again = forget_last_commit(folder / "checkpoints")
-    with monkeypatch.context() as patched:
-        patched.setattr(ArchiveBatch, "_append", anonymous)
-        job = InProcess(spark, store, shop, folder, queries=("archive",))
-        wait_for("the batch that is run again", again.exists, job=job)
-        job.stop()
-    places = places_of(store.settings.offline, "events/payments")
-    assert places.keys() == once(events).keys()
-    return [place for place, count in places.items() if count > 1]
-
-
-def test_a_driver_that_ends_at_any_step_of_an_archive_batch_writes_each_table_once(
-    spark, kafka_server, online_server, tmp_path, monkeypatch
-):
-    """The batch is in one table, and the driver is killed; then in all of them, not in the checkpoint, and its query ends."""
-    shop = Shop("steps")
-    store = shop.open(tmp_path, kafka_server.bootstrap_servers, online_server.url)
-    broker, topic, offline = kafka_server.bootstrap_servers, shop.source.topic, store.settings.offline
-    first, later = simple_events(100, keys=KEYS), simple_events(100, keys=KEYS, begin=100)
-    later = [replace(event, offset=event.offset + 1) for event in later]  # behind a record that is no event
-    events, junk = [*first, *later], []
-
-    def send(rows):
-        produce_events(broker, topic, rows)
-        junk.extend(produce(broker, topic, [(partition, b"{", rows[-1].arrival) for partition in (0, 1)]))
-
-    monkeypatch.setenv(VARIABLE, "archive.table")
-    send(first)
-    job = store.submit("materialize", service="shop", queries="archive", archive_every="500 milliseconds")
-    wait_for("the kill", lambda: not job.is_alive)
-    monkeypatch.delenv(VARIABLE)
-    assert job.status().state == "failed"
-    assert "failed" not in Path(job.folder, "status.json").read_text(), "it was not killed, it said goodbye"
-    commits = job.folder / "checkpoints" / "archive" / "commits"
-    assert not list(commits.glob("[0-9]*")), "a batch had been finished"
-
-    def end_at_all_tables(place):
-        if place == "archive.tables":
-            raise JobError(place)
-
-    send(later)
-    with monkeypatch.context() as patched:
-        patched.setattr("featurestore.jobs.archive.reach", end_at_all_tables)
-        ended = InProcess(spark, store, shop, job.folder, queries=("archive",))
-        assert ended.wait_end() == 1
-    assert "archive.tables" in ended.status().error
-    assert not list(commits.glob("[0-9]*")), "a batch had been finished"
-    assert_archived(offline, first)
-    job = InProcess(spark, store, shop, job.folder, queries=("archive",))
-    try:
-        wait_archived(offline, len(events) + len(junk), job)
-        assert_archived(offline, events)
-        assert places_of(offline, "quarantine") == dict.fromkeys(junk, 1)
-    finally:
-        job.stop()
-    assert doubled_without_guard(spark, store, shop, job.checkpoints.parent, events, monkeypatch), (
-        "the test finds nothing"
-    )
-
-
 def test_a_killed_python_worker_ends_the_job_and_the_next_goes_on(spark, kafka_server, online_server, tmp_path):
+    """That of either query, in its batch: the hot one's waits for a store that hangs, the archive's is at work for long."""
     shop = Shop("worker")
     broker, url = kafka_server.bootstrap_servers, online_server.url
     store = shop.open(tmp_path, broker, url)
-    events = simple_events(6_000, keys=KEYS)
-    produce_events(broker, shop.source.topic, events)
-    with Watcher(shop, url, events) as watcher:
+    feed = Feed(broker, shop, keys=KEYS)
+    feed.send(1_000)
+    with Watcher(shop, url, simple_events(10_000, keys=KEYS)) as watcher:
         job = InProcess(spark, store, shop, tmp_path / "job", queries=("hot",))
-        wait_for("the first write", lambda: sum(applied_offsets(url, shop.name).values()) > 0)
-        workers = [pid for pid, _ in process_tree(os.getpid()) if _is_worker(pid)]
-        assert workers
-        for pid in workers:
-            os.kill(pid, signal.SIGKILL)
-        produce_events(broker, shop.source.topic, more := simple_events(500, keys=KEYS, begin=6_000))
-        if job.wait_end() == 1:
-            assert "query hot" in job.status().error
-        again = InProcess(spark, store, shop, tmp_path / "job", queries=("hot",))
-        wait_for("the rest", lambda: reached(applied_offsets(url, shop.name), ends_of([*events, *more])))
-        assert again.stop().state == "stopped"
-    assert online_differences(store, shop, [*events, *more]) == []
-    assert watcher.back == []
+        assert_whole(job, store, shop, feed.events, feed.junk, archived=False)
+        os.kill(online_server.pid, signal.SIGSTOP)
+        try:
+            feed.send(1_000)
+            kill_workers_of(job)
+        finally:
+            os.kill(online_server.pid, signal.SIGCONT)
+        assert job.wait_end() == 1
+        assert "query hot" in job.status().error
+        assert "did not answer" not in job.status().error
+        job = InProcess(spark, store, shop, tmp_path / "job", queries=("archive",))
+        wait_for("its batch", (job.checkpoints / "archive" / "offsets" / "0").exists, job=job)
+        kill_workers_of(job)
+        assert job.wait_end() == 1
+        assert "query archive" in job.status().error
+        assert not (job.checkpoints / "archive" / "commits" / "0").exists(), "the batch was over before the kill"
+        feed.send(1_000)
+        job = InProcess(spark, store, shop, tmp_path / "job")
+        assert_whole(job, store, shop, feed.events, feed.junk, began=job.began)
+        assert job.stop().state == "stopped"
+        watcher.assert_steady(feed.events)
 
     # Negative control: without fences, what is run again counts twice.
-    forget_fences(url, shop.name)
-    shutil.rmtree(tmp_path / "job" / "checkpoints")
+    forget_fences(url, shop.name, job.checkpoints)
     again = InProcess(spark, store, shop, tmp_path / "job", queries=("hot",))
-    wait_for("everything again", lambda: reached(applied_offsets(url, shop.name), ends_of([*events, *more])))
+    wait_applied(url, shop.name, ends_of(feed.events), again)
     assert again.stop().state == "stopped"
-    assert len(online_differences(store, shop, [*events, *more])) >= KEYS, "without its guard the test finds nothing"
+    assert len(online_differences(store, shop, feed.events)) >= KEYS, "without its guard the test finds nothing"
+
+
+def kill_workers_of(job):
+    """Kill the Python workers of this process's Spark, those that take their place too, until the job's query has ended."""
+
+    def has_ended():
+        for pid in [pid for pid, _ in process_tree(os.getpid()) if _is_worker(pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not job.session.streams.active
+
+    wait_for("the end of its query", has_ended, 30.0)
 
 
 def _is_worker(pid):
+    """Whether it is a process that Spark's daemon has made, not the daemon: that one waits for those that are killed."""
     with contextlib.suppress(OSError):
-        return b"pyspark.daemon" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return all(b"pyspark.daemon" in Path(f"/proc/{each}/cmdline").read_bytes() for each in (pid, parent))
     return False
 
 
@@ -174,32 +124,33 @@ def fill(folder):
     return filler
 
 
-@pytest.mark.parametrize("full", ["tables", "checkpoint"])
-def test_a_full_disk_ends_the_job_and_tears_nothing(spark, kafka_server, online_server, tmp_path, monkeypatch, full):
-    shop = Shop(f"full_{full}")
-    broker, url = kafka_server.bootstrap_servers, online_server.url
-    events = simple_events(400, keys=KEYS)
-    with small_disk(tmp_path / "small", 24) as disk:
-        offline = str(disk / "lake") if full == "tables" else str(tmp_path / "lake")
-        folder = tmp_path / "job"
-        if full == "checkpoint":
-            folder.mkdir()
-            (disk / "checkpoints").mkdir()
-            (folder / "checkpoints").symlink_to(disk / "checkpoints")
-        store = shop.open(tmp_path, broker, url, offline=offline)
-        produce_events(broker, shop.source.topic, events[:200])
-        job = InProcess(spark, store, shop, folder, queries=("archive",))
-        wait_archived(offline, 200, job)
-        filler = fill(disk)
-        produce_events(broker, shop.source.topic, events[200:])
-        assert job.wait_end() == 1
-        assert "query archive" in job.status().error
-        filler.unlink()
-        job = InProcess(spark, store, shop, folder, queries=("archive",))
-        wait_archived(offline, len(events), job)
-        assert_archived(offline, events)
-        assert job.stop().state == "stopped"
-        assert doubled_without_guard(spark, store, shop, folder, events, monkeypatch), "the test finds nothing"
+def test_a_full_disk_ends_the_job_and_tears_nothing(spark, kafka_server, online_server, tmp_path, monkeypatch):
+    """Each has a disk of its own: the checkpoint of either query, and the tables. They are full one after the other."""
+    shop = Shop("full")
+    broker, url, folder = kafka_server.bootstrap_servers, online_server.url, tmp_path / "job"
+    feed = Feed(broker, shop, keys=KEYS)
+    with contextlib.ExitStack() as stack:
+        disks = {name: stack.enter_context(small_disk(tmp_path / name, 24)) for name in ("hot", "archive", "tables")}
+        (folder / "checkpoints").mkdir(parents=True)
+        for query in ("hot", "archive"):
+            (disks[query] / "checkpoint").mkdir()
+            (folder / "checkpoints" / query).symlink_to(disks[query] / "checkpoint")
+        store = shop.open(tmp_path, broker, url, offline=str(disks["tables"] / "lake"))
+        with Watcher(shop, url, simple_events(1_000, keys=KEYS)) as watcher:
+            for name, disk in disks.items():
+                job = InProcess(spark, store, shop, folder)
+                feed.send(100)
+                assert_whole(job, store, shop, feed.events, feed.junk, began=job.began)
+                filler = fill(disk)
+                feed.send(100)
+                assert job.wait_end() == 1
+                assert f"query {'hot' if name == 'hot' else 'archive'}" in job.status().error
+                filler.unlink()
+            job = InProcess(spark, store, shop, folder)
+            assert_whole(job, store, shop, feed.events, feed.junk, began=job.began)
+            assert job.stop().state == "stopped"
+            watcher.assert_steady(feed.events)
+        assert doubled_without_guard(spark, store, shop, folder, feed.events, monkeypatch), "the test finds nothing"
 
 
 def test_records_gone_stop_the_queries_with_their_range_and_are_accepted_as_a_loss(
@@ -208,42 +159,41 @@ def test_records_gone_stop_the_queries_with_their_range_and_are_accepted_as_a_lo
     shop = Shop("gone")
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
     store = shop.open(tmp_path, broker, url)
-    offline, events = store.settings.offline, simple_events(200, keys=KEYS)
-    produce_events(broker, topic, events[:100])
-    job = InProcess(spark, store, shop, tmp_path / "job")
-    wait_for("online", lambda: reached(applied_offsets(url, shop.name), ends_of(events[:100])))
-    wait_archived(offline, 100)
-    assert job.stop().state == "stopped"
-    produce_events(broker, topic, events[100:])
-    admin = KafkaAdminClient(bootstrap_servers=broker)
-    admin.delete_records({TopicPartition(topic, 0): 90})
-    admin.close()
-    job = InProcess(spark, store, shop, tmp_path / "job")
-    assert job.wait_end() == 1
-    assert f"{topic}-0: offset 50 was next, Kafka has 90 to 100 (40 records lost)" in job.status().error
-    assert "--accept-loss" in job.status().error
-    assert Losses(offline).rows() == []
-    kept = [event for event in events if event.partition == 1 or not 50 <= event.offset < 90]
+    offline, feed = store.settings.offline, Feed(broker, shop, keys=KEYS)
+    with Watcher(shop, url, simple_events(1_000, keys=KEYS)) as watcher:
+        feed.send(100)
+        job = InProcess(spark, store, shop, tmp_path / "job")
+        assert_whole(job, store, shop, feed.events, feed.junk)
+        assert job.stop().state == "stopped"
+        feed.send(100)
+        admin = KafkaAdminClient(bootstrap_servers=broker)
+        admin.delete_records({TopicPartition(topic, 0): 90})
+        admin.close()
+        job = InProcess(spark, store, shop, tmp_path / "job")
+        assert job.wait_end() == 1
+        assert f"{topic}-0: offset 51 was next, Kafka has 90 to 102 (39 records lost)" in job.status().error
+        assert "--accept-loss" in job.status().error
+        assert Losses(offline).rows() == []
+        kept = [event for event in feed.events if event.partition == 1 or not 51 <= event.offset < 90]
+        copied = shutil.copytree(offline, tmp_path / "copy" / "lake")
+        shutil.copytree(tmp_path / "job" / "checkpoints", tmp_path / "copied" / "checkpoints")
+
+        job = InProcess(spark, store, shop, tmp_path / "job", accept_loss=True)
+        assert_whole(job, store, shop, kept, feed.junk, began=job.began)
+        assert job.stop().state == "stopped"
+        lost = {(row["query"], row["partition"], row["begin"], row["end"]) for row in Losses(offline).rows()}
+        assert lost == {("hot", 0, 51, 90), ("archive", 0, 51, 90)}
+        watcher.assert_steady(kept)
 
     # Negative control, on a copy: without the look at Kafka the archive goes on and nobody learns what is missing.
-    copy = shop.open(tmp_path / "copy", broker, url, offline=str(shutil.copytree(offline, tmp_path / "copy" / "lake")))
-    shutil.copytree(tmp_path / "job" / "checkpoints", tmp_path / "copied" / "checkpoints")
+    copy = shop.open(tmp_path / "copy", broker, url, offline=str(copied))
     with monkeypatch.context() as patched:
         patched.setattr(Resume, "_gone", lambda *_: True)
         job = InProcess(spark, copy, shop, tmp_path / "copied", queries=("archive",))
-        wait_archived(copy.settings.offline, len(kept), job)
+        wait_archived(copy.settings.offline, len(kept) + len(feed.junk), job)
         assert job.stop().state == "stopped"
-    assert places_of(copy.settings.offline, "events/payments") == once(kept) != once(events)
+    assert places_of(copy.settings.offline, "events/payments") == once(kept) != once(feed.events)
     assert Losses(copy.settings.offline).rows() == []
-
-    job = InProcess(spark, store, shop, tmp_path / "job", accept_loss=True)
-    wait_for("online", lambda: reached(applied_offsets(url, shop.name), ends_of(events)))
-    wait_archived(offline, len(kept))
-    assert job.stop().state == "stopped"
-    assert online_differences(store, shop, kept) == []
-    assert_archived(offline, kept)
-    lost = {(row["query"], row["partition"], row["begin"], row["end"]) for row in Losses(offline).rows()}
-    assert lost == {("hot", 0, 50, 90), ("archive", 0, 50, 90)}
 
     # An older copy of the checkpoint: Delta would take its next batches for ones it has, and leave their events out.
     archive = tmp_path / "job" / "checkpoints" / "archive"
@@ -256,8 +206,7 @@ def test_records_gone_stop_the_queries_with_their_range_and_are_accepted_as_a_lo
     assert "is older than the tables" in job.status().error
 
     # Negative control: it does.
-    more = simple_events(20, keys=KEYS, begin=200)
-    produce_events(broker, topic, more)
+    feed.send(20)
     with monkeypatch.context() as patched:
         patched.setattr("featurestore.jobs.resume.refuse_other_tables", lambda *_: None)
         job = InProcess(spark, store, shop, tmp_path / "job", queries=("archive",), accept_loss=True)

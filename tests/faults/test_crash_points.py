@@ -14,21 +14,13 @@ from featurestore import failpoints
 from featurestore.engines.oracle import without_repetitions
 from featurestore.online.redis_store import RedisOnlineStore
 from tests.faults.feeding import ShopWithIds, Watcher, feed_process, with_ids, wrong_values
+from tests.faults.places import ALL, WORKER, WORKER_WITH_IDS
 from tests.streaming.support import Shop, ends_of, simple_events
 
 pytestmark = pytest.mark.thorough
 
 KEYS = 20
 EVENTS = 400
-PLACES = {  # each dies in a later batch than the one before, in batches of another size
-    "worker.decoded:3": 61,
-    "writer.fences:4": 53,
-    "writer.bucket:1": 47,
-    "writer.bucket:40": 50,
-    "writer.appended:5": 40,
-    "writer.folded:6": 37,
-    "writer.progress:7": 31,
-}
 
 
 @pytest.mark.thorough
@@ -37,7 +29,7 @@ def test_a_worker_killed_at_every_step_of_a_batch_neither_loses_nor_doubles_even
     store = RedisOnlineStore(online_url, shop.name)
     reached = []
     with Watcher(shop, online_url, events) as watcher:
-        for place, size in PLACES.items():
+        for place, size in WORKER.items():
             code = feed_process(shop, online_url, events, size=size, failpoint=place)
             assert code == -signal.SIGKILL, f"{place} was not reached"
             reached.append({partition: until for partition, (until, _) in store.progress("payments").items()})
@@ -46,7 +38,7 @@ def test_a_worker_killed_at_every_step_of_a_batch_neither_loses_nor_doubles_even
         watcher.look()
     assert wrong_values(shop, online_url, events) == []
     assert watcher.back == []
-    assert watcher.reads > len(PLACES)
+    assert watcher.reads > len(WORKER)
     assert {partition: until for partition, (until, _) in store.progress("payments").items()} == ends_of(events)
 
     # Negative control: the same kill without the fences that its predecessors left behind.
@@ -63,15 +55,8 @@ def test_repeated_events_count_once_whatever_kills_the_worker(online_url):
     shop, events = ShopWithIds("crash_ids"), with_ids(simple_events(240, keys=KEYS))
     kept = without_repetitions(shop.source, events)
     assert KEYS < len(kept) < 200
-    places = {
-        "writer.appended:2": 41,
-        "writer.ids:3": 37,
-        "writer.ids:6": 31,
-        "writer.bucket:30": 29,
-        "writer.folded:5": 23,
-    }
     with Watcher(shop, online_url, events) as watcher:
-        for place, size in places.items():
+        for place, size in WORKER_WITH_IDS.items():
             code = feed_process(shop, online_url, events, size=size, failpoint=place)
             assert code == -signal.SIGKILL, f"{place} was not reached"
         assert feed_process(shop, online_url, events, size=50) == 0
@@ -107,6 +92,10 @@ def test_every_failpoint_is_reached_somewhere_in_the_code_and_no_other_is_named(
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"reach", "is_armed"}:
                 named.add(ast.literal_eval(node.args[0]))
     assert named == set(failpoints.NAMES)
+
+
+def test_at_every_failpoint_a_process_is_killed_by_some_test():
+    assert {place.partition(":")[0] for place in ALL} == set(failpoints.NAMES)
 
 
 def test_a_failpoint_that_does_not_exist_is_refused():

@@ -1,4 +1,4 @@
-"""SIGKILL of the whole driver in the middle of a micro-batch: restarted, every event counts exactly once, here and in Delta."""
+"""SIGKILL of the whole driver in the middle of its batches: restarted, every event counts exactly once, here and in Delta."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ from pathlib import Path
 import pytest
 
 from tests.faults.feeding import Watcher
-from tests.faults.guards import assert_archived, forget_fences, forget_last_commit, once, tile_count
+from tests.faults.guards import (
+    assert_archived,
+    assert_whole,
+    doubled_without_guard,
+    forget_fences,
+    forget_last_commit,
+    once,
+    tile_count,
+)
+from tests.faults.places import DRIVER_IN_A_BATCH, DRIVER_WITH_BATCHES, driver_killed_at
+from tests.faults.proxy import HoldingProxy
 from tests.streaming.support import (
     InProcess,
     Shop,
     applied_offsets,
     ends_of,
-    entering,
-    kill_driver,
     online_differences,
     places_of,
     produce,
@@ -23,38 +31,23 @@ from tests.streaming.support import (
     reached,
     simple_events,
     wait_applied,
-    wait_archived,
     wait_for,
 )
 
 pytestmark = pytest.mark.jvm
 
 KEYS = 60
-EVENTS = 8_000
+EVENTS = 4_000
 OPTIONS = {
     "archive_every": "1 second",
-    # Many small writes in one micro-batch, so that a kill finds some of them done.
-    "conf": {"spark.sql.execution.arrow.maxRecordsPerBatch": "100"},
+    # Many small writes in one micro-batch, each held up on its way, so that a kill finds some of them done.
+    "conf": {"spark.sql.execution.arrow.maxRecordsPerBatch": "25"},
 }
+HELD_S = 1.0
 
 
-def kill_in_the_middle(job, url, shop, before, ends):
-    """Kill the driver as soon as part of a backlog is applied; return what was."""
-
-    def begun():
-        offsets = applied_offsets(url, shop.name)
-        return offsets if any(offsets.get(part, 0) > before.get(part, 0) for part in ends) else None
-
-    wait_for("the first write", begun, job=job)
-    kill_driver(job)
-    offsets = applied_offsets(url, shop.name)
-    assert offsets != before, "nothing was applied before the kill"
-    assert not reached(offsets, ends), "everything was applied before the kill: the backlog is too small"
-    assert job.status().state == "failed"
-    return offsets
-
-
-def test_a_killed_driver_neither_loses_nor_doubles_events(spark, kafka_server, online_server, tmp_path):
+def test_a_killed_driver_neither_loses_nor_doubles_events(spark, kafka_server, online_server, tmp_path, monkeypatch):
+    """At every step of an archive batch, which finds the hot query in the middle of one too."""
     shop = Shop("killed")
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
     store = shop.open(tmp_path, broker, url)
@@ -63,55 +56,46 @@ def test_a_killed_driver_neither_loses_nor_doubles_events(spark, kafka_server, o
     events, junk = simple_events(EVENTS, keys=KEYS), []
     produce_events(broker, topic, events)
 
-    def start():
-        return store.submit("materialize", service="shop", **OPTIONS)
+    def killed_at(place, ends):
+        """Kill a driver of its own at a place, while it is behind; what is killed after it goes on in the session of the tests."""
+        with HoldingProxy(online_server.port, word=b"EVALSHA", seconds=HELD_S) as proxy:
+            slow = shop.open(tmp_path, broker, f"redis://127.0.0.1:{proxy.port}")
+            driver_killed_at(place, lambda: slow.submit("materialize", service="shop", **OPTIONS), monkeypatch)
+            assert proxy.held
+        assert not reached(applied_offsets(url, shop.name), ends), "everything was applied before the kill"
 
     def go_on(**options):
-        """The job goes on in the session of the tests: only what is killed needs a driver of its own."""
         return InProcess(spark, store, shop, folder, **options)
 
-    def assert_exact(job):
-        wait_applied(url, shop.name, ends_of(events) | {partition: offset + 1 for partition, offset in junk}, job)
-        wait_archived(offline, len(events) + len(junk), job)
-        assert online_differences(store, shop, events) == []
-        assert_archived(offline, events)
-        assert places_of(offline, "quarantine") == dict.fromkeys(junk, 1)
-
-    job = start()
+    job = None
     try:
-        with Watcher(shop, url, events) as watcher:
-            kill_in_the_middle(job, url, shop, {}, ends_of(events))
+        with Watcher(shop, url, simple_events(2 * EVENTS, keys=KEYS)) as watcher:
+            for place in DRIVER_IN_A_BATCH:
+                killed_at(place, ends_of(events))
+                assert any(applied_offsets(url, shop.name).values()), "nothing was applied before the kill"
+                assert not list((checkpoints / "archive" / "commits").glob("[0-9]*")), "a batch had been finished"
+            assert_archived(offline, events)  # all tables have it, and the checkpoint does not know
             job = go_on()
-            assert_exact(job)
+            assert_whole(job, store, shop, events, began=job.began)
             assert job.stop().state == "stopped"
 
-            # Killed again, and then without the hot query's checkpoint: the fences alone have to hold.
-            before = applied_offsets(url, shop.name)
+            # Killed as the next batch begins, and then without the hot query's checkpoint: the fences alone have to hold.
             events += simple_events(EVENTS, keys=KEYS, begin=EVENTS)
             produce_events(broker, topic, events[EVENTS:])
             junk += produce(broker, topic, [(partition, b"{", events[-1].arrival) for partition in (0, 1)])
-            job = start()
-            kill_in_the_middle(job, url, shop, before, ends_of(events))
+            killed_at(DRIVER_WITH_BATCHES, ends_of(events, junk))
+            assert sum(places_of(offline, "events/payments").values()) == EVENTS, "it came further than that"
             shutil.rmtree(checkpoints / "hot")
             job = go_on()
-            assert_exact(job)
-            # It began at the first record again: what the fences covered and what it applied are all there is.
-            consumed = len(events) + len(junk)
-            totals = wait_for(
-                "totals", lambda: (t := job.status().totals).get("consumed", 0) >= consumed and t, 30.0, job=job
-            )
-            assert totals["fenced"] > 0
-            assert totals["applied"] + totals["fenced"] == sum(entering(view, events) for view in shop.views)
-            assert (totals["consumed"], totals["quarantined"]) == (consumed, len(junk))
+            assert_whole(job, store, shop, events, junk)  # it begins at the first record again
+            assert job.status().totals["fenced"] > 0
             assert job.stop().state == "stopped"
-        assert watcher.back == []
+            watcher.assert_steady(events)
 
         # The state a crash between the archive's write and its commit leaves: the batch is run again and changes nothing.
         # At the same time the negative control: without fences and checkpoint the online store doubles every event.
         replayed = forget_last_commit(checkpoints)
-        forget_fences(url, shop.name)
-        shutil.rmtree(checkpoints / "hot")
-        (checkpoints / "online.json").unlink()  # or the job would refuse the store as an older one
+        forget_fences(url, shop.name, checkpoints)
         job = go_on()
         wait_applied(url, shop.name, ends_of(events), job)
         wrong = online_differences(store, shop, events)
@@ -121,6 +105,7 @@ def test_a_killed_driver_neither_loses_nor_doubles_events(spark, kafka_server, o
         assert places_of(offline, "events/payments") == once(events)
         assert tile_count(offline) == len(events)
         assert job.stop().state == "stopped"
+        assert doubled_without_guard(spark, store, shop, folder, events, monkeypatch), "the test finds nothing"
 
         # Without the archive's checkpoint the job refuses; nothing is doubled.
         (checkpoints / "archive").rename(tmp_path / "kept")
@@ -131,4 +116,5 @@ def test_a_killed_driver_neither_loses_nor_doubles_events(spark, kafka_server, o
         assert places_of(offline, "events/payments") == once(events)
         assert not Path(checkpoints, "archive", "offsets").exists()
     finally:
-        job.stop()
+        if job is not None:
+            job.stop()

@@ -9,20 +9,16 @@ from pathlib import Path
 import pyspark
 import pytest
 
-from tests.faults.feeding import Watcher
-from tests.faults.guards import assert_archived
+from tests.faults.feeding import Feed, Watcher
+from tests.faults.guards import assert_whole
 from tests.streaming.support import (
     Shop,
     applied_offsets,
     birth,
     ends_of,
-    online_differences,
     process_tree,
-    produce_events,
     reached,
     simple_events,
-    wait_applied,
-    wait_archived,
     wait_for,
 )
 
@@ -66,28 +62,24 @@ def spark_home(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("spark_home")
 def test_a_killed_executor_neither_loses_nor_doubles_events(kafka_server, online_server, tmp_path):
     shop = Shop("executors")
-    broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
+    broker, url = kafka_server.bootstrap_servers, online_server.url
     store = shop.open(tmp_path, broker, url)
-    offline = store.settings.offline
-    events = simple_events(4_000, keys=KEYS)
+    feed = Feed(broker, shop, keys=KEYS)
     job = store.submit("materialize", service="shop", **OPTIONS)
     try:
         job.wait_until("running")
         before = wait_for("two executors", lambda: len(found := executors_of(job)) == 2 and found, job=job)
-        produce_events(broker, topic, events)
-        with Watcher(shop, url, events) as watcher:
+        with Watcher(shop, url, simple_events(4_000, keys=KEYS)) as watcher:
+            feed.send(4_000)
             wait_for("the first write", lambda: sum(applied_offsets(url, shop.name).values()) > 0, job=job)
             victim, born = before[0]
             os.kill(victim, signal.SIGKILL)
-            assert not reached(applied_offsets(url, shop.name), ends_of(events)), "the batch was over before the kill"
+            assert not reached(applied_offsets(url, shop.name), ends_of(feed.events)), "it was over before the kill"
             wait_for("its end", lambda: birth(victim) != born)
-            wait_applied(url, shop.name, ends_of(events), job)
-            wait_archived(offline, len(events), job)
-        assert watcher.back == []
+            assert_whole(job, store, shop, feed.events, feed.junk)
+            watcher.assert_steady(feed.events)
         after = wait_for("another executor", lambda: len(found := executors_of(job)) == 2 and found, job=job)
         assert set(after) - set(before), "the executor was not replaced"
-        assert online_differences(store, shop, events) == []
-        assert_archived(offline, events, job)
         assert job.stop().state == "stopped"
     finally:
         job.stop()

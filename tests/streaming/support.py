@@ -24,6 +24,7 @@ from featurestore.definitions.view import FeatureView
 from featurestore.engines.oracle import Event, values_at
 from featurestore.engines.scalar import evaluate_row
 from featurestore.events.broker import producer
+from featurestore.jobs.checkpoint import Checkpoint
 from featurestore.jobs.consumers import consumer_command
 from featurestore.jobs.driver import MaterializeSpec, materialize
 from featurestore.online.redis_store import RedisOnlineStore
@@ -170,6 +171,9 @@ class InProcess:
         self.exit_code = None
         self._reported = folder / "status.json"
         self._reported.unlink(missing_ok=True)
+        before = Checkpoint.read(self.checkpoints / "hot")
+        self.began = {} if before is None else before.ends.get(shop.source.topic, {})
+        """Where its hot query goes on, by partition; nothing where it begins."""
         if freshness == "realtime":
             store.settings.to_json(folder / "config.json")
             options["realtime"] = consumer_command(folder / "config.json", "shop")
@@ -185,11 +189,12 @@ class InProcess:
             **options,
         )
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(spark.newSession(),))
+        self.session = spark.newSession()
+        self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def _run(self, session):
-        self.exit_code = materialize(session, self._spec, stop=self._stop)
+    def _run(self):
+        self.exit_code = materialize(self.session, self._spec, stop=self._stop)
 
     @property
     def is_alive(self):
@@ -233,11 +238,11 @@ def wait_for(what, condition, seconds=DEADLINE_S, job=None):
         time.sleep(0.01)
 
 
-def ends_of(events):
-    """Return partition to the offset after its newest record."""
+def ends_of(events, junk=()):
+    """Return partition to the offset after its newest record, be it an event or one of (partition, offset)."""
     ends = {}
-    for event in events:
-        ends[event.partition] = max(ends.get(event.partition, 0), event.offset + 1)
+    for partition, offset in (*((event.partition, event.offset) for event in events), *junk):
+        ends[partition] = max(ends.get(partition, 0), offset + 1)
     return ends
 
 
@@ -259,10 +264,18 @@ def reached(offsets, ends):
     return all(offsets.get(partition, 0) >= end for partition, end in ends.items())
 
 
+_TABLES = {}
+
+
 def table(offline, name):
-    """Return a Delta table as Arrow, without a JVM; None while there is none."""
+    """Return a Delta table as Arrow, without a JVM; None while there is none. It is read when it has a new version, not more often."""
     path = Path(offline) / name
-    return DeltaTable(str(path)).to_pyarrow_table() if DeltaTable.is_deltatable(str(path)) else None
+    newest = max((each.name for each in (path / "_delta_log").glob("*.json")), default=None)
+    if newest is None:
+        return None
+    if _TABLES.get(path, (None,))[0] != newest:
+        _TABLES[path] = newest, DeltaTable(str(path)).to_pyarrow_table()
+    return _TABLES[path][1]
 
 
 def places_of(offline, name):
@@ -278,7 +291,8 @@ def wait_archived(offline, count, job=None):
     """Return when event log and quarantine hold ``count`` records together."""
 
     def archived():
-        return sum(places_of(offline, "events/payments").values()) + sum(places_of(offline, "quarantine").values())
+        found = [table(offline, name) for name in ("events/payments", "quarantine")]
+        return sum(each.num_rows for each in found if each is not None)
 
     wait_for(f"{count} records in Delta", lambda: archived() >= count, job=job)
     assert archived() == count

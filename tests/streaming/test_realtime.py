@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,26 +15,27 @@ import redis
 from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 
-from featurestore.errors import JobError, OffsetsGoneError, SubmitError
+from featurestore import Count, Entity, EventSource, FeatureService, FeatureStore, FeatureView
+from featurestore.errors import JobError, OffsetsGoneError
 from featurestore.failpoints import VARIABLE
+from featurestore.jobs import membership
 from featurestore.jobs.consumers import Consumers, consumer_command
 from featurestore.jobs.hot import HotWorker
 from featurestore.jobs.realtime import RealtimeConsumer, connect, group_of
 from featurestore.jobs.worker import by_topic
 from featurestore.offline.epochs import OnlineEpochs
 from featurestore.stack.valkey import OnlineServer
+from tests.faults.places import CONSUMER
 from tests.streaming.support import (
-    InProcess,
     Shop,
     applied_offsets,
+    contract,
     ends_of,
     online_differences,
-    places_of,
     produce_events,
     reached,
     simple_events,
     wait_applied,
-    wait_archived,
     wait_for,
 )
 
@@ -115,7 +118,7 @@ def test_a_consumer_that_is_killed_neither_loses_nor_doubles_events(kafka_server
     assert len(online_differences(store, shop, events)) >= KEYS, "without its guard the test finds nothing"
 
 
-@pytest.mark.parametrize("place", ["consumer.polled:2", "consumer.committed"])
+@pytest.mark.parametrize("place", CONSUMER)
 def test_a_consumer_that_dies_once_it_polled_or_committed_goes_on(
     kafka_server, online_server, tmp_path, started, monkeypatch, place
 ):
@@ -153,8 +156,9 @@ def _committed(broker, group, topic):
     return {place.partition: each.offset for place, each in found.items() if place.topic == topic}
 
 
-def _run(consumer, until):
-    """Run a consumer in a thread until a condition holds; raise what it raised."""
+@contextlib.contextmanager
+def _running(consumer):
+    """Run a consumer in a thread for a block; give a list that gets what it raises."""
     stop, failed = threading.Event(), []
 
     def run():
@@ -166,11 +170,17 @@ def _run(consumer, until):
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        wait_for("the consumer", lambda: failed or until())
+        yield failed
     finally:
         stop.set()
         thread.join(30)
         consumer.close()
+
+
+def _run(consumer, until):
+    """Run a consumer in a thread until a condition holds; raise what it raised."""
+    with _running(consumer) as failed:
+        wait_for("the consumer", lambda: failed or until())
     if failed:
         raise failed[0]
 
@@ -240,6 +250,39 @@ def test_a_consumer_that_is_stopped_while_the_store_hangs_does_not_pass_what_it_
     assert online_differences(store, shop, events) == []
 
 
+def test_one_that_joins_a_busy_consumer_says_for_whom_it_waits_and_takes_over_in_time(
+    kafka_server, online_server, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(membership, "RETURN_WITHIN_MS", 6_000)  # in place of a minute
+    monkeypatch.setattr(membership, "PATIENCE_S", 0.5)
+    shop = Shop("rt_busy")
+    broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
+    store = shop.open(tmp_path, broker, url)
+    events = simple_events(2_000, keys=KEYS)
+    produce_events(broker, topic, events[:1_000])
+    busy, other = in_process(store, shop), in_process(store, shop)
+    with _running(busy) as failed:
+        wait_for("the first", lambda: reached(applied_offsets(url, shop.name), ends_of(events[:1_000])))
+        os.kill(online_server.pid, signal.SIGSTOP)
+        try:
+            produce_events(broker, topic, events[1_000:])
+            wait_for("records in hand", lambda: not busy._is_applied)
+            with _running(other) as failed_too:
+                waits = f"nothing for .* s: group {group_of(shop.name, shop.views)} waits for another member"
+                wait_for("that it waits", lambda: re.search(waits, other.error or ""))
+                # Once it has got the partitions, the store hangs for it too.
+                wait_for("its partitions", lambda: "did not answer" in (other.error or ""), 60.0)
+                os.kill(online_server.pid, signal.SIGCONT)
+                wait_for(
+                    "all", lambda: failed or failed_too or reached(applied_offsets(url, shop.name), ends_of(events))
+                )
+        finally:
+            os.kill(online_server.pid, signal.SIGCONT)
+    assert failed == failed_too == []
+    assert other.counts["consumed"] > 0
+    assert online_differences(store, shop, events) == []
+
+
 def test_records_gone_from_kafka_end_the_job_with_their_range(kafka_server, online_server, tmp_path):
     shop = Shop("rt_gone")
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
@@ -301,39 +344,32 @@ def test_the_group_follows_what_is_stored_and_where():
     assert len({group_of("p", views), *others}) == 5
 
 
-def test_a_realtime_job_serves_archives_and_ends_in_order(spark, kafka_server, online_server, tmp_path):
-    shop = Shop("rt_job")
-    broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
-    store = shop.open(tmp_path, broker, url)
-    with pytest.raises(SubmitError, match="'real' is none of"):
-        store.submit("materialize", service="shop", freshness="real")
-    with pytest.raises(SubmitError, match="consumers is 2 with freshness 'micro-batch'"):
-        store.submit("materialize", service="shop", consumers=2)
-    events = simple_events(2_000, keys=KEYS)
-    job = store.submit("materialize", service="shop", freshness="realtime", archive_every="1 second")
-    try:
-        job.wait_until("running")
-        produce_events(broker, topic, events)
-        wait_applied(url, shop.name, ends_of(events), job)
-        wait_archived(store.settings.offline, len(events), job)
-        assert online_differences(store, shop, events) == []
-        assert places_of(store.settings.offline, "events/payments") == {(e.partition, e.offset): 1 for e in events}
-        status = wait_for("totals", lambda: (s := job.status()).totals["consumed"] == len(events) and s, job=job)
-        assert status.totals["fenced"] == 0 < status.totals["applied"]
-        assert status.queries["hot"]["realtime"]
-        pids = status.queries["hot"]["pids"]
-
-        # A micro-batch job takes over from the same fences, and the other way round.
-        assert job.stop().state == "stopped"
-        wait_for("the consumers' end", lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
-        more = simple_events(1_000, keys=KEYS, begin=2_000)
-        produce_events(broker, topic, more)
-        job = InProcess(spark, store, shop, job.folder, queries=("hot",))
-        wait_applied(url, shop.name, ends_of([*events, *more]), job)
-        assert online_differences(store, shop, [*events, *more]) == []
-        assert job.stop().state == "stopped"
-    finally:
-        job.stop()
+def test_the_canaries_of_the_guide_are_all_read(kafka_server, online_url, tmp_path):
+    """The code in docs/guide/streaming.md, for a shorter while, with a topic, job and store that are there."""
+    guide = (Path(__file__).parents[2] / "docs/guide/streaming.md").read_text(encoding="utf-8")
+    (code,) = (
+        each
+        for each in re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+        if "measure_freshness" in each
+    )
+    broker, names = kafka_server.bootstrap_servers, {}
+    for theirs, ours in (
+        ("localhost:9092", broker),
+        ('"redis://localhost:6379"', f'"{online_url}", timeout="5s"'),  # the machine may be busy
+        ("rate=100, seconds=30", "rate=100, seconds=1, warm_up=0.5"),
+    ):
+        assert theirs in code
+        code = code.replace(theirs, ours)
+    source = EventSource("payments", topic="payments", schema=contract(), event_time="event_time")
+    card = FeatureView("card", Entity("card", keys={"card_id": "string"}), source, {"n": Count().over("1h")})
+    store = FeatureStore.open(root=tmp_path, kafka={"bootstrap.servers": broker}, online={"url": online_url})
+    store.apply(FeatureService("fraud", [card]), create_topics=True)
+    with _running(connect(store.settings, "fraud")) as failed:
+        exec(compile(code, "streaming.md", "exec"), names)
+    names["client"].close()
+    names["sender"].close()
+    assert failed == []
+    assert names["found"].markers > 0 == names["found"].lost
 
 
 def test_consumers_that_keep_dying_end_the_job():

@@ -15,6 +15,7 @@ from deltalake.exceptions import CommitFailedError
 from featurestore.algebra.rows import row_format
 from featurestore.errors import OfflineError, OfflineStoreUnavailableError
 from featurestore.jobs.archive import TileWorker
+from featurestore.offline import compact
 from featurestore.offline.compact import TRIES, Compaction, retried
 from featurestore.offline.events import write_events
 from featurestore.offline.tile_merge import merge_tiles
@@ -141,6 +142,27 @@ def test_tiles_that_arrive_during_a_merge_are_kept_and_the_merge_has_to_be_made_
     assert merge_tiles(opened, VIEWS[1], before=later(log)) > 0, "another view's tiles are in nobody's way"
     merge_tiles(DeltaTable(path), VIEWS[0], before=later(log))
     assert all(len(rows) == 1 for rows in tiles_of(tmp_path).values())
+
+
+def test_of_two_compactions_at_once_one_is_made_again_and_finds_nothing_left(tmp_path, log, monkeypatch):
+    write(str(tmp_path), log, 40)
+    before, attempts, merged = tiles_of(tmp_path), [], []
+
+    def merge(path, view, before):
+        table = DeltaTable(path)
+        attempts.append(view.name)
+        if len(attempts) == 1:  # the other commits between what this one has read and its own commit
+            merged.append(merge_tiles(DeltaTable(path), view, before=before))
+        return merge_tiles(table, view, before=before)
+
+    monkeypatch.setattr(compact, "_merge", merge)
+    (done,) = compaction(tmp_path, later(log)).run(["tiles"])
+    first, second = (view.name for view in VIEWS)
+    assert attempts == [first, first, second]
+    after = tiles_of(tmp_path)
+    assert after.keys() == before.keys()
+    assert all(len(rows) == 1 for rows in after.values())
+    assert merged[0] + done.rows_merged == sum(map(len, before.values())) - len(after)
 
 
 def test_tiles_are_merged_share_by_share_of_the_keys_to_the_same(tmp_path, log):

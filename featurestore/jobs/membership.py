@@ -1,0 +1,101 @@
+"""A consumer's part in its group: what the group waits for, what the consumer waits for, and who sees that partitions were added.
+
+While a group hands out its partitions anew, it waits for members that it knows and that have not come back: for those that are
+gone until their session ends (``session_timeout_ms``), for those that are busy with records until ``RETURN_WITHIN_MS``. Nobody
+who joins meanwhile gets a partition, and polling says nothing of it, nor of a broker that is away. So both are short, and
+``Membership.waiting`` says so once it takes longer than usual.
+
+A member with a name that stays (``group.instance.id``) gets what its predecessor had, without a new distribution. If that one
+was the leader, the broker says so to nobody: no member would notice partitions that are added, or that the old distribution was
+made before they were known. So such a member asks for one new distribution, which the broker makes if it is the leader.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from featurestore.events.broker import client_options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kafka import KafkaConsumer
+
+RETURN_WITHIN_MS = 60_000
+"""For so long a member may be busy with the records of one poll, or wait for a store, before others get its partitions."""
+PATIENCE_S = 5.0
+"""Joining takes less than a second as a rule."""
+_JOINED = "<stable>"
+
+
+def member_options(kafka: Mapping[str, str], group: str, instance: str | None) -> dict[str, Any]:
+    """Return the options of a consumer that is a member of a group; what the settings say comes first.
+
+    Args:
+        kafka: Kafka settings.
+        group: Name of the group.
+        instance: The member's name, if it has one that stays.
+    """
+    return {
+        "session_timeout_ms": 10_000,
+        "heartbeat_interval_ms": 2_000,
+        "max_poll_interval_ms": RETURN_WITHIN_MS,
+        "reconnect_backoff_max_ms": 1_000,  # a broker that is back after a while is not waited for any longer
+        **client_options(kafka),
+        "group_id": group,
+        "group_instance_id": instance,
+    }
+
+
+class Membership:
+    """What a consumer has to do with its group besides polling.
+
+    Args:
+        consumer: The consumer, made with ``member_options``.
+    """
+
+    def __init__(self, consumer: KafkaConsumer) -> None:
+        self._consumer = consumer
+        self._since: float | None = None
+        self._asks = consumer.config["group_instance_id"] is not None
+
+    @property
+    def has_joined(self) -> bool:
+        """Whether the consumer knows which partitions are its own."""
+        return bool(self._consumer.group_metadata().state == _JOINED)
+
+    def asks_again(self) -> bool:
+        """Ask for a new distribution, at the first call after joining under a name that stays; return whether it was asked for.
+
+        Whatever was polled before is then polled again.
+        """
+        if not self._asks or not self.has_joined:
+            return False
+        self._asks = False
+        coordinator = self._consumer._coordinator  # noqa: SLF001 - kafka-python has no public word for it
+        if coordinator._is_leader:  # noqa: SLF001 - it has just made the distribution itself
+            return False
+        coordinator.request_rejoin()
+        return True
+
+    def waiting(self) -> str | None:
+        """Return, in one line, for whom the consumer has waited longer than usual; None when it has not."""
+        whom = self._whom()
+        now = time.monotonic()
+        self._since = None if whom is None else self._since or now
+        if self._since is None or now - self._since < PATIENCE_S:
+            return None
+        return f"Kafka: nothing for {now - self._since:.0f} s: {whom}"
+
+    def _whom(self) -> str | None:
+        config = self._consumer.config
+        if self._consumer._coordinator.coordinator_unknown():  # noqa: SLF001 - no public word either
+            return f"no broker answers for group {config['group_id']}; is one running at {config['bootstrap_servers']}?"
+        if self.has_joined:
+            return None
+        gone_s, busy_s = config["session_timeout_ms"] / 1000, config["max_poll_interval_ms"] / 1000
+        return (
+            f"group {config['group_id']} waits for another member, for one that is gone up to {gone_s:g} s, for one that is "
+            f"busy up to {busy_s:g} s"
+        )

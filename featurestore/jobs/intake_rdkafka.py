@@ -38,6 +38,10 @@ def _mapped() -> Iterator[None]:
         raise KafkaError(_words(error.args[0])) from error
 
 
+def _place(message: Any) -> TopicPartition:
+    return TopicPartition(message.topic(), message.partition())
+
+
 def _theirs(place: TopicPartition, offset: int = OFFSET_INVALID, epoch: int | None = None) -> Any:
     return confluent_kafka.TopicPartition(
         place.topic, place.partition, offset, leader_epoch=-1 if epoch is None else epoch
@@ -82,6 +86,7 @@ class RdkafkaIntake:
             "enable.partition.eof": True,  # tells of positions behind the marks of transactions, which are no records
             "isolation.level": "read_committed",
             "check.crcs": True,
+            "log.connection.close": False,
             "fetch.queue.backoff.ms": 20,  # a second by default, for which a full queue stays empty once it was taken
             "topic.metadata.refresh.interval.ms": METADATA_MS,
             "error_cb": self._hear,
@@ -91,6 +96,7 @@ class RdkafkaIntake:
         self._next: dict[TopicPartition, tuple[int, int | None]] = {}  # offset that comes next, epoch of the leader
         self._begin: dict[TopicPartition, int] = {}  # where to begin, of those of which nothing has come yet
         self._errors: deque[Any] = deque()
+        self._is_sought = False
         self._down = self._fatal = ""
         self._when_committed: Callable[..., Any] | None = None
         self._open()
@@ -110,7 +116,10 @@ class RdkafkaIntake:
     def take(self, timeout_ms: int) -> dict[TopicPartition, Polled]:
         """Return what has come, or comes within a time."""
         if self._errors:
-            self._raise(self._errors.popleft())
+            self._raise()
+        if self._is_sought:
+            self._is_sought = False
+            self._place_again()
         if self._fatal:  # another of this name has joined, for example: join anew, as kafka-python does
             words, self._fatal = self._fatal, ""
             self.close()
@@ -141,7 +150,7 @@ class RdkafkaIntake:
         found = {place: self._columns(place, part) for place, part in parts.items()}
         for message in told:
             if message.error().code() == _CODES._PARTITION_EOF:  # noqa: SLF001 - that is its name
-                place = TopicPartition(message.topic(), message.partition())
+                place = _place(message)
                 offset, epoch = self._next.get(place, (0, None))
                 self._next[place] = max(offset, message.offset()), epoch
             else:
@@ -159,26 +168,33 @@ class RdkafkaIntake:
         arrival = np.fromiter(times, np.int64, count) * 1_000
         return Polled(offsets, arrival, list(map(Message.value, messages)), messages)
 
-    def _raise(self, message: Any) -> None:
-        error = message.error()
-        place = TopicPartition(message.topic(), message.partition())
-        if error.code() == _CODES._LOG_TRUNCATION or "truncation" in error.str():  # noqa: SLF001
-            raise LogTruncationError(error.str())
+    def _raise(self) -> None:
+        """Raise the first of the errors that wait, together with its like where it is about a place to begin."""
+        error = self._errors[0].error()
         if error.code() != _CODES._AUTO_OFFSET_RESET:  # noqa: SLF001
+            self._errors.popleft()
             raise KafkaError(_words(error))
-        begin = self._begin.get(place, -1)
-        wanted = self._next[place][0] if place in self._next else begin if begin >= 0 else self._committed_offset(place)
-        if wanted is None:
-            raise NoOffsetForPartitionError(place)
-        raise OffsetOutOfRangeError({place: wanted})
+        told = {_place(each): each.error() for each in self._errors if each.error().code() == error.code()}
+        self._errors = deque(each for each in self._errors if each.error().code() != error.code())
+        if any("truncation" in each.str() for each in told.values()):
+            raise LogTruncationError("; ".join(each.str() for each in told.values()))
+        wanted = self._wanted(list(told))
+        if wanted:
+            raise OffsetOutOfRangeError(wanted)
+        raise NoOffsetForPartitionError(list(told))
 
-    def _committed_offset(self, place: TopicPartition) -> int | None:
-        with _mapped():
-            (found,) = self._consumer.committed([_theirs(place)], timeout=_WAIT_S)
-        return int(found.offset) if found.offset >= 0 else None
+    def _wanted(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return which offsets come next, of those partitions that have one."""
+        found = {place: self._next[place][0] if place in self._next else self._begin.get(place, -1) for place in places}
+        unknown = [_theirs(place) for place, offset in found.items() if offset < 0]
+        if unknown:
+            with _mapped():
+                committed = self._consumer.committed(unknown, timeout=_WAIT_S)
+            found |= {TopicPartition(each.topic, each.partition): each.offset for each in committed}
+        return {place: offset for place, offset in found.items() if offset >= 0}
 
     def _look(self) -> None:
-        """Where all brokers were down, see whether that is still so."""
+        """Where something was wrong with the brokers, see whether it still is."""
         if self._down:
             try:
                 self._consumer.list_topics(self._topics[0], timeout=_LOOK_S)
@@ -189,28 +205,26 @@ class RdkafkaIntake:
     def _hear(self, error: Any) -> None:
         if error.fatal():
             self._fatal = _words(error)
-        elif error.code() == _CODES._ALL_BROKERS_DOWN:  # noqa: SLF001
+        else:
             self._down = _words(error)
 
     def _assign(self, _consumer: Any, given: Iterable[Any]) -> None:
         self._places = {TopicPartition(each.topic, each.partition) for each in given}
 
     def _revoke(self, _consumer: Any, _taken: Any) -> None:
-        self._places, self._next, self._begin = set(), {}, {}
+        self._places, self._next, self._begin, self._is_sought = set(), {}, {}, False
         self._errors.clear()
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        """Go on at an offset.
-
-        After an error that leaves a partition without an offset, librdkafka takes one only with a whole assignment.
-        """
+        """Go on at an offset, from the next ``take`` on."""
         self._next.pop(partition, None)
         self._begin[partition] = offset
-        places = [
-            _theirs(place, self._next[place][0] if place in self._next else offset)
-            for place in self._places
-            for offset in [self._begin.get(place, OFFSET_STORED)]
-        ]
+        self._is_sought = True
+
+    def _place_again(self) -> None:
+        """Assign what is assigned: after an error that leaves a partition without an offset, librdkafka takes none alone."""
+        offsets = {place: offset for place, (offset, _) in self._next.items()}
+        places = [_theirs(place, (self._begin | offsets).get(place, OFFSET_STORED)) for place in self._places]
         with _mapped():
             self._consumer.assign(places)
 

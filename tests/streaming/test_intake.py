@@ -46,7 +46,7 @@ def send(kafka_server, topic, rows, *, partition=0):
     with contextlib.closing(producer({"bootstrap.servers": kafka_server.bootstrap_servers})) as sender:
         for row in rows:
             value = None if row % 10 == 9 else b"%d" % row
-            sender.send(topic, value=value, partition=partition, timestamp_ms=BEGIN_MS + row)
+            sender.send(topic, key=b"k", value=value, partition=partition, timestamp_ms=BEGIN_MS + row)
         sender.flush()
 
 

@@ -115,17 +115,17 @@ class RdkafkaIntake:
 
     def take(self, timeout_ms: int) -> dict[TopicPartition, Polled]:
         """Return what has come, or comes within a time."""
-        if self._errors:
-            self._raise()
-        if self._is_sought:
-            self._is_sought = False
-            self._place_again()
         if self._fatal:  # another of this name has joined, for example: join anew, as kafka-python does
             words, self._fatal = self._fatal, ""
             self.close()
             self._revoke(None, self._places)
             self._open()
             raise KafkaError(words)
+        if self._errors:
+            self._raise()
+        if self._is_sought:
+            self._is_sought = False
+            self._place_again()
         with _mapped():
             first = self._consumer.poll(timeout_ms / 1_000)
             if first is None:
@@ -151,15 +151,17 @@ class RdkafkaIntake:
         for message in told:
             if message.error().code() == _CODES._PARTITION_EOF:  # noqa: SLF001 - that is its name
                 place = _place(message)
-                offset, epoch = self._next.get(place, (0, None))
-                self._next[place] = max(offset, message.offset()), epoch
+                if place in self._places:
+                    offset, epoch = self._next.get(place, (0, None))
+                    self._next[place] = max(offset, message.offset()), epoch
             else:
                 self._errors.append(message)
         return found
 
     def _columns(self, place: TopicPartition, messages: list[Any]) -> Polled:
         count, first, last = len(messages), messages[0].offset(), messages[-1].offset()
-        self._next[place] = last + 1, messages[-1].leader_epoch()
+        if place in self._places:
+            self._next[place] = last + 1, messages[-1].leader_epoch()
         if last - first == count - 1:  # offsets ascend, so none is left out
             offsets = np.arange(first, last + 1)
         else:
@@ -169,13 +171,12 @@ class RdkafkaIntake:
         return Polled(offsets, arrival, list(map(Message.value, messages)), messages)
 
     def _raise(self) -> None:
-        """Raise the first of the errors that wait, together with its like where it is about a place to begin."""
+        """Raise the first of the errors that wait; those about where to begin together, and again until it is sought."""
         error = self._errors[0].error()
         if error.code() != _CODES._AUTO_OFFSET_RESET:  # noqa: SLF001
             self._errors.popleft()
             raise KafkaError(_words(error))
         told = {_place(each): each.error() for each in self._errors if each.error().code() == error.code()}
-        self._errors = deque(each for each in self._errors if each.error().code() != error.code())
         if any("truncation" in each.str() for each in told.values()):
             raise LogTruncationError("; ".join(each.str() for each in told.values()))
         wanted = self._wanted(list(told))
@@ -218,6 +219,7 @@ class RdkafkaIntake:
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Go on at an offset, from the next ``take`` on."""
         self._next.pop(partition, None)
+        self._errors = deque(each for each in self._errors if _place(each) != partition)
         self._begin[partition] = offset
         self._is_sought = True
 

@@ -149,7 +149,7 @@ def open_intake(
     """Return a new member of a group.
 
     Args:
-        client: Which of ``CLIENTS`` to use; None for librdkafka where it is installed and knows all of the settings.
+        client: Which of ``CLIENTS`` to use; None for librdkafka where it is installed and takes the settings.
         topics: What to subscribe to.
         kafka: Kafka settings.
         group: Name of the consumer group.
@@ -162,19 +162,27 @@ def open_intake(
     """
     if client not in {None, *CLIENTS}:
         raise ConfigError(f"client {client!r} is none of {', '.join(CLIENTS)}.")
+    client_options(kafka)
     given: dict[str, Any] = {"batch_rows": batch_rows, "instance": instance}
     if client == "kafka-python":
         return PythonIntake(topics, kafka, group, **given)
-    options, unknown = translated(kafka)
-    is_there = find_spec("confluent_kafka") is not None
-    if is_there and not unknown:
-        from featurestore.jobs.intake_rdkafka import RdkafkaIntake
-
-        return RdkafkaIntake(topics, options, group, **given)
-    if client is None:
+    try:
+        return _by_librdkafka(topics, kafka, group, **given)
+    except ConfigError:
+        if client is not None:
+            raise
         return PythonIntake(topics, kafka, group, **given)
-    if not is_there:
+
+
+def _by_librdkafka(topics: Iterable[str], kafka: Mapping[str, str], group: str, **given: Any) -> Intake:
+    if find_spec("confluent_kafka") is None:
         raise ConfigError("client 'librdkafka' is not installed.", hint="pip install 'featurestore[librdkafka]'.")
-    raise ConfigError(
-        f"client 'librdkafka' does not have the kafka settings {', '.join(unknown)}.", hint="use client 'kafka-python'."
-    )
+    options, unknown = translated(kafka)
+    if unknown:
+        raise ConfigError(
+            f"client 'librdkafka' does not have the kafka settings {', '.join(unknown)}.",
+            hint="use client 'kafka-python'.",
+        )
+    from featurestore.jobs.intake_rdkafka import RdkafkaIntake
+
+    return RdkafkaIntake(topics, options, group, **given)

@@ -100,6 +100,12 @@ class RdkafkaIntake:
         self._down = self._fatal = ""
         self._when_committed: Callable[..., Any] | None = None
         self._open()
+        try:
+            with _mapped():
+                self._consumer.list_topics(self._topics[0], timeout=_WAIT_S)
+        except BaseException:
+            self._consumer.close()
+            raise
 
     def _open(self) -> None:
         try:
@@ -110,7 +116,6 @@ class RdkafkaIntake:
                 hint="without the extra librdkafka, or with client 'kafka-python', the other client is used.",
             ) from error
         with _mapped():
-            self._consumer.list_topics(self._topics[0], timeout=_WAIT_S)
             self._consumer.subscribe(self._topics, on_assign=self._assign, on_revoke=self._revoke, on_lost=self._revoke)
 
     def take(self, timeout_ms: int) -> dict[TopicPartition, Polled]:
@@ -258,8 +263,10 @@ class RdkafkaIntake:
         """Return where a partition ended when last heard of; None while nothing is known of it."""
         if partition not in self._next:
             return None
-        with _mapped():
+        try:
             found = self._consumer.get_watermark_offsets(_theirs(partition), cached=True)
+        except KafkaException:  # its topic is gone, for example
+            return None
         return int(found[1]) if found and found[1] >= 0 else None
 
     def position(self, partition: TopicPartition) -> int:

@@ -194,6 +194,15 @@ def test_librdkafka_says_so_while_the_broker_is_down_and_goes_on_afterwards(tmp_
             assert min(next(iter(found.values())).offsets) == 5
 
 
+def test_settings_of_which_librdkafka_has_no_like_leave_it_to_kafka_python(kafka_server, joined):
+    topic = topic_of(kafka_server, "settings", "both", partitions=1)
+    given = {"bootstrap.servers": kafka_server.bootstrap_servers}
+    for settings, client in (({}, "librdkafka"), ({"max.in.flight.requests.per.connection": 3}, "kafka-python")):
+        intake = open_intake(None, [topic], given | settings, topic, batch_rows=1, instance=None)
+        intake.close()
+        assert intake.name == client
+
+
 def test_a_client_that_cannot_be_had_is_refused():
     with pytest.raises(ConfigError, match="client 'kafka' is none of kafka-python, librdkafka"):
         open_intake("kafka", ["t"], {"bootstrap.servers": "x:1"}, "g", batch_rows=1, instance=None)

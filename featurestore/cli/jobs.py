@@ -196,7 +196,8 @@ def _progress(last: dict[str, Any]) -> str:
     """Return the last micro-batch of a query in one line, or how the real-time consumers do."""
     if last.get("realtime"):
         behind = "an unknown number of" if last["lag"] is None else f"{last['lag']:,}"
-        line = f"realtime, {len(last['pids'])} consumers, {behind} records to come"
+        by = f" by {last['client']}" if last.get("client") else ""
+        line = f"realtime, {len(last['pids'])} consumers{by}, {behind} records to come"
         return f"{line}; {last['error']}" if last["error"] else line
     took = last["duration_ms"].get("triggerExecution", 0)
     return f"batch {last['batch']}: {last['rows']} rows in {took} ms, at {last['at']}"

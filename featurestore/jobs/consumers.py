@@ -36,17 +36,18 @@ class _Consumer:
     counts: Counter[str] = field(default_factory=Counter)
     lag: int | None = None
     error: str | None = None
+    client: str | None = None
     ready: bool = False
     reached: dict[str, dict[int, int]] = field(default_factory=dict)
     listeners: list[threading.Thread] = field(default_factory=list)
     last_words: deque[str] = field(default_factory=lambda: deque(maxlen=20))
 
 
-def consumer_command(config: Path, service: str, *, accept_loss: bool = False) -> list[str]:
+def consumer_command(config: Path, service: str, *, accept_loss: bool = False, client: str | None = None) -> list[str]:
     """Return the command of one consumer of a job (``jobs.realtime``)."""
     return [
         sys.executable, "-m", "featurestore.jobs.realtime", "--config-json", str(config.resolve()), "--service", service,
-        *(["--accept-loss"] if accept_loss else []),
+        *(["--accept-loss"] if accept_loss else []), *(["--client", client] if client else []),
     ]  # fmt: skip
 
 
@@ -92,6 +93,7 @@ class Consumers:
             with self._lock:
                 consumer.counts.update(told["counts"])
                 consumer.lag, consumer.error, consumer.ready = told["lag"], told["error"], True
+                consumer.client = told["client"]
                 consumer.reached = {
                     topic: {int(partition): offset for partition, offset in offsets.items()}
                     for topic, offsets in told["reached"].items()
@@ -124,7 +126,7 @@ class Consumers:
         return found
 
     def status(self) -> dict[str, object]:
-        """Return pids, records still to come (None while not known) and what keeps consumers from going on."""
+        """Return pids, records still to come (None while not known), what keeps consumers from going on, and their client."""
         with self._lock:
             lags = [each.lag for each in self._running]
             errors = sorted({each.error for each in self._running if each.error})
@@ -132,6 +134,7 @@ class Consumers:
                 "pids": [each.process.pid for each in self._running],
                 "lag": None if None in lags else sum(lag for lag in lags if lag is not None),
                 "error": "; ".join(errors) or None,
+                "client": next((each.client for each in self._running if each.client), None),
             }
 
     def check(self) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from kafka import KafkaConsumer
 
+SESSION_MS, HEARTBEAT_MS = 10_000, 2_000
 RETURN_WITHIN_MS = 60_000
 """For so long a member may be busy with the records of one poll, or wait for a store, before others get its partitions."""
 PATIENCE_S = 5.0
@@ -38,8 +39,8 @@ def member_options(kafka: Mapping[str, str], group: str, instance: str | None) -
         instance: The member's name, if it has one that stays.
     """
     return {
-        "session_timeout_ms": 10_000,
-        "heartbeat_interval_ms": 2_000,
+        "session_timeout_ms": SESSION_MS,
+        "heartbeat_interval_ms": HEARTBEAT_MS,
         "max_poll_interval_ms": RETURN_WITHIN_MS,
         "reconnect_backoff_max_ms": 1_000,  # a broker that is back after a while is not waited for any longer
         **client_options(kafka),
@@ -48,8 +49,35 @@ def member_options(kafka: Mapping[str, str], group: str, instance: str | None) -
     }
 
 
+class Patience:
+    """Says what a consumer waits for, once it has waited longer than usual."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def told(self, what: str | None) -> str | None:
+        """Return, in one line, what has been waited for too long; None when nothing has.
+
+        Args:
+            what: What is waited for now; None when nothing is.
+        """
+        now = time.monotonic()
+        self._since = None if what is None else self._since or now
+        if self._since is None or now - self._since < PATIENCE_S:
+            return None
+        return f"Kafka: nothing for {now - self._since:.0f} s: {what}"
+
+
+def another_member(group: str, gone_ms: int, busy_ms: int) -> str:
+    """Return what a group waits for that has not handed out its partitions."""
+    return (
+        f"group {group} waits for another member, for one that is gone up to {gone_ms / 1000:g} s, for one that is "
+        f"busy up to {busy_ms / 1000:g} s"
+    )
+
+
 class Membership:
-    """What a consumer has to do with its group besides polling.
+    """What a consumer of kafka-python has to do with its group besides polling.
 
     Args:
         consumer: The consumer, made with ``member_options``.
@@ -57,9 +85,8 @@ class Membership:
 
     def __init__(self, consumer: KafkaConsumer) -> None:
         self._consumer = consumer
-        self._since: float | None = None
-        self._has_name = consumer.config["group_instance_id"] is not None
-        self._member: str | None = None  # the id that the broker gave it, a new one for whoever takes over by name
+        self._patience = Patience()
+        self._asks = consumer.config["group_instance_id"] is not None
 
     @property
     def has_joined(self) -> bool:
@@ -67,14 +94,13 @@ class Membership:
         return bool(self._consumer.group_metadata().state == _JOINED)
 
     def asks_again(self) -> bool:
-        """Ask for a new distribution, once after each time it has taken over by name; return whether it was asked for.
+        """Ask for a new distribution, at the first call after joining under a name that stays; return whether it was asked for.
 
         Whatever was polled before is then polled again.
         """
-        told = self._consumer.group_metadata()
-        if not self._has_name or told.state != _JOINED or told.member_id == self._member:
+        if not self._asks or not self.has_joined:
             return False
-        self._member = told.member_id
+        self._asks = False
         coordinator = self._consumer._coordinator  # noqa: SLF001 - kafka-python has no public word for it
         if coordinator._is_leader:  # noqa: SLF001 - it has just made the distribution itself
             return False
@@ -83,12 +109,7 @@ class Membership:
 
     def waiting(self) -> str | None:
         """Return, in one line, for whom the consumer has waited longer than usual; None when it has not."""
-        whom = self._whom()
-        now = time.monotonic()
-        self._since = None if whom is None else self._since or now
-        if self._since is None or now - self._since < PATIENCE_S:
-            return None
-        return f"Kafka: nothing for {now - self._since:.0f} s: {whom}"
+        return self._patience.told(self._whom())
 
     def _whom(self) -> str | None:
         config = self._consumer.config
@@ -96,8 +117,4 @@ class Membership:
             return f"no broker answers for group {config['group_id']}; is one running at {config['bootstrap_servers']}?"
         if self.has_joined:
             return None
-        gone_s, busy_s = config["session_timeout_ms"] / 1000, config["max_poll_interval_ms"] / 1000
-        return (
-            f"group {config['group_id']} waits for another member, for one that is gone up to {gone_s:g} s, for one that is "
-            f"busy up to {busy_s:g} s"
-        )
+        return another_member(config["group_id"], config["session_timeout_ms"], config["max_poll_interval_ms"])

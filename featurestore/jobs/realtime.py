@@ -27,8 +27,6 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from kafka import KafkaConsumer
 from kafka.errors import KafkaError, LogTruncationError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from featurestore.config import Settings
@@ -36,8 +34,8 @@ from featurestore.errors import FeatureStoreError, FenceError, OffsetsGoneError,
 from featurestore.events.broker import OffsetReader, mapped_errors
 from featurestore.failpoints import reach
 from featurestore.jobs.checkpoint import losses, refuse_losses
-from featurestore.jobs.hot import HotWorker
-from featurestore.jobs.membership import Membership, member_options
+from featurestore.jobs.hot import SLOT_ROWS, HotWorker
+from featurestore.jobs.intake import CLIENTS, open_intake
 from featurestore.jobs.online_epoch import join_epoch, starting_offsets
 from featurestore.jobs.worker import by_topic
 from featurestore.offline.epochs import OnlineEpochs
@@ -49,9 +47,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from kafka import TopicPartition
-    from kafka.consumer.fetcher import ConsumerRecord
 
     from featurestore.definitions.view import FeatureView
+    from featurestore.jobs.intake import Intake, Polled
 
 POLL_MS = 250
 COMMIT_EVERY_S = 1.0
@@ -87,6 +85,7 @@ class RealtimeConsumer:
         batch_rows: The most records taken by one poll; they are applied together.
         instance: A name that stays over restarts: whoever joins under it takes over at once what its predecessor had, even
             where that was killed. None joins as somebody new, who waits until the broker misses the predecessor.
+        client: What reads from Kafka (``intake.open_intake``).
         starting: Topic to partition to the offset at which a group that has none begins; elsewhere it is the first there is.
         losses: Where to write down what Kafka no longer has of the records that come next, and go on without it; None refuses.
 
@@ -101,8 +100,9 @@ class RealtimeConsumer:
         kafka: Mapping[str, str],
         group: str,
         *,
-        batch_rows: int = 10_000,
+        batch_rows: int = SLOT_ROWS,
         instance: str | None = None,
+        client: str | None = None,
         starting: Mapping[str, Mapping[int, int]] | None = None,
         losses: Losses | None = None,
     ) -> None:
@@ -121,18 +121,11 @@ class RealtimeConsumer:
         self._is_applied = True  # everything that was polled: only then are the group's positions what the store has
         worker.prepare()
         with mapped_errors(kafka, "connecting a consumer"):
-            self._consumer = KafkaConsumer(
-                *sorted(worker.sources),
-                **{
-                    **member_options(kafka, group, instance),
-                    "enable_auto_commit": False,
-                    "auto_offset_reset": "none",  # where to begin, and what is gone, is decided here
-                    "isolation_level": "read_committed",
-                    "max_poll_records": batch_rows,
-                    "metadata_max_age_ms": 10_000,  # added partitions are found within ten seconds
-                },
+            self._consumer: Intake = open_intake(
+                client, worker.sources, kafka, group, batch_rows=batch_rows, instance=instance
             )
-        self._membership = Membership(self._consumer)
+        self.client = self._consumer.name
+        """What reads from Kafka (``intake.CLIENTS``)."""
 
     def run(self, stop: threading.Event) -> None:
         """Apply records until stopped. While the store or the broker is down, it is tried again, and ``error`` says so.
@@ -144,9 +137,9 @@ class RealtimeConsumer:
         """
         committed = time.monotonic()
         while not stop.is_set():
-            for place, records in self._poll().items():
+            for place, polled in self._poll().items():
                 self._is_applied = False
-                self._apply(place, records, stop)
+                self._apply(place, polled, stop)
                 if stop.is_set():
                     break
             else:
@@ -157,7 +150,7 @@ class RealtimeConsumer:
                     self.lag = self._behind()
                     self.reached = self._positions()
 
-    def _poll(self) -> dict[TopicPartition, list[ConsumerRecord]]:
+    def _poll(self) -> dict[TopicPartition, Polled]:
         try:
             polled = self._next()
         except LogTruncationError as error:
@@ -171,32 +164,27 @@ class RealtimeConsumer:
         except (ConnectionError, TimeoutError) as away:
             self.error = str(away)
             return {}
-        self.error = self._membership.waiting()
+        self.error = self._consumer.waiting()
         if polled:
             reach("consumer.polled")
         return polled
 
-    def _next(self) -> dict[TopicPartition, list[ConsumerRecord]]:
+    def _next(self) -> dict[TopicPartition, Polled]:
         """Return what has come; nothing where it first had to be found out where to begin."""
         try:
-            polled: dict[TopicPartition, list[ConsumerRecord]] = self._consumer.poll(timeout_ms=POLL_MS)
+            polled = self._consumer.take(POLL_MS)
         except NoOffsetForPartitionError as error:
             for place in _partitions(error):
                 self._begin(place)
         except OffsetOutOfRangeError as error:
             self._gone(error)
         else:
-            if not self._membership.asks_again():
-                return polled
-            for place, records in polled.items():
-                self._consumer.seek(place, records[0].offset)
+            return polled
         return {}
 
-    def _apply(self, place: TopicPartition, records: Sequence[ConsumerRecord], stop: threading.Event) -> None:
+    def _apply(self, place: TopicPartition, polled: Polled, stop: threading.Event) -> None:
         """Apply consecutive records of one partition, again and again until the store has them."""
-        offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
-        arrival = np.fromiter((record.timestamp for record in records), np.int64, len(records)) * 1_000
-        values = [record.value for record in records]
+        offsets, arrival, values = polled.offsets, polled.arrival, polled.values
         refused = tries = 0
         while not stop.is_set():
             try:
@@ -247,7 +235,7 @@ class RealtimeConsumer:
         Raises:
             OffsetsGoneError: It no longer has those, and that is not accepted; or a topic was made anew.
         """
-        first: dict[TopicPartition, int] = self._consumer.beginning_offsets(list(wanted))
+        first = self._consumer.beginning_offsets(list(wanted))
         ends = _by_topic(self._consumer.end_offsets(list(wanted)))
         found = losses(_by_topic(wanted), _by_topic(first), ends)
         if self._losses is None:
@@ -257,7 +245,7 @@ class RealtimeConsumer:
         return first
 
     def _behind(self) -> int | None:
-        behind = 0 if self._membership.has_joined else None
+        behind = 0 if self._consumer.has_joined else None
         for place in self._consumer.assignment():
             end = self._consumer.highwater(place)
             if end is None or behind is None:
@@ -309,7 +297,7 @@ class _Reports(threading.Thread):
         counts = Counter(self._consumer.counts)
         new = {name: counts[name] - self._told[name] for name in counts}
         self._told = counts
-        told = {name: getattr(self._consumer, name) for name in ("lag", "error", "reached")}
+        told = {name: getattr(self._consumer, name) for name in ("lag", "error", "reached", "client")}
         self._write(json.dumps({"counts": new, **told}) + "\n")
 
 
@@ -356,7 +344,12 @@ def run_consumer(connect: Callable[[], RealtimeConsumer]) -> int:
 
 
 def connect(
-    settings: Settings, service: str, *, instance: str | None = None, accept_loss: bool = False
+    settings: Settings,
+    service: str,
+    *,
+    instance: str | None = None,
+    accept_loss: bool = False,
+    client: str | None = None,
 ) -> RealtimeConsumer:
     """Return a consumer of an applied service, one of the group of its stores.
 
@@ -377,7 +370,7 @@ def connect(
     group = group_of(settings.project, views, life=life, epoch=epoch)
     worker = HotWorker(settings.online.url, settings.project, topics, epoch)
     return RealtimeConsumer(
-        worker, settings.kafka, group, instance=instance, starting=starting,
+        worker, settings.kafka, group, instance=instance, client=client, starting=starting,
         losses=Losses(settings.offline) if accept_loss else None,
     )  # fmt: skip
 
@@ -389,8 +382,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--service", required=True, help="the feature service whose views to keep")
     parser.add_argument("--instance", help="a name that stays over restarts")
     parser.add_argument("--accept-loss", action="store_true", help="go on without records that Kafka no longer has")
+    parser.add_argument("--client", choices=CLIENTS, help="what reads from Kafka; librdkafka where it is installed")
     given = parser.parse_args(argv)
-    asked = {"instance": given.instance, "accept_loss": given.accept_loss}
+    asked = {"instance": given.instance, "accept_loss": given.accept_loss, "client": given.client}
     return run_consumer(lambda: connect(Settings.from_json(given.config_json), given.service, **asked))
 
 

@@ -17,7 +17,6 @@ import sys
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 
     from featurestore.definitions.source import EventSource
     from featurestore.definitions.view import FeatureView
+    from featurestore.jobs.intake import Polled
     from featurestore.jobs.score import Outcome, ScoreSpec
 
 BATCH_ROWS = 256
@@ -83,19 +83,18 @@ class ScoreConsumer(RealtimeConsumer):
         self._spec, self._model = spec, worker.model
         self._sent: dict[TopicPartition, int] = {}
         self._producer = producer(spec.kafka, linger_ms=100)
-        super().__init__(worker, spec.kafka, group, batch_rows=batch_rows, instance=instance)
+        # Keys and headers are read here as kafka-python has them; the model, not the client, is what takes the time.
+        super().__init__(worker, spec.kafka, group, batch_rows=batch_rows, instance=instance, client="kafka-python")
 
-    def _apply(self, place: TopicPartition, records: Sequence[ConsumerRecord], stop: threading.Event) -> None:
+    def _apply(self, place: TopicPartition, polled: Polled, stop: threading.Event) -> None:
         """Score records and send their predictions, again and again until the broker has them."""
         began = perf_counter_ns()
-        offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
-        arrival = np.fromiter((record.timestamp for record in records), np.int64, len(records)) * 1_000
-        values = [record.value for record in records]
+        offsets, records = polled.offsets, polled.records
         headers = [record.headers for record in records]
         tries = 0
         while not stop.is_set():
             try:
-                outcome = self._model.scorer.score(place.partition, offsets, arrival, values, headers)
+                outcome = self._model.scorer.score(place.partition, offsets, polled.arrival, polled.values, headers)
                 self._send(records, outcome)
             except (ConnectionError, TimeoutError, KafkaError) as error:
                 self.error = f"Kafka: {type(error).__name__}: {error}" if isinstance(error, KafkaError) else str(error)

@@ -36,7 +36,7 @@ from scripts.benchmarks.stream_freshness import MODES, freshness
 CACHE = Path(".cache/bench")
 WARM_EVENTS = 4_000
 SLOW = ("spark-1h", "spark-5m", "transform-with-state")
-OURS = ("ours", "realtime")
+OURS = ("ours", "realtime", "realtime-kafka-python")
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +52,8 @@ def ours(order: dict[str, Any], folder: Path) -> dict[str, Any]:
             session.stop()
 
 
-def realtime(order: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Two real-time consumers, from Kafka to the online store."""
+def realtime(order: dict[str, Any], folder: Path, client: str = "librdkafka") -> dict[str, Any]:
+    """Real-time consumers, one per partition, from Kafka to the online store."""
     from featurestore import FeatureStore
 
     def store_of(topic: str) -> tuple[Any, Path]:
@@ -70,7 +71,7 @@ def realtime(order: dict[str, Any], folder: Path) -> dict[str, Any]:
     started = {topic: store_of(topic)[1] for topic in (order["warm"], order["topic"])}
 
     def work(topic: str, events: int) -> None:
-        consumers = Consumers(consumer_command(started[topic], "cards"), order["partitions"])
+        consumers = Consumers(consumer_command(started[topic], "cards", client=client), order["partitions"])
         _until_applied(order["redis"], topic, events, lambda: consumers.check() is None)
         consumers.stop()
 
@@ -235,6 +236,7 @@ def _measured(order: dict[str, Any], work: Callable[[str, int], None]) -> dict[s
 CONTENDERS = {
     "ours": ours,
     "realtime": realtime,
+    "realtime-kafka-python": partial(realtime, client="kafka-python"),
     "archive": archive,
     "floor": floor,
     "spark-1h": spark_1h,

@@ -56,6 +56,7 @@ ONLY_IN: dict[str, list[str]] = {
     "redis": ["online.redis*"],
     "hiredis": ["online.redis*"],
     "numba": ["online.kernel"],
+    "confluent_kafka": ["jobs.intake_rdkafka"],
     "kafka": ["events.broker", "jobs.*", "scoring.*"],
     "pyarrow": [
         "events.decode",

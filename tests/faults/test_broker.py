@@ -16,6 +16,7 @@ from kafka.admin import KafkaAdminClient
 from featurestore.errors import OffsetsGoneError
 from featurestore.events.broker import OffsetReader, ensure_topics, producer, topic_ids
 from featurestore.jobs.hot import HotWorker
+from featurestore.jobs.intake import CLIENTS
 from featurestore.jobs.realtime import RealtimeConsumer, group_of
 from featurestore.jobs.topics import TopicWatch
 from featurestore.jobs.worker import by_topic
@@ -50,10 +51,10 @@ def _sockets_that_kafka_python_forgets():
 class Consuming:
     """A real-time consumer on a thread of this process."""
 
-    def __init__(self, shop, url, broker, *, group="", instance=None):
+    def __init__(self, shop, url, broker, *, group="", **options):
         worker = HotWorker(url, shop.name, by_topic(shop.views))
         group = group_of(shop.name, shop.views) + group
-        self.consumer = RealtimeConsumer(worker, {"bootstrap.servers": broker}, group, instance=instance)
+        self.consumer = RealtimeConsumer(worker, {"bootstrap.servers": broker}, group, **options)
         self._stop, self.failed = threading.Event(), []
         self._thread = threading.Thread(target=self._run)
 
@@ -96,12 +97,13 @@ def wrong_without_fences(shop, url, broker, events):
     return wrong_values(shop, url, events)
 
 
-def test_a_broker_that_is_killed_and_comes_back_loses_and_doubles_nothing(kafka_server, online_url):
-    shop, broker = Shop("broker_back"), kafka_server.bootstrap_servers
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_broker_that_is_killed_and_comes_back_loses_and_doubles_nothing(kafka_server, online_url, client):
+    shop, broker = Shop(f"broker_back_{client[0]}"), kafka_server.bootstrap_servers
     events = simple_events(600, keys=KEYS)
     ensure_topics({"bootstrap.servers": broker}, {shop.source.topic: 2})
     produce_events(broker, shop.source.topic, events[:300])
-    with Watcher(shop, online_url, events) as watcher, Consuming(shop, online_url, broker) as job:
+    with Watcher(shop, online_url, events) as watcher, Consuming(shop, online_url, broker, client=client) as job:
         job.wait("the first half", lambda: reached(applied_offsets(online_url, shop.name), ends_of(events[:300])))
         before = kafka_server.pid
         kafka_server.kill()
@@ -149,12 +151,13 @@ def test_micro_batches_wait_for_a_broker_that_comes_back_and_count_every_record_
     assert len(wrong_without_fences(shop, online_url, broker, feed.events)) >= KEYS, "the test finds nothing"
 
 
-def test_a_topic_that_was_made_anew_ends_the_job(kafka_server, online_url, monkeypatch):
-    shop, broker = Shop("anew"), kafka_server.bootstrap_servers
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_topic_that_was_made_anew_ends_the_job(kafka_server, online_url, monkeypatch, client):
+    shop, broker = Shop(f"anew_{client[0]}"), kafka_server.bootstrap_servers
     topic, events = shop.source.topic, simple_events(100, keys=KEYS)
     ensure_topics({"bootstrap.servers": broker}, {topic: 2})
     produce_events(broker, topic, events)
-    with Consuming(shop, online_url, broker) as job:
+    with Consuming(shop, online_url, broker, client=client) as job:
         job.wait("all", lambda: reached(applied_offsets(online_url, shop.name), {0: 50, 1: 50}))
         with admin_of(broker) as admin:
             admin.delete_topics([topic])
@@ -166,7 +169,7 @@ def test_a_topic_that_was_made_anew_ends_the_job(kafka_server, online_url, monke
 
     # Negative control: a consumer that goes on all the same has its new events dropped by the fences of the old ones.
     monkeypatch.setattr("featurestore.jobs.realtime.losses", lambda *_: [])
-    with Consuming(shop, online_url, broker, group="-again") as job:
+    with Consuming(shop, online_url, broker, group="-again", client=client) as job:
         job.wait("the new events", lambda: job.consumer.counts["consumed"] == 20)
     assert job.consumer.counts["applied"] == 0 < job.consumer.counts["fenced"]
     assert wrong_values(shop, online_url, events) == [], "nothing of the new topic counts"
@@ -219,16 +222,17 @@ def test_a_topic_made_anew_that_has_grown_past_the_old_offsets_is_told_by_its_id
     assert wrong_values(shop, online_url, [*events, *(event for event in new if event not in missed)]) == []
 
 
-def test_added_partitions_are_found_and_aborted_transactions_are_not_applied(kafka_server, online_url):
-    shop, broker = Shop("added"), kafka_server.bootstrap_servers
+@pytest.mark.parametrize("client", CLIENTS)
+def test_added_partitions_are_found_and_aborted_transactions_are_not_applied(kafka_server, online_url, client):
+    shop, broker = Shop(f"added_{client[0]}"), kafka_server.bootstrap_servers
     topic = shop.source.topic
     ensure_topics({"bootstrap.servers": broker}, {topic: 1})
     events = simple_events(60, keys=5, partitions=1)
     # The second takes over by name what the first had: it has to see by itself that partitions are added.
-    with Consuming(shop, online_url, broker, instance="one") as job:
-        job.wait("its part", lambda: job.consumer._membership.has_joined)
-    with Consuming(shop, online_url, broker, instance="one") as job:
-        sender = producer({"bootstrap.servers": broker}, transactional_id="added")
+    with Consuming(shop, online_url, broker, instance="one", client=client) as job:
+        job.wait("its part", lambda: job.consumer._consumer.has_joined)
+    with Consuming(shop, online_url, broker, instance="one", client=client) as job:
+        sender = producer({"bootstrap.servers": broker}, transactional_id=shop.name)
         with contextlib.closing(sender):
             sender.init_transactions()
             for rows, end in ((events[:20], "commit"), (events[20:40], "abort"), (events[40:], "commit")):

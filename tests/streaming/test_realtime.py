@@ -21,6 +21,7 @@ from featurestore.failpoints import VARIABLE
 from featurestore.jobs import membership
 from featurestore.jobs.consumers import Consumers, consumer_command
 from featurestore.jobs.hot import HotWorker
+from featurestore.jobs.intake import CLIENTS
 from featurestore.jobs.realtime import RealtimeConsumer, connect, group_of
 from featurestore.jobs.worker import by_topic
 from featurestore.offline.epochs import OnlineEpochs
@@ -49,10 +50,10 @@ def started(tmp_path):
     """Start consumer processes of a store's service; all are stopped at the end."""
     all_of_them = []
 
-    def start(store, number=1, until=lambda made: made.check() or made.ready):
+    def start(store, number=1, until=lambda made: made.check() or made.ready, client=None):
         config = tmp_path / f"config-{len(all_of_them)}.json"
         store.settings.to_json(config)
-        made = Consumers(consumer_command(config, "shop"), number)
+        made = Consumers(consumer_command(config, "shop", client=client), number)
         all_of_them.append(made)
         wait_for("consumers", lambda: until(made))
         return made
@@ -62,18 +63,21 @@ def started(tmp_path):
         each.stop()
 
 
-def in_process(store, shop, group=None):
+def in_process(store, shop, group=None, client=None):
     """Return a consumer of this process, with a group of its own if one is given."""
     worker = HotWorker(store.settings.online.url, store.settings.project, by_topic(shop.views))
     views = group_of(store.settings.project, shop.views)
-    return RealtimeConsumer(worker, store.settings.kafka, group or views)
+    return RealtimeConsumer(worker, store.settings.kafka, group or views, client=client)
 
 
-def test_hostile_streams_give_the_oracle_and_every_event_is_counted(kafka_server, online_server, tmp_path, started):
-    shop = Shop("rt_hostile")
+@pytest.mark.parametrize("client", CLIENTS)
+def test_hostile_streams_give_the_oracle_and_every_event_is_counted(
+    kafka_server, online_server, tmp_path, started, client
+):
+    shop = Shop(f"rt_hostile_{client[0]}")
     store = shop.open(tmp_path, kafka_server.bootstrap_servers, online_server.url)
     stream = shop.stream(seed=5, events=300)
-    consumers = started(store, 2)
+    consumers = started(store, 2, client=client)
     half = len(stream.events) // 2
     for events in (stream.events[:half], stream.events[half:]):
         produce_events(kafka_server.bootstrap_servers, shop.source.topic, events)
@@ -85,6 +89,7 @@ def test_hostile_streams_give_the_oracle_and_every_event_is_counted(kafka_server
     assert counts["fenced"] == 0
     wait_for("no lag", lambda: consumers.status()["lag"] == 0)
     assert consumers.status()["error"] is None
+    assert consumers.status()["client"] == client
 
 
 def test_a_consumer_that_is_killed_neither_loses_nor_doubles_events(kafka_server, online_server, tmp_path, started):
@@ -126,9 +131,10 @@ def test_a_consumer_that_dies_once_it_polled_or_committed_goes_on(
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
     store = shop.open(tmp_path, broker, url)
     events = simple_events(14_000, keys=KEYS)
-    produce_events(broker, topic, events[:12_000])
+    produce_events(broker, topic, events[:6_000])
     monkeypatch.setenv(VARIABLE, place)
-    consumers = started(store, until=lambda made: not Path(f"/proc/{made.status()['pids'][0]}/exe").exists())
+    consumers = started(store, until=lambda _: applied_offsets(url, shop.name))
+    produce_events(broker, topic, events[6_000:12_000])
     assert consumers._running[0].process.wait(30) == -signal.SIGKILL
     applied = applied_offsets(url, shop.name)
     committed = _committed(broker, group_of(shop.name, shop.views, life=_life(store)), topic)
@@ -283,13 +289,16 @@ def test_one_that_joins_a_busy_consumer_says_for_whom_it_waits_and_takes_over_in
     assert online_differences(store, shop, events) == []
 
 
-def test_records_gone_from_kafka_end_the_job_with_their_range(kafka_server, online_server, tmp_path):
-    shop = Shop("rt_gone")
+@pytest.mark.parametrize("client", CLIENTS)
+def test_records_gone_from_kafka_end_the_job_with_their_range(kafka_server, online_server, tmp_path, client):
+    shop = Shop(f"rt_gone_{client[0]}")
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
     store = shop.open(tmp_path, broker, url)
     events = simple_events(200, keys=KEYS)
     produce_events(broker, topic, events[:100])
-    _run(in_process(store, shop), lambda: reached(applied_offsets(url, shop.name), ends_of(events[:100])))
+    _run(
+        in_process(store, shop, client=client), lambda: reached(applied_offsets(url, shop.name), ends_of(events[:100]))
+    )
     produce_events(broker, topic, events[100:])
     admin = KafkaAdminClient(bootstrap_servers=broker)
     try:
@@ -298,7 +307,7 @@ def test_records_gone_from_kafka_end_the_job_with_their_range(kafka_server, onli
         admin.close()
     expected = rf"{topic}-0: offset 50 was next, Kafka has 90 to 100 \(40 records lost\)"
     with pytest.raises(OffsetsGoneError, match=expected):
-        _run(in_process(store, shop), lambda: False)
+        _run(in_process(store, shop, client=client), lambda: False)
 
 
 def test_two_deployments_of_a_project_on_one_broker_each_get_every_event(kafka_server, online_server, tmp_path):

@@ -374,7 +374,9 @@ def test_a_job_is_watched_until_it_ends(project, run):
     (folder / "job.json").write_text(json.dumps(record))
     report = {
         "state": "failed",
-        "queries": {"hot": {"realtime": True, "pids": [7, 8], "lag": None, "error": "Kafka is away"}},
+        "queries": {
+            "hot": {"realtime": True, "pids": [7, 8], "lag": None, "error": "Kafka is away", "client": "librdkafka"}
+        },
         "totals": {"consumed": 7},
         "sources": {"orders": {"lag": 1_200, "complete_through": None}},
         "updated_at": "now",
@@ -385,7 +387,7 @@ def test_a_job_is_watched_until_it_ends(project, run):
     assert code == 1
     for part in (
         "the disk is full", "source orders     1,200 records to come, complete through unknown",
-        "query hot         realtime, 2 consumers, an unknown number of records to come;", "Kafka is away",
+        "query hot         realtime, 2 consumers by librdkafka, an unknown number of", "records to come; Kafka is away",
     ):  # fmt: skip
         assert part in out
     code, out, _ = run("jobs", "status", folder.name, "--watch", "--json")

@@ -141,6 +141,7 @@ class PythonIntake(KafkaConsumer):  # type: ignore[misc]
 
     def take(self, timeout_ms: int) -> dict[TopicPartition, Polled]:
         """Return what has come, or comes within a time."""
+        self._membership.check()
         polled = self.poll(timeout_ms=timeout_ms)
         if self._membership.asks_again():
             for place, records in polled.items():

@@ -15,6 +15,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from kafka.errors import FencedInstanceIdError
+
 from featurestore.events.broker import client_options
 
 if TYPE_CHECKING:
@@ -106,6 +108,16 @@ class Membership:
             return False
         coordinator.request_rejoin()
         return True
+
+    def check(self) -> None:
+        """Raise if somebody else has joined under the consumer's name: kafka-python stops its heartbeats then, and fetches on.
+
+        Raises:
+            FencedInstanceIdError: The consumer has no part in the group any more.
+        """
+        coordinator = self._consumer._coordinator  # noqa: SLF001 - as above
+        if self.has_joined and not coordinator._heartbeat_enabled:  # noqa: SLF001
+            raise FencedInstanceIdError(f"another has joined as {self._consumer.config['group_instance_id']}")
 
     def waiting(self) -> str | None:
         """Return, in one line, for whom the consumer has waited longer than usual; None when it has not."""

@@ -21,7 +21,7 @@ from kafka.errors import KafkaError, LogTruncationError, NoOffsetForPartitionErr
 from featurestore.errors import ConfigError
 from featurestore.jobs import membership
 from featurestore.jobs.intake import METADATA_MS, Polled
-from featurestore.jobs.membership import HEARTBEAT_MS, SESSION_MS, Patience, another_member
+from featurestore.jobs.membership import HEARTBEAT_MS, SESSION_MS, Patience, another_member, no_broker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -215,7 +215,8 @@ class RdkafkaIntake:
             try:
                 self._consumer.list_topics(self._topics[0], timeout=_LOOK_S)
             except KafkaException as error:
-                raise KafkaError(self._down) from error
+                away = no_broker(self._options["group.id"], self._options.get("bootstrap.servers"))
+                raise KafkaError(f"{away} ({self._down})") from error
             self._down = ""
 
     def _hear(self, error: Any) -> None:

@@ -70,6 +70,11 @@ class Patience:
         return f"Kafka: nothing for {now - self._since:.0f} s: {what}"
 
 
+def no_broker(group: str, servers: object) -> str:
+    """Return what a consumer waits for whose brokers are away."""
+    return f"no broker answers for group {group}; is one running at {servers}?"
+
+
 def another_member(group: str, gone_ms: int, busy_ms: int) -> str:
     """Return what a group waits for that has not handed out its partitions."""
     return (
@@ -126,7 +131,7 @@ class Membership:
     def _whom(self) -> str | None:
         config = self._consumer.config
         if self._consumer._coordinator.coordinator_unknown():  # noqa: SLF001 - no public word either
-            return f"no broker answers for group {config['group_id']}; is one running at {config['bootstrap_servers']}?"
+            return no_broker(config["group_id"], config["bootstrap_servers"])
         if self.has_joined:
             return None
         return another_member(config["group_id"], config["session_timeout_ms"], config["max_poll_interval_ms"])

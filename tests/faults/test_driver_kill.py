@@ -105,7 +105,6 @@ def test_a_killed_driver_neither_loses_nor_doubles_events(spark, kafka_server, o
         assert places_of(offline, "events/payments") == once(events)
         assert tile_count(offline) == len(events)
         assert job.stop().state == "stopped"
-        assert doubled_without_guard(spark, store, shop, folder, events, monkeypatch), "the test finds nothing"
 
         # Without the archive's checkpoint the job refuses; nothing is doubled.
         (checkpoints / "archive").rename(tmp_path / "kept")
@@ -115,6 +114,10 @@ def test_a_killed_driver_neither_loses_nor_doubles_events(spark, kafka_server, o
         assert "Hint: restore the checkpoint" in job.status().error
         assert places_of(offline, "events/payments") == once(events)
         assert not Path(checkpoints, "archive", "offsets").exists()
+
+        # Negative control: where Delta is not told which batch it is, the one that is run again is there twice.
+        (tmp_path / "kept").rename(checkpoints / "archive")
+        assert doubled_without_guard(spark, store, shop, folder, events, monkeypatch), "the test finds nothing"
     finally:
         if job is not None:
             job.stop()

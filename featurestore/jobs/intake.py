@@ -24,8 +24,6 @@ CLIENTS = ("kafka-python", "librdkafka")
 METADATA_MS = 10_000
 """Added partitions are found within this time."""
 SESSION_MS, HEARTBEAT_MS = 10_000, 2_000
-FETCH_BYTES = 8 << 20
-"""The most bytes of a partition that kafka-python fetches at once: where there is a backlog, batches are large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +112,6 @@ class PythonIntake(KafkaConsumer):  # type: ignore[misc]
             **{
                 "session_timeout_ms": SESSION_MS,
                 "heartbeat_interval_ms": HEARTBEAT_MS,
-                "max_partition_fetch_bytes": FETCH_BYTES,
                 **client_options(kafka),
                 "group_id": group,
                 "group_instance_id": instance,

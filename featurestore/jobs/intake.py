@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 CLIENTS = ("kafka-python", "librdkafka")
 METADATA_MS = 10_000
 """Added partitions are found within this time."""
-FETCH_BYTES = 8 << 20
-"""The most bytes of a partition that kafka-python fetches at once: where there is a backlog, batches are large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +117,6 @@ class PythonIntake(KafkaConsumer):  # type: ignore[misc]
         super().__init__(
             *sorted(topics),
             **{
-                "max_partition_fetch_bytes": FETCH_BYTES,
                 **member_options(kafka, group, instance),
                 "enable_auto_commit": False,
                 "auto_offset_reset": "none",  # where to begin, and what is gone, is decided by whoever asks

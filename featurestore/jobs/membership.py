@@ -117,11 +117,14 @@ class Membership:
     def check(self) -> None:
         """Raise if somebody else has joined under the consumer's name: kafka-python stops its heartbeats then, and fetches on.
 
+        Whoever polls again joins anew, and takes the name back.
+
         Raises:
             FencedInstanceIdError: The consumer has no part in the group any more.
         """
         coordinator = self._consumer._coordinator  # noqa: SLF001 - as above
         if self.has_joined and not coordinator._heartbeat_enabled:  # noqa: SLF001
+            coordinator.reset_generation()
             raise FencedInstanceIdError(f"another has joined as {self._consumer.config['group_instance_id']}")
 
     def waiting(self) -> str | None:

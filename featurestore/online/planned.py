@@ -33,7 +33,7 @@ class PlannedRead(NamedTuple):
     """
 
     lookup: ServiceLookup
-    names: list[bytes]
+    names: Sequence[bytes]
     entities: int
     at: Instant
     is_exact: bool
@@ -82,7 +82,7 @@ class Together(NamedTuple):
     """
 
     asks: Sequence[Ask]
-    names: list[bytes]
+    names: Sequence[bytes]
 
     def vectors(self, replies: Sequence[bytes | None]) -> list[FeatureVector | Exception]:
         """Return what was read of each, or why not."""

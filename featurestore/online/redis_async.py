@@ -45,10 +45,26 @@ class PipelinedConnection:
         self._opening: asyncio.Future[Replies] | None = None
         self.breaker = CircuitBreaker()
 
-    async def read(self, names: Sequence[bytes]) -> list[bytes | None]:
-        """Return the values of the names in one round trip, None where there is none; errors as of ``call``."""
-        values: list[bytes | None] = await self.send(pack_read(names))
+    async def read(self, names: Sequence[bytes], deadline: float | None = None) -> list[bytes | None]:
+        """Return the values of the names in one round trip, None where there is none; arguments and errors as of ``send``."""
+        values: list[bytes | None] = await self.send(pack_read(names), deadline=deadline)
         return values
+
+    def begin(self, names: Sequence[bytes], told: Callable[[Any, float], None]) -> bool:
+        """Send a read at once, without a task; return False where that takes more than an open connection.
+
+        Args:
+            names: The names.
+            told: Gets what ``read`` returns, or the error, and the deadline, as soon as it is there. Whoever gets an error reads
+                again within the deadline, by ``read``, which tells the breaker.
+        """
+        loop = asyncio.get_running_loop()
+        protocol = self._connected() if loop is self._loop and not self.breaker.failures else None
+        if protocol is None:
+            return False
+        deadline = loop.time() + self._timeout_s
+        protocol.ask_now(pack_read(names), deadline, _Told(told, deadline))
+        return True
 
     async def ping(self) -> None:
         """Raise unless the server answers."""
@@ -78,6 +94,8 @@ class PipelinedConnection:
         if deadline is None:
             deadline = loop.time() + self._timeout_s
         try:
+            if deadline <= loop.time():
+                raise redis.exceptions.TimeoutError("no reply in time")
             reply = await self._ask_twice(packed, before, deadline)
         except redis.exceptions.ResponseError as error:
             self.breaker.succeeded()
@@ -132,13 +150,33 @@ class PipelinedConnection:
             await protocol.close()
 
 
+class _Told:
+    """Takes a reply as a future does, and passes it on at once: a future's callbacks wait for a turn of the event loop."""
+
+    __slots__ = ("_deadline", "_is_done", "_told")
+
+    def __init__(self, told: Callable[[Any, float], None], deadline: float) -> None:
+        self._told, self._deadline, self._is_done = told, deadline, False
+
+    def done(self) -> bool:
+        """Whether it has been told."""
+        return self._is_done
+
+    def set_result(self, reply: Any) -> None:
+        """Tell the reply, or the error."""
+        self._is_done = True
+        self._told(reply, self._deadline)
+
+    set_exception = set_result
+
+
 class Replies(asyncio.Protocol):
     """A connection's replies, given to whoever waits, in order."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._reader = hiredis.Reader(replyError=reply_error, protocolError=redis.exceptions.InvalidResponse)
-        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[Any] | _Told, float]] = deque()
         self._unsent: list[bytes] = []
         self._transport: Any = None  # uvloop's is no subclass of asyncio.Transport, but does what one does
         self._loop = asyncio.get_running_loop()
@@ -148,14 +186,22 @@ class Replies(asyncio.Protocol):
 
     def ask(self, packed: bytes, deadline: float) -> asyncio.Future[Any]:
         """Send a command; the future holds its reply."""
-        future = self._loop.create_future()
+        future: asyncio.Future[Any] = self._loop.create_future()
         if not self._unsent:
             self._loop.call_soon(self._send)
+        self._put(packed, deadline, future)
+        return future
+
+    def ask_now(self, packed: bytes, deadline: float, told: _Told) -> None:
+        """Send a command in this turn of the event loop, with those that wait to be sent."""
+        self._put(packed, deadline, told)
+        self._send()
+
+    def _put(self, packed: bytes, deadline: float, waiter: asyncio.Future[Any] | _Told) -> None:
         self._unsent.append(packed)
-        self._waiting.append((future, deadline))
+        self._waiting.append((waiter, deadline))
         if self._timer is None:
             self._timer = self._loop.call_at(deadline, self._expire)
-        return future
 
     def ask_after(self, before: bytes, packed: bytes, deadline: float) -> asyncio.Future[Any]:
         """Send a command right behind another one, if there is one, whose reply is of no interest."""
@@ -164,7 +210,7 @@ class Replies(asyncio.Protocol):
         return self.ask(packed, deadline)
 
     def _send(self) -> None:
-        if self._transport is not None and self.is_open:
+        if self._unsent and self._transport is not None and self.is_open:
             self._transport.write(b"".join(self._unsent))
         self._unsent.clear()
 

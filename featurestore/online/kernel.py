@@ -26,7 +26,10 @@ import numpy as np
 from numba import types
 
 from featurestore.online import opcodes as op
+from featurestore.online.kernel_names import write_names
 from featurestore.online.words import as_double, as_word, load, store
+
+__all__ = ["read_many", "read_numbers", "read_one", "write_names"]
 
 _I8, _YES = types.int64, types.boolean
 _I8S, _F8S, _FLAGS = types.int64[::1], types.float64[::1], types.boolean[::1]
@@ -361,17 +364,13 @@ def read_one(blob, t, exact, plan, out, valid, scratch):
 def read_numbers(blobs, t, exact, plan, targets, ends, width, numbers, nulls, scratch):
     """Read many keys at one time as doubles; return the first status that is not ``OK``. More is told at ``read_many``.
 
-    Args:
-        blobs: As of ``read_many``, as the other ones; a key without one is not plain.
-        t: The time of all.
-        exact: Whether it may not be moved.
-        plan: As of ``read_many``.
+    Args as there, and:
+        t: The time of all. A key without a blob is not plain.
         targets: Where in a row of the numbers each value goes: doubles, integers, bools.
         ends: How many of them are doubles, and how many are no bools.
         width: Numbers in a row.
         numbers: The values, NaN where null; of shape (keys, width).
         nulls: How many values of every key are null is added to it.
-        scratch: As of ``read_many``.
     """
     count, keys = len(targets), len(blobs)
     out, valid = np.empty(count * keys, dtype=np.int64), np.empty((count + 1) * keys, dtype=np.bool_)

@@ -38,9 +38,7 @@ class Loading:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self.code: ModuleType | None = None
-        """The compiled reading of blobs, as soon as it is there."""
-        self.names: ModuleType | None = None
-        """The compiled writing of names, likewise."""
+        """The compiled code, as soon as it is there."""
 
     def begin(self) -> None:
         """Load it, if nobody has begun to."""
@@ -59,10 +57,6 @@ class Loading:
 
     def _load(self) -> None:
         self.code = kernel()
-        if self.code is not None:
-            from featurestore.online import kernel_names
-
-            self.names = kernel_names
 
 
 LOADING = Loading()

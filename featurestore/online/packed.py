@@ -80,7 +80,7 @@ class NamePacker:
 
     def pack(self, texts: bytes, count: int, names: Callable[[], list[bytes]]) -> PackedNames | None:
         """Return the names of ``count`` texts with zero bytes between them; None if one has some, or without compiled code."""
-        code = LOADING.names
+        code = LOADING.code
         if code is None:
             return None
         all_names = count * self._width

@@ -32,7 +32,7 @@ SERVICES = [names_of(MANY), names_of(MANY, EXACT)]
 def _loaded():
     LOADING.begin()
     LOADING.wait()
-    assert LOADING.names is not None
+    assert LOADING.code is not None
 
 
 def outcome(names, texts):

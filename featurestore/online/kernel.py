@@ -31,6 +31,7 @@ from featurestore.online.words import as_double, as_word, load, store
 
 __all__ = ["read_many", "read_numbers", "read_one", "write_names"]
 
+MADE_OF = 0xCAACCEB6  # CRC-32 of opcodes.py and words.py: machine code is kept for as long as this file is the same
 _I8, _YES = types.int64, types.boolean
 _I8S, _F8S, _FLAGS = types.int64[::1], types.float64[::1], types.boolean[::1]
 _HOW: Any = {"error_model": "numpy", "cache": True}

@@ -2,8 +2,7 @@
 # mypy: disallow-untyped-defs=False
 """Words of memory in compiled code: what numba's arrays do, without counting references or looking at bounds.
 
-A place is an address in words; who reads one has made sure that it is there. numba's cache looks at the file of a function alone:
-``kernel``, which inlines these, is compiled anew when it changes itself.
+A place is an address in words; who reads one has made sure that it is there.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ import random
 import struct
 import subprocess
 import sys
+from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -99,6 +101,14 @@ def check_numbers(fast, known, t, *, exact_time):
         assert (numbers[:, 0] == 7.5).all()
         assert (numbers[:, -around[1] :] == 7.5).all()
         assert nulls.tolist() == [1 + row.count(None) for row in values]
+
+
+def test_what_is_compiled_into_the_kernel_and_lies_beside_it_is_told_in_it():
+    """Else a change there would run with machine code of before, which is kept by the text of the kernel's file alone."""
+    code = kernel()
+    folder = Path(code.__file__).parent
+    beside = b"".join((folder / name).read_bytes() for name in ("opcodes.py", "words.py"))
+    assert f"{code.MADE_OF:08X}" == f"{crc32(beside):08X}"
 
 
 def test_numba_is_there_and_common_views_are_served():

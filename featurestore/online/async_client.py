@@ -4,34 +4,47 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from featurestore.definitions.entity import check_name
-from featurestore.errors import FeatureStoreError, OnlineStoreTimeoutError, OnlineStoreUnavailableError
+from featurestore.errors import OnlineStoreTimeoutError, OnlineStoreUnavailableError
 from featurestore.online.cache import CACHE_ENTRIES
 from featurestore.online.client import cache_of, check_entities
 from featurestore.online.lookup import ServiceLookup
-from featurestore.online.planned import Ask, PlannedRead, plan_of, planned, together, unread, vectors_of
+from featurestore.online.planned import Ask, PlannedRead, Together, plan_of, planned, together, unread, vectors_of
 from featurestore.online.redis_async_cluster import AsyncReads
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.timeline import Clock, SystemClock, parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from datetime import datetime
 
     from featurestore.online.cache import ReadCache
     from featurestore.online.client import FeatureClient
     from featurestore.online.numbers import FeatureNumbers
-    from featurestore.online.redis_async import Outcome
     from featurestore.online.table import FeatureTable
     from featurestore.online.vector import FeatureVector
     from featurestore.timeline import Instant
 
 T = TypeVar("T")
+_Batch = list[tuple[Ask | PlannedRead, "asyncio.Future[FeatureVector]"]]
 
 _MOST_TOGETHER = 64
 """Lookups of one command; a longer one would keep its first answers back and other clients waiting."""
+
+
+class Outcome(Protocol):
+    """Who waits for a result: a future, or whoever goes on at once. Called on the event loop."""
+
+    def done(self) -> bool:
+        """Whether it waits no more."""
+
+    def set_result(self, result: Any, /) -> None:
+        """Take the result."""
+
+    def set_exception(self, error: Exception, /) -> None:
+        """Take the reason why there is none."""
 
 
 class AsyncFeatureClient:
@@ -89,7 +102,8 @@ class AsyncFeatureClient:
         self._reads = AsyncReads(plans.url, plans.space, timeout_s=plans.timeout_s)
         self._clock, self._services, self._cache = clock, services, cache
         self._in_flight = 0
-        self._batch: list[tuple[Ask | PlannedRead, asyncio.Future[FeatureVector]]] = []
+        self._asks: list[_Batch] = [[]]
+        self._plans_to_read: list[_Batch] = [[]]
         self._answering: set[asyncio.Task[None]] = set()
 
     async def get(
@@ -103,14 +117,13 @@ class AsyncFeatureClient:
     ) -> FeatureVector:
         """Return the features of one entity; arguments and errors as of ``FeatureClient.get``."""
         lookup = self._services.get(service) or await self.service(service)
-        joins = self._in_flight and self._reads.joins
         is_plain = now is None and request is None and features is None and type(keys) is dict
-        if joins and is_plain and self._cache is None and lookup.is_plain:
+        if is_plain and self._cache is None and self._reads.joins and lookup.is_plain:
             # A copy of the keys: they are planned a turn later, and the caller's mapping may change meanwhile.
-            return await self._joined(Ask(lookup, {**keys}, self._clock.now()))
+            return await self._joined(self._asks, Ask(lookup, {**keys}, self._clock.now()))
         read = planned(lookup, [keys], now, request, features, self._clock, single=True)
-        if joins:
-            return await self._joined(read)
+        if self._in_flight and self._reads.joins:
+            return await self._joined(self._plans_to_read, read)
         self._in_flight += 1
         try:
             replies = await self._replies([read])
@@ -120,43 +133,62 @@ class AsyncFeatureClient:
             self._in_flight -= 1
         return read.vector(replies[0])
 
-    def _joined(self, read: Ask | PlannedRead) -> asyncio.Future[FeatureVector]:
+    def _joined(self, lists: list[_Batch], read: Ask | PlannedRead) -> asyncio.Future[FeatureVector]:
         """Return the vector to come: what is asked for in one turn of the event loop is one command, decoded at once."""
         loop = asyncio.get_running_loop()
-        batch = self._batch
+        batch = lists[0]
         if not 0 < len(batch) < _MOST_TOGETHER or batch[0][1].get_loop() is not loop:
-            batch = self._batch = []
-            task = loop.create_task(self._answer(batch))  # its turn comes after those that are ready now
-            self._answering.add(task)
-            task.add_done_callback(self._answering.discard)
+            batch = lists[0] = []
+            loop.call_soon(self._begin, lists, batch)  # its turn comes after those that are ready now
         future: asyncio.Future[FeatureVector] = loop.create_future()
         batch.append((read, future))
         return future
 
-    async def _answer(self, batch: list[tuple[Ask | PlannedRead, asyncio.Future[FeatureVector]]]) -> None:
+    def _begin(self, lists: list[_Batch], batch: _Batch) -> None:
+        """Ask for a batch: by a callback where it is one read and the store is connected, else by a task."""
+        if lists[0] is batch:
+            lists[0] = []
+        one = together([read for read, _ in batch])
+        if one is None or not self._reads.begin(one.names, partial(self._replied, batch, one)):
+            self._answer_by_task(batch, None)
+
+    def _replied(self, batch: _Batch, one: Together, reply: list[bytes | None] | Exception, deadline: float) -> None:
+        """Decode what came, or look once more, within the deadline, at what became of the connection."""
+        if isinstance(reply, Exception):
+            self._answer_by_task(batch, deadline)
+            return
+        try:
+            answers = one.vectors(reply)
+        except Exception as error:  # noqa: BLE001 - whoever waits has to hear of it
+            answers = [error] * len(batch)
+        _tell(batch, answers)
+
+    def _answer_by_task(self, batch: _Batch, deadline: float | None) -> None:
+        self._by_task(self._answer(batch, deadline))
+
+    def _by_task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, batch: _Batch, deadline: float | None) -> None:
         """Read and decode a batch, and tell everyone who waits for a part of it."""
-        if self._batch is batch:
-            self._batch = []
         self._in_flight += 1
         try:
-            answers = await self._answers([read for read, _ in batch])
+            answers = await self._answers([read for read, _ in batch], deadline)
         except Exception as error:  # noqa: BLE001 - whoever waits has to hear of it
             answers = [error] * len(batch)
         finally:
             self._in_flight -= 1
-        for (_, future), answer in zip(batch, answers, strict=True):
-            if future.done():
-                continue  # nobody waits for it any more
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
+        _tell(batch, answers)
 
-    async def _answers(self, asks: Sequence[Ask | PlannedRead]) -> list[FeatureVector | Exception]:
+    async def _answers(
+        self, asks: Sequence[Ask | PlannedRead], deadline: float | None
+    ) -> list[FeatureVector | Exception]:
         """Return the vector of every lookup, or why it has none: one command for all."""
         one = together(asks)
         if one is not None:
-            return one.vectors(await self._reads.read(one.names))
+            return one.vectors(await self._reads.read(one.names, deadline))
         plans = [plan_of(ask) for ask in asks]
         reads = [plan for plan in plans if isinstance(plan, PlannedRead)]
         try:
@@ -218,7 +250,27 @@ class AsyncFeatureClient:
             return False
         check_entities(keys)
         read = planned(lookup, keys, now, request, None, self._clock, single=False)
-        return self._reads.begin(read.names, _Numbers(read, self._reads, outcome))
+        return self._reads.begin(read.names, partial(self._told_numbers, outcome, read))
+
+    def _told_numbers(self, outcome: Outcome, read: PlannedRead, reply: Any, deadline: float) -> None:
+        if isinstance(reply, Exception):
+            self._by_task(self._read_numbers(outcome, read, deadline))
+        else:
+            outcome.set_result(partial(read.numbers, reply))
+
+    async def _read_numbers(self, outcome: Outcome, read: PlannedRead, deadline: float) -> None:
+        """Read what could not be read at once, in the time that is left of the deadline."""
+        try:
+            try:
+                decode = partial(read.numbers, await self._reads.read(read.names, deadline))
+            except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
+                unread = read.unread_table(error)
+                outcome.set_result(lambda: unread)
+                return
+        except Exception as error:  # noqa: BLE001 - whoever waits has to hear of it
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(decode)
 
     async def _fetch(
         self,
@@ -289,28 +341,11 @@ class AsyncFeatureClient:
         await self.close()
 
 
-class _Numbers:
-    """Tells an outcome what was read, as the call that decodes it."""
-
-    __slots__ = ("_outcome", "_read", "_reads")
-
-    def __init__(self, read: PlannedRead, reads: AsyncReads, outcome: Outcome) -> None:
-        self._read, self._reads, self._outcome = read, reads, outcome
-
-    def done(self) -> bool:
-        return self._outcome.done()
-
-    def set_result(self, replies: Sequence[bytes | None]) -> None:
-        self._outcome.set_result(partial(self._read.numbers, replies))
-
-    def set_exception(self, error: Exception) -> None:
-        ours = self._reads.error_of(error)
-        if isinstance(ours, OnlineStoreUnavailableError | OnlineStoreTimeoutError):
-            try:
-                unread = self._read.unread_table(ours)
-            except FeatureStoreError as refusal:
-                ours = refusal
-            else:
-                self._outcome.set_result(lambda: unread)
-                return
-        self._outcome.set_exception(ours)
+def _tell(batch: _Batch, answers: Sequence[FeatureVector | Exception]) -> None:
+    for (_, future), answer in zip(batch, answers, strict=True):
+        if future.done():
+            continue  # nobody waits for it any more
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)

@@ -24,7 +24,7 @@ from featurestore.online.loading import LOADING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from featurestore.algebra import Aggregate, Window
+    from featurestore.algebra import Aggregate
     from featurestore.definitions.layout import ViewLayout
     from featurestore.definitions.parts import Part
     from featurestore.timeline import Instant
@@ -32,24 +32,28 @@ if TYPE_CHECKING:
 SWITCH = "FEATURESTORE_COMPILED"
 """The environment variable that, set to ``0``, leaves compiled code out; set to ``1``, makes the first lookup wait for it."""
 _KINDS = {
-    "count": (op.COUNT, op.COUNT),
-    "sum": (op.SUM_INTEGER, op.SUM_DOUBLE),
-    "min": (op.MIN_INTEGER, op.MIN_DOUBLE),
-    "max": (op.MAX_INTEGER, op.MAX_DOUBLE),
-    "first": (op.FIRST_INTEGER, op.FIRST_DOUBLE),
-    "last": (op.LAST_INTEGER, op.LAST_DOUBLE),
-    "oldest": (op.OLDEST, op.OLDEST),
-    "newest": (op.NEWEST, op.NEWEST),
+    "count": (op.ADD_INTEGERS, op.ADD_INTEGERS, 0),
+    "sum": (op.ADD_INTEGERS, op.ADD_DOUBLES, 0),
+    "min": (op.MIN_INTEGER, op.MIN_DOUBLE, 0),
+    "max": (op.MAX_INTEGER, op.MAX_DOUBLE, 0),
+    "first": (op.EARLIEST, op.EARLIEST, op.MAX),
+    "last": (op.LATEST, op.LATEST, op.MIN),
+    "oldest": (op.EARLIEST, op.EARLIEST, op.MAX),
+    "newest": (op.LATEST, op.LATEST, op.MIN),
 }
-"""Kind of partial, with integers and with doubles."""
-_AS_IT_IS = (op.TO_INTEGER, op.TO_DOUBLE)
-_READS: dict[type[Aggregate], tuple[int, int]] = {
-    **dict.fromkeys((Count, Sum, Min, Max, First, Last), _AS_IT_IS),
-    Mean: (op.MEAN_INTEGER, op.MEAN_DOUBLE),
-    **dict.fromkeys((SecondsSinceFirst, SecondsSinceLast), (op.SECONDS, op.SECONDS)),
+"""Kind of partial, with integers and with doubles, and the first slot of the empty one."""
+_READS: dict[type[Aggregate], tuple[int, int, int]] = {
+    Count: (op.COPY, op.COPY, 0),
+    Sum: (op.TOTAL_INTEGER, op.TOTAL_DOUBLE, 0),
+    Mean: (op.MEAN_INTEGER, op.MEAN_DOUBLE, 0),
+    **dict.fromkeys((Min, Max), (op.COPY, op.COPY, 1)),
+    **dict.fromkeys((First, Last), (op.COPY, op.COPY, 2)),
+    **dict.fromkeys((SecondsSinceFirst, SecondsSinceLast), (op.SECONDS, op.SECONDS, 0)),
 }
-"""What is made of it, likewise; of these classes alone, for a subclass may make something else."""
+"""What is made of it, likewise, and the slot that is copied; of these classes alone, for a subclass may make something else."""
 _LONGEST = 1 << 60
+_BYTES_SIZE = 33
+"""Four words and a zero behind the bytes: what ``bytes`` takes where the kernel finds type, length and bytes in it."""
 
 
 class CompiledView:
@@ -60,6 +64,7 @@ class CompiledView:
         self._many: Any = None
         self._numbers: Any = None
         self._plan, places = _planned(layout)
+        self._scratch = np.empty(op.scratch_words(*self._plan[[op.LADDERS, op.WINDOWS]].tolist()), dtype=np.int64)
         types = [feature.aggregate.result_type for feature in layout.features]
         kinds = [types[feature] for feature in places]
         self._count = len(places)
@@ -87,20 +92,20 @@ class CompiledView:
 
     def read(self, blob: bytes, t: Instant, *, exact_time: bool) -> tuple[tuple[Any, ...], Instant] | None:
         """Return the values of one key and its newest event time, ``MIN_INSTANT`` without; None when it is not plain."""
-        if (self._one is None and not self.is_there()) or len(blob) & 7:
+        if self._one is None and not self.is_there():
             return None
-        out, valid = np.empty(self._count), np.empty(self._count, dtype=bool)
-        status, as_of, nulls = self._one(np.frombuffer(blob, np.int64), t, exact_time, self._plan, out, valid)
+        out, valid = np.empty(self._count, dtype=np.int64), np.empty(self._count + 1, dtype=bool)
+        status, as_of, nulls = self._one(id(blob), t, exact_time, self._plan, out, valid, self._scratch)
         if status != op.OK:
             return None
-        values: list[Any] = out.tolist()
+        values: list[Any] = out.view(np.float64).tolist()
         begin = self._doubles
         if begin < self._count:
-            values[begin:] = out[begin:].view(np.int64).tolist()
+            values[begin:] = out[begin:].tolist()
             for place in self._flags:
                 values[place] = bool(values[place])
         if nulls:
-            for place in np.flatnonzero(~valid).tolist():
+            for place in np.flatnonzero(~valid[:-1]).tolist():
                 values[place] = None
         return self._in_order(values), as_of
 
@@ -111,29 +116,17 @@ class CompiledView:
         if self._one is None and not self.is_there():
             return None
         keys = len(blobs)
-        present: Sequence[bytes] = blobs  # type: ignore[assignment]
-        try:
-            sizes = np.fromiter(map(len, present), dtype=np.int64, count=keys)
-            known = np.ones(keys, dtype=bool)
-        except TypeError:  # there is a None
-            sizes = np.array([-8 if blob is None else len(blob) for blob in blobs])
-            known = sizes >= 0
-            present = [blob for blob in blobs if blob is not None]
-        if np.bitwise_or.reduce(sizes) & 7:
-            return None
-        words = np.frombuffer(b"".join(present), np.int64)
-        sizes >>= 3
         times = np.array([t] if isinstance(t, int) else t, dtype=np.int64)
-        out, valid = np.empty(self._count * keys), np.empty(self._count * keys, dtype=bool)
-        as_of, nulls = np.empty((2, keys), dtype=np.int64)
-        if self._many(words, sizes, times, exact_time, self._plan, out, valid, as_of, nulls) != op.OK:
+        out, about = np.empty((self._count, keys), dtype=np.int64), np.empty((2, keys), dtype=np.int64)
+        valid = np.empty((self._count + 1, keys), dtype=bool)
+        flat = out.reshape(-1), valid.reshape(-1), about.reshape(-1)
+        if self._many(_places(blobs), times, exact_time, self._plan, *flat, self._scratch) != op.OK:
             return None
-        data, is_there = out.reshape(-1, keys), valid.reshape(-1, keys)
         blocks = []
         for features, low, high, kind in self._blocks:
-            values = data[low:high] if kind == DataType.FLOAT64 else data[low:high].view(np.int64)
-            blocks.append(Block(features, values != 0 if kind == DataType.BOOL else values, is_there[low:high]))
-        return ViewColumns(blocks, known, as_of)
+            values = out[low:high].view(np.float64) if kind == DataType.FLOAT64 else out[low:high]
+            blocks.append(Block(features, values != 0 if kind == DataType.BOOL else values, valid[low:high]))
+        return ViewColumns(blocks, valid[-1], about[0])
 
     def numbers(
         self,
@@ -155,19 +148,27 @@ class CompiledView:
             first: See ``numbers``.
             exact_time: See ``ViewReader.read``.
         """
-        if (self._one is None and not self.is_there()) or None in blobs:
+        if self._one is None and not self.is_there():
             return False
-        present: Sequence[bytes] = blobs  # type: ignore[assignment]
-        sizes = [len(blob) for blob in present]
-        if any(size & 7 for size in sizes):
-            return False
-        words = np.frombuffer(present[0] if len(present) == 1 else b"".join(present), np.int64)
         places = self._places + first if first else self._places
-        count, width = np.array(sizes) >> 3, numbers.shape[1]
         status = self._numbers(
-            words, count, t, exact_time, self._plan, places, self._ends, width, numbers.reshape(-1), nulls
+            _places(blobs),
+            t,
+            exact_time,
+            self._plan,
+            places,
+            self._ends,
+            numbers.shape[1],
+            numbers.reshape(-1),
+            nulls,
+            self._scratch,
         )
         return bool(status == op.OK)
+
+
+def _places(blobs: Sequence[bytes | None]) -> np.ndarray:
+    """Return where in memory the blobs are, as the kernel wants them: joining them would copy everything once more."""
+    return np.fromiter(map(id, blobs), dtype=np.int64, count=len(blobs))
 
 
 def compiled(layout: ViewLayout) -> CompiledView | None:
@@ -176,7 +177,7 @@ def compiled(layout: ViewLayout) -> CompiledView | None:
     The code may still be loading, in a thread beside; where the switch is ``1`` it is waited for.
     """
     switch = os.environ.get(SWITCH)
-    if switch == "0" or not serves(layout) or find_spec("numba") is None:
+    if switch == "0" or not serves(layout) or find_spec("numba") is None or bytes.__basicsize__ != _BYTES_SIZE:
         return None
     LOADING.begin()
     found = CompiledView(layout)
@@ -209,10 +210,12 @@ def _planned(layout: ViewLayout) -> tuple[np.ndarray, list[int]]:
     Doubles come first, then integers, then bools.
     """
     part = layout.parts[0]
-    windows: dict[tuple[int, Window], int] = {}
+    asked = {(read.ladder, layout.features[read.feature].window) for read in part.reads}
+    nearest = sorted(asked, key=lambda each: (each[1].length is None, (each[1].length or 0) + each[1].delay, each[0]))
+    windows = {each: number for number, each in enumerate(nearest)}  # so that each covers the records of the one before
     cells: dict[int, dict[int, tuple[int, list[int]]]] = {}
     for read in part.reads:
-        window = windows.setdefault((read.ladder, layout.features[read.feature].window), len(windows))
+        window = windows[read.ladder, layout.features[read.feature].window]
         in_row = _before(part, part.ladders[read.ladder].measures, read.measure)
         cells.setdefault(read.measure, {}).setdefault(window, (in_row, []))[1].append(read.feature)
     ranks = {DataType.FLOAT64: 0, DataType.BOOL: 2}
@@ -227,6 +230,8 @@ def _planned(layout: ViewLayout) -> tuple[np.ndarray, list[int]]:
         len(part.ladders),
         len(windows),
         len(cells),
+        id(bytes),
+        id(None),
     ]
     plan = head + [size // 8 for size in part.row_sizes]
     for ladder, span in windows:
@@ -238,16 +243,19 @@ def _planned(layout: ViewLayout) -> tuple[np.ndarray, list[int]]:
     read_words: list[int] = []
     for measure, mine in cells.items():
         begin = cell_at + len(cell_words)
-        for window, (in_row, features) in mine.items():
+        one = part.measures[measure]
+        *kinds, empty = _KINDS[one.partial_kind]
+        for window, (in_row, features) in sorted(mine.items()):
             first = read_at + len(read_words)
             for feature in features:
                 aggregate = layout.features[feature].aggregate
-                read_words += [_READS[type(aggregate)][_is_double(aggregate)], place_of[feature]]
+                reads = _READS[type(aggregate)]
+                null = -1 if type(aggregate) is Count else empty  # no count is null
+                read_words += [reads[_is_double(aggregate)], place_of[feature], null, reads[2]]
             cell_words += [window, in_row, first, read_at + len(read_words)]
-        one = part.measures[measure]
         in_record = len(RECORD_SLOTS) + part.slot_offsets[measure]
-        plan += [_KINDS[one.partial_kind][_is_double(one)], in_record, begin, cell_at + len(cell_words)]
-        plan += [slot if slot < len(one.slots) else 0 for slot in (1, 2)]
+        plan += [kinds[_is_double(one)], in_record, begin, cell_at + len(cell_words)]
+        plan += [*(slot if slot < len(one.slots) else 0 for slot in (1, 2)), empty]
     return np.array(plan + cell_words + read_words, dtype=np.int64), places
 
 

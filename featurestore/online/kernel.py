@@ -3,19 +3,18 @@
 """The compiled reading of blobs: what ``reader.ViewReader`` computes of plain numbers, to the bit. Needs numba.
 
 Imported by ``compiled`` alone, when a view is first opened; the machine code is kept beside this file, or where numba keeps it.
-One pass per key, on the words of its blob:
+``AT_ONCE`` keys are read together, where they are in memory:
 
-    frame      header, counts and lengths have to add up
-    tail       records that count at t, newest tile first
-    windows    of each, the row in its ladder and how many of the newest records it covers
-    measures   the records are merged one after the other; a window that covers as many as are merged takes its row, merges
-               it with them, and finalizes every feature that reads it
+    frames     of each key: header, counts and lengths have to add up; the records that count at t, newest tile first; of every
+               window the row in its ladder, and how many of the newest records it covers
+    lists      of each window: which keys have a row; which have records to merge it with; whose first record, and which other
+               records, are to be merged before, beyond those of the window before
+    measures   window by window: the records are merged one after the other, then each row with them, and every feature that
+               reads it is finalized
 
 Whatever is not plain is left to the readers in Python: the kernel says ``UNUSUAL`` (or ``PAST``) and what it has written means
-nothing. So it knows no errors, and bytes that were spoiled get the refusal, or the value, that they always got.
-
-A partial is a tuple (n, i, j, x, y): its first slot, the second and third one as integers, and both as doubles. What a kind
-has no slots for means nothing, and is not looked at.
+nothing. So it knows no errors, and bytes that were spoiled get the refusal, or the value, that they always got. A partial is
+three words, one per slot, doubles as the integers of the same bits; what it has no slots for means nothing.
 """
 
 from __future__ import annotations
@@ -26,363 +25,375 @@ import numba
 import numpy as np
 from numba import types
 
-from featurestore.online.opcodes import (
-    CELL,
-    COUNT,
-    EXPECTED,
-    FINGERPRINT,
-    FIRST_DOUBLE,
-    FIRST_INTEGER,
-    FIXED_WORDS,
-    LADDERS,
-    LAST_DOUBLE,
-    LAST_INTEGER,
-    MAX_DOUBLE,
-    MAX_INTEGER,
-    MEAN_DOUBLE,
-    MEAN_INTEGER,
-    MEASURE,
-    MEASURES,
-    MIN_DOUBLE,
-    MIN_INTEGER,
-    MOST_RECORDS,
-    NEWEST,
-    OK,
-    OLDEST,
-    PAST,
-    PLAN_HEAD,
-    READ,
-    RECORD_WORDS,
-    SUM_DOUBLE,
-    SUM_INTEGER,
-    TO_DOUBLE,
-    TO_INTEGER,
-    UNUSUAL,
-    WINDOW,
-    WINDOWS,
-)
+from featurestore.online import opcodes as op
+from featurestore.online.kernel_names import write_names
+from featurestore.online.words import as_double, as_word, load, store
 
-_MIN, _MAX = -(2**63), 2**63 - 1
-_LOW, _HALF = 0xFFFFFFFF, 2**31
-_FAR = 2**61
-"""Instants and distances below it add up within int64."""
-_LARGE = 2**53
-"""So many added integers, and ``MOST_RECORDS`` of them, add up within int64; a total below it is exact as a double."""
-_jit: Any = numba.njit(error_model="numpy", cache=True)
+__all__ = ["read_many", "read_numbers", "read_one", "write_names"]
 
-
-_inline: Any = numba.njit(error_model="numpy", inline="always")
-_WORDS = types.Array(types.int64, 1, "C", readonly=True)
-_INTEGERS, _DOUBLES, _FLAGS = types.int64[::1], types.float64[::1], types.boolean[::1]
-
-
-def _compiled(signature: Any) -> Any:
-    return numba.njit(signature, error_model="numpy", cache=True)
-
-
-@_inline
-def _empty(kind):
-    n = 0
-    if kind in (FIRST_INTEGER, FIRST_DOUBLE, OLDEST):
-        n = _MAX
-    elif kind in (LAST_INTEGER, LAST_DOUBLE, NEWEST):
-        n = _MIN
-    return n, 0, 0, 0.0, 0.0
-
-
-@_inline
-def _is_plain(kind, partial):
-    """Return whether the numbers of a partial that are added up stay within int64."""
-    n, i, j, _, _ = partial
-    if kind > MAX_DOUBLE:
-        return True
-    if kind != SUM_INTEGER:
-        return 0 <= n < _LARGE
-    return 0 <= n < _LARGE and -_LARGE <= i < _LARGE and -_LARGE <= j < _LARGE
-
-
-@_inline
-def _merge(kind, a, b):
-    """Return the merge of two partials, as the aggregates' ``merge`` does it."""
-    if kind == COUNT:
-        return a[0] + b[0], 0, 0, 0.0, 0.0
-    if kind == SUM_INTEGER:
-        return a[0] + b[0], a[1] + b[1], a[2] + b[2], 0.0, 0.0
-    if kind == SUM_DOUBLE:
-        x, y = a[3], b[3]
-        total = x + y
-        if total - total != 0.0:
-            return a[0] + b[0], 0, 0, total, 0.0
-        back = total - x
-        return a[0] + b[0], 0, 0, total, a[4] + b[4] + ((x - (total - back)) + (y - back))
-    if kind <= MAX_DOUBLE:
-        if a[0] == 0:
-            return b
-        if b[0] == 0:
-            return a
-        if kind == MIN_INTEGER:
-            return a[0] + b[0], min(a[1], b[1]), 0, 0.0, 0.0
-        if kind == MAX_INTEGER:
-            return a[0] + b[0], max(a[1], b[1]), 0, 0.0, 0.0
-        x, y = a[3], b[3]
-        if kind == MIN_DOUBLE:
-            return a[0] + b[0], 0, 0, x if x <= y or y != y else y, 0.0
-        return a[0] + b[0], 0, 0, x if x >= y or x != x else y, 0.0
-    if kind <= FIRST_DOUBLE:
-        return a if a[0] < b[0] or (a[0] == b[0] and a[1] <= b[1]) else b
-    if kind <= LAST_DOUBLE:
-        return a if a[0] > b[0] or (a[0] == b[0] and a[1] >= b[1]) else b
-    if kind == OLDEST:
-        return min(a[0], b[0]), 0, 0, 0.0, 0.0
-    return max(a[0], b[0]), 0, 0, 0.0, 0.0
-
-
-@_inline
-def _finish(kind, read, partial, t):
-    """Return (value as an integer, as a double, whether it is not null, whether it is plain)."""
-    n, i, j, x, y = partial
-    if read == TO_INTEGER:
-        if kind == COUNT:
-            return n, 0.0, True, True
-        if kind == SUM_INTEGER:
-            high = i + (j >> 32)
-            total = _MAX if high >= _HALF else _MIN if high < -_HALF else (high << 32) | (j & _LOW)
-            return total, 0.0, n != 0, True
-        if kind <= MAX_DOUBLE:
-            return i, 0.0, n != 0, True
-        return j, 0.0, n != (_MAX if kind <= FIRST_DOUBLE else _MIN), True
-    if read == TO_DOUBLE:
-        if kind == SUM_DOUBLE:
-            return 0, x + y, n != 0, True
-        if kind <= MAX_DOUBLE:
-            return 0, x, n != 0, True
-        return 0, y, n != (_MAX if kind <= FIRST_DOUBLE else _MIN), True
-    if read == MEAN_DOUBLE:
-        return 0, (x + y) / n if n != 0 else 0.0, n != 0, True
-    if read == MEAN_INTEGER:
-        high = i + (j >> 32)
-        total = (high << 32) | (j & _LOW)
-        return 0, float(total) / n if n != 0 else 0.0, n != 0, n < _LARGE and -(2**21) <= high < 2**21
-    valid = n != (_MAX if kind == OLDEST else _MIN)
-    return 0, float(t - n) / 1e6 if valid else 0.0, valid, not valid or -_FAR < n < _FAR
+MADE_OF = 0xCAACCEB6  # CRC-32 of opcodes.py and words.py: machine code is kept for as long as this file is the same
+_I8, _YES = types.int64, types.boolean
+_I8S, _F8S, _FLAGS = types.int64[::1], types.float64[::1], types.boolean[::1]
+_HOW: Any = {"error_model": "numpy", "cache": True}
+_jit = numba.njit(**_HOW)
 
 
 @_jit
-def _row(words, hops, rows, wanted):
-    """Return the first row whose hop id is not less than ``wanted``: where ``bisect_left`` looks."""
+def _row(hops, rows, wanted):
+    """Return the first row whose hop id is not less than ``wanted``: where ``bisect_left`` looks, without a branch to guess."""
     low, high = 0, rows
     while low < high:
         middle = (low + high) >> 1
-        if words[hops + middle] < wanted:
-            low = middle + 1
-        else:
-            high = middle
+        is_less = load(hops + middle) < wanted
+        low = middle + 1 if is_less else low
+        high = high if is_less else middle
     return low
 
 
 @_jit
-def _newest_first(words, first, records, size, t, order):
-    """Put the first words of the records that count at ``t`` in order; return how many."""
+def _newest_first(first, records, size, t, order):
+    """Put the places of the records that count at ``t`` in order; return how many."""
     count = 0
     for record in range(records - 1, -1, -1):
         at = first + record * size
-        if words[at + 1] < t:
-            place = count
-            while place > 0 and words[order[place - 1]] < words[at]:
-                order[place] = order[place - 1]
+        if load(at + 1) < t:
+            place = order + count
+            while place > order and load(load(place - 1)) < load(at):
+                store(place, load(place - 1))
                 place -= 1
-            order[place] = at
+            store(place, at)
             count += 1
     return count
 
 
 @_jit
-def _read(words, doubles, begin, size, t, exact, plan, scratch, out, integers, valid, key, keys):
-    """Read the key whose blob is ``size`` words from ``begin`` on; return its status, newest event time and nulls."""
-    ladders, windows, measures = plan[LADDERS], plan[WINDOWS], plan[MEASURES]
-    ladder_at = PLAN_HEAD
-    window_at = ladder_at + ladders
-    measure_at = window_at + windows * WINDOW
-    order = scratch[:MOST_RECORDS]
-    place = scratch[MOST_RECORDS:]  # (hops, rows) of every ladder, then (row, records covered) of every window
-    fixed, width = plan[FIXED_WORDS], plan[RECORD_WORDS]
-    as_of, count, nulls = _MIN, 0, 0
-    if size >= 0:
-        if size < fixed:
-            return UNUSUAL, as_of, nulls
-        at = begin + fixed
-        for ladder in range(ladders):
-            word = words[begin + 4 + (ladder >> 1)]
-            rows = (word >> 32 if ladder & 1 else word) & _LOW
-            place[2 * ladder] = at
-            place[2 * ladder + 1] = rows
-            at += rows * (1 + plan[ladder_at + ladder])
-        tail = size - (at - begin)
-        if (
-            tail < 0
-            or tail % width != 0
-            or tail > width * MOST_RECORDS
-            or words[begin] != ((at - begin) << 35) + plan[EXPECTED]
-            or words[begin + 1] != plan[FINGERPRINT]
-        ):
-            return UNUSUAL, as_of, nulls
-        records = tail // width
-        while True:
-            as_of = words[begin + 2]
-            for record in range(records):
-                if words[at + record * width + 1] < t:
-                    as_of = max(as_of, words[at + record * width + 2])
-            if as_of < t:
-                break
-            if exact:
-                return PAST, as_of, nulls
-            if as_of >= _FAR:
-                return UNUSUAL, as_of, nulls
-            t = as_of + 1
-        if not -_FAR < t < _FAR:
-            return UNUSUAL, as_of, nulls
-        count = _newest_first(words, at, records, width, t, order)
+def _frame(begin, size, t, exact, plan, ladders):
+    """Put (hops, rows) of every ladder of a blob of ``size`` words; return (status, t, newest event, tail, records)."""
+    fixed, width = plan[op.FIXED_WORDS], plan[op.RECORD_WORDS]
+    if size < fixed:
+        return op.UNUSUAL, t, op.MIN, 0, 0
+    at = begin + fixed
+    for ladder in range(plan[op.LADDERS]):
+        word = load(begin + 4 + (ladder >> 1))
+        rows = (word >> 32 if ladder & 1 else word) & op.LOW
+        store(ladders + 2 * ladder, at)
+        store(ladders + 2 * ladder + 1, rows)
+        at += rows * (1 + plan[op.PLAN_HEAD + ladder])
+    tail = size - (at - begin)
+    if (
+        tail < 0
+        or tail % width != 0
+        or tail > width * op.MOST_RECORDS
+        or load(begin) != ((at - begin) << 35) + plan[op.EXPECTED]
+        or load(begin + 1) != plan[op.FINGERPRINT]
+    ):
+        return op.UNUSUAL, t, op.MIN, 0, 0
+    while True:
+        as_of = load(begin + 2)
+        for record in range(at, at + tail, width):
+            if load(record + 1) < t:
+                as_of = max(as_of, load(record + 2))
+        if as_of < t:
+            break
+        if exact:
+            return op.PAST, t, as_of, 0, 0
+        if as_of >= op.FAR:
+            return op.UNUSUAL, t, as_of, 0, 0
+        t = as_of + 1
+    return op.OK if -op.FAR < t < op.FAR else op.UNUSUAL, t, as_of, at, tail // width
+
+
+@_jit
+def _starts(t, plan, starts):
+    """Put (start, its hop id) of every window at ``t``."""
+    at = op.PLAN_HEAD + plan[op.LADDERS]
+    for window in range(plan[op.WINDOWS]):
+        hop, back, step = plan[at + 1], plan[at + 2], plan[at + 3]
+        if step != 0:
+            low = t - back
+            low -= low % step
+            store(starts + 2 * window, low)
+            store(starts + 2 * window + 1, low // hop)
+        at += op.WINDOW
+
+
+@_jit
+def _rows(plan, starts, ladders, order, count, row, covered):
+    """Put, of every window, where its row is (0: it has none), and how many of the newest records it covers."""
+    at = op.PLAN_HEAD + plan[op.LADDERS]
+    for window in range(0, plan[op.WINDOWS] * op.AT_ONCE, op.AT_ONCE):
+        ladder = plan[at]
+        hops, rows = load(ladders + 2 * ladder), load(ladders + 2 * ladder + 1)
+        index, many = 0, count
+        if plan[at + 3] != 0:  # it has a beginning
+            low, many = load(starts), 0
+            index = _row(hops, rows, load(starts + 1))
+            while many < count and load(load(order + many)) >= low:
+                many += 1
+        store(row + window, hops + rows + index * plan[op.PLAN_HEAD + ladder] if index < rows else 0)
+        store(covered + window, many)
+        starts += 2
+        at += op.WINDOW
+
+
+@_jit
+def _lists(windows, keys, order, row, covered, lane, place, ends):
+    """Put the four lists of every window, one behind the other, and where each ends; return whether there was room."""
+    at, end = 0, 3 * windows * op.AT_ONCE + op.AT_ONCE * op.MOST_RECORDS
     for window in range(windows):
-        mine = window_at + window * WINDOW
-        ladder, hop, back, step = plan[mine], plan[mine + 1], plan[mine + 2], plan[mine + 3]
-        row, covered = -1, 0
-        if size >= 0:
-            hops, rows = place[2 * ladder], place[2 * ladder + 1]
-            if step == 0:  # without beginning
-                index, covered = 0, count
+        for key in range(keys):  # those that have a row
+            store(lane + at, key)
+            store(place + at, load(row + key))
+            at += load(row + key) != 0
+        store(ends, at)
+        for key in range(keys):  # that have records to merge it with
+            store(lane + at, key)
+            at += load(covered + key) > 0
+        store(ends + 1, at)
+        for key in range(keys):  # whose first record is to be taken
+            many, before = load(covered + key), load(covered + key - op.AT_ONCE) if window else 0
+            store(lane + at, key)
+            store(place + at, load(order + key * op.MOST_RECORDS))
+            at += many > 0 and (before == 0 or many < before)
+        store(ends + 2, at)
+        for key in range(keys):  # and records to merge with it
+            many, before = load(covered + key), load(covered + key - op.AT_ONCE) if window else 0
+            begin = max(before, 1) if many >= before else 1
+            if at + many - begin > end - 3 * (windows - window) * op.AT_ONCE:
+                return False
+            for number in range(begin, many):
+                store(lane + at, key)
+                store(place + at, load(order + key * op.MOST_RECORDS + number))
+                at += 1
+        store(ends + 3, at)
+        row, covered, ends = row + op.AT_ONCE, covered + op.AT_ONCE, ends + 4
+    return True
+
+
+@_jit
+def _gather(kind, into, lane, begin, end, place, slot, second, third):
+    """Load partials; return whether numbers that are added up stay within int64. Without ``lane`` one behind the other."""
+    counts = numbers = 0
+    for each in range(begin, end):
+        at, to = load(place + each) + slot, into + 3 * (load(lane + each) if lane else each - begin)
+        n, i, j = load(at), load(at + second), load(at + third)
+        store(to, n)
+        store(to + 1, i)
+        store(to + 2, j)
+        counts |= n
+        numbers |= (i + op.LARGE) | (j + op.LARGE)
+    if kind >= op.EARLIEST:
+        return True
+    return 0 <= counts < op.LARGE and (kind != op.ADD_INTEGERS or 0 <= numbers < 2 * op.LARGE)
+
+
+@_jit
+def _merge(kind, into, lane, begin, end, other, is_packed):
+    """Merge other partials into those of keys, one after the other, as the aggregates' ``merge`` does it."""
+    for each in range(begin, end):
+        key = load(lane + each)
+        a, b = into + 3 * key, other + 3 * (each - begin if is_packed else key)
+        n, i, j, m, k, last = load(a), load(a + 1), load(a + 2), load(b), load(b + 1), load(b + 2)
+        if kind == op.ADD_INTEGERS:
+            n, i, j = n + m, i + k, j + last
+        elif kind == op.ADD_DOUBLES:
+            x, y = as_double(i), as_double(k)
+            total = x + y
+            back = total - x
+            error = as_double(j) + as_double(last) + ((x - (total - back)) + (y - back))
+            n, i, j = n + m, as_word(total), as_word(0.0 if total - total != 0.0 else error)
+        elif kind >= op.EARLIEST:
+            later = m > n or (m == n and k > i)
+            stays = not later if kind == op.LATEST else later or (m == n and k == i)
+            n, i, j = n if stays else m, i if stays else k, j if stays else last
+        else:
+            if kind <= op.MAX_INTEGER:
+                stays = i <= k if kind == op.MIN_INTEGER else i >= k
             else:
-                low = t - back
-                low -= low % step
-                index = _row(words, hops, rows, low // hop)
-                while covered < count and words[order[covered]] >= low:
-                    covered += 1
-            if index < rows:
-                row = hops + rows + index * plan[ladder_at + ladder]
-        place[2 * (ladders + window)] = row
-        place[2 * (ladders + window) + 1] = covered
+                x, y = as_double(i), as_double(k)
+                stays = (x <= y or y != y) if kind == op.MIN_DOUBLE else (x >= y or x != x)
+            n, i = n + m, i if m == 0 or (n != 0 and stays) else k
+        store(a, n)
+        store(a + 1, i)
+        store(a + 2, j)
+
+
+@_jit
+def _finish(read, null, slot, partials, times, keys, out):
+    """Put what is made of the partials of all keys, doubles as their bits; return whether all is plain."""
     plain = True
-    for measure in range(measures):
-        mine = measure_at + measure * MEASURE
-        kind, slot, second, third = plan[mine], plan[mine + 1], plan[mine + 4], plan[mine + 5]
-        empty = _empty(kind)
-        merged = empty
-        left = (plan[mine + 3] - plan[mine + 2]) // CELL
-        covered = 0
-        while True:
-            for cell in range(plan[mine + 2], plan[mine + 3], CELL):
-                here = 2 * (ladders + plan[cell])
-                if place[here + 1] != covered:
-                    continue
-                left -= 1
-                partial = empty
-                if place[here] >= 0:
-                    at = place[here] + plan[cell + 1]
-                    b, c = at + second, at + third
-                    partial = (words[at], words[b], words[c], doubles[b], doubles[c])
-                    plain &= _is_plain(kind, partial)
-                if covered:
-                    partial = _merge(kind, partial, merged)
-                for read in range(plan[cell + 2], plan[cell + 3], READ):
-                    integer, double, there, is_plain = _finish(kind, plan[read], partial, t)
-                    plain &= is_plain
-                    target = plan[read + 1] * keys + key
-                    valid[target] = there
-                    nulls += not there
-                    if plan[read] == TO_INTEGER:
-                        integers[target] = integer
-                    else:
-                        out[target] = double
-            if not left:
-                break
-            at = order[covered] + slot
-            b, c = at + second, at + third
-            older = (words[at], words[b], words[c], doubles[b], doubles[c])
-            plain &= _is_plain(kind, older)
-            merged = _merge(kind, merged, older) if covered else older
-            covered += 1
-    return OK if plain else UNUSUAL, as_of, nulls
+    for key in range(keys):
+        at = partials + 3 * key
+        n, i, j = load(at), load(at + 1), load(at + 2)
+        if read == op.COPY:
+            made = n if slot == 0 else i if slot == 1 else j
+        elif read == op.TOTAL_DOUBLE:
+            made = as_word(as_double(i) + as_double(j))
+        elif read == op.MEAN_DOUBLE:
+            made = as_word((as_double(i) + as_double(j)) / n)
+        elif read == op.SECONDS:
+            plain &= n == null or -op.FAR < n < op.FAR
+            made = as_word(float(load(times + key) - n) / 1e6)
+        else:
+            high = i + (j >> 32)
+            made = (high << 32) | (j & op.LOW)
+            if read == op.MEAN_INTEGER:
+                plain &= n < op.LARGE and -(2**21) <= high < 2**21
+                made = as_word(float(made) / n)
+            else:
+                made = op.MAX if high >= op.HALF else op.MIN if high < -op.HALF else made
+        store(out + key, made)
+    return plain
 
 
-@_compiled(types.int64(_WORDS, _INTEGERS, _INTEGERS, types.boolean, _INTEGERS, _DOUBLES, _FLAGS, _INTEGERS, _INTEGERS))
-def read_many(words, sizes, times, exact, plan, out, valid, as_of, nulls):
+@_jit
+def _values(plan, mine, lane, place, ends, times, first, keys, out, valid, about, partials, merged, others):
+    """Put every value that is read of one measure, of ``keys`` keys from number ``first`` on; return whether all is plain."""
+    kind, slot, second, third, empty = plan[mine], plan[mine + 1], plan[mine + 4], plan[mine + 5], plan[mine + 6]
+    all_keys = len(about) >> 1
+    cell, window, plain, end = plan[mine + 2], 0, True, 0
+    while cell < plan[mine + 3]:
+        begin, rows, covers, firsts, end = end, load(ends), load(ends + 1), load(ends + 2), load(ends + 3)
+        if covers != end:
+            plain &= _gather(kind, merged, lane, covers, firsts, place, slot, second, third)
+            plain &= _gather(kind, others, 0, firsts, end, place, slot, second, third)
+            _merge(kind, merged, lane, firsts, end, others, True)
+        if plan[cell] == window:
+            if rows - begin < keys:
+                for at in range(partials, partials + 3 * keys, 3):
+                    store(at, empty)
+                    store(at + 1, 0)
+                    store(at + 2, 0)
+            plain &= _gather(kind, partials, lane, begin, rows, place, plan[cell + 1], second, third)
+            _merge(kind, partials, lane, rows, covers, merged, False)
+            for read in range(plan[cell + 2], plan[cell + 3], op.READ):
+                null, target = plan[read + 2], plan[read + 1] * all_keys + first
+                plain &= _finish(plan[read], null, plan[read + 3], partials, times, keys, out + target)
+                for key in range(keys):
+                    there = load(partials + 3 * key) != null
+                    valid[target + key] = there
+                    about[all_keys + first + key] += not there
+            cell += op.CELL
+        window += 1
+        ends += 4
+    return plain
+
+
+@_jit
+def _read(blobs, times, exact, plan, out, valid, about, scratch):
+    """Do what ``read_many`` does."""
+    keys, windows, started = len(blobs), plan[op.WINDOWS], op.MIN
+    known, values, order = len(valid) - keys, np.int64(out.ctypes.data) >> 3, np.int64(scratch.ctypes.data) >> 3
+    row = order + op.AT_ONCE * op.MOST_RECORDS
+    covered = row + windows * op.AT_ONCE
+    moved = covered + windows * op.AT_ONCE
+    partials = moved + op.AT_ONCE
+    merged = partials + 3 * op.AT_ONCE
+    ends = merged + 3 * op.AT_ONCE
+    starts = ends + 4 * windows
+    ladders = starts + 2 * windows
+    others = ladders + 2 * plan[op.LADDERS]
+    lane = others + 3 * op.AT_ONCE * op.MOST_RECORDS
+    place = lane + 3 * windows * op.AT_ONCE + op.AT_ONCE * op.MOST_RECORDS + 1
+    for first in range(0, keys, op.AT_ONCE):
+        some = min(keys - first, op.AT_ONCE)
+        for key in range(some):
+            number, blob, t = first + key, blobs[first + key], times[first + key if len(times) > 1 else 0]
+            valid[known + number] = blob != plan[op.NONE]
+            about[keys + number] = 0
+            if blob == plan[op.NONE]:
+                about[number] = op.MIN
+                store(moved + key, t)
+                for window in range(0, windows * op.AT_ONCE, op.AT_ONCE):
+                    store(row + window + key, 0)
+                    store(covered + window + key, 0)
+                continue
+            blob >>= 3  # memory is words
+            size = load(blob + 2)
+            if load(blob + 1) != plan[op.BYTES] or size & 7:
+                return op.UNUSUAL
+            status, t, newest, tail, records = _frame(blob + 4, size >> 3, t, exact, plan, ladders)
+            if status != op.OK:
+                return status
+            about[number] = newest
+            store(moved + key, t)
+            mine = order + key * op.MOST_RECORDS
+            count = _newest_first(tail, records, plan[op.RECORD_WORDS], t, mine)
+            if t != started:
+                _starts(t, plan, starts)
+                started = t
+            _rows(plan, starts, ladders, mine, count, row + key, covered + key)
+        if not _lists(windows, some, order, row, covered, lane, place, ends):
+            return op.UNUSUAL
+        mine = op.PLAN_HEAD + plan[op.LADDERS] + windows * op.WINDOW
+        for _ in range(plan[op.MEASURES]):
+            if not _values(
+                plan, mine, lane, place, ends, moved, first, some, values, valid, about, partials, merged, others
+            ):
+                return op.UNUSUAL
+            mine += op.MEASURE
+    return op.OK
+
+
+@numba.njit(_I8(_I8S, _I8S, _YES, _I8S, _I8S, _FLAGS, _I8S, _I8S), **_HOW)
+def read_many(blobs, times, exact, plan, out, valid, about, scratch):
     """Read many keys; return the first status that is not ``OK``.
 
     Args:
-        words: Their blobs, one after the other.
-        sizes: Their sizes in words; -1 for a key without one.
+        blobs: Where in memory the blob of every key is: a ``bytes``, or None. They must outlive the call.
         times: The time of all, or one of each.
         exact: Whether a time may not be moved past events that were merged.
         plan: The view, as ``compiled`` puts it.
-        out: The values, integers as the doubles of the same bits; of shape (features, keys).
-        valid: Which of them are not null.
-        as_of: The newest event time of every key; the smallest int64 without.
-        nulls: How many values of every key are null.
+        out: The values, doubles as the integers of the same bits; of shape (features, keys).
+        valid: Which of them are not null; in one more row, the last, which keys have a blob.
+        about: The newest event time of every key, the smallest int64 without; then of each how many values are null.
+        scratch: ``scratch_words`` words to work in; what uses them holds the lock of the interpreter.
     """
-    doubles, integers, keys = words.view(np.float64), out.view(np.int64), len(sizes)
-    scratch = np.empty(MOST_RECORDS + 2 * (plan[LADDERS] + plan[WINDOWS]), dtype=np.int64)
-    begin = 0
-    for key in range(keys):
-        t = times[key if len(times) > 1 else 0]
-        status, as_of[key], nulls[key] = _read(
-            words, doubles, begin, sizes[key], t, exact, plan, scratch, out, integers, valid, key, keys
-        )
-        if status != OK:
-            return status
-        begin += max(sizes[key], 0)
-    return OK
+    return _read(blobs, times, exact, plan, out, valid, about, scratch)
 
 
-@_compiled(types.UniTuple(types.int64, 3)(_WORDS, types.int64, types.boolean, _INTEGERS, _DOUBLES, _FLAGS))
-def read_one(words, t, exact, plan, out, valid):
+@numba.njit(types.UniTuple(_I8, 3)(_I8, _I8, _YES, _I8S, _I8S, _FLAGS, _I8S), **_HOW)
+def read_one(blob, t, exact, plan, out, valid, scratch):
     """Read one key; return its status, newest event time and number of nulls. Arguments as of ``read_many``."""
     numbers = np.empty(4, dtype=np.int64)
-    size, time, as_of, nulls = numbers[:1], numbers[1:2], numbers[2:3], numbers[3:]
-    size[0], time[0] = len(words), t
-    status = read_many(words, size, time, exact, plan, out, valid, as_of, nulls)
-    return status, as_of[0], nulls[0]
+    numbers[0], numbers[1] = blob, t
+    status = _read(numbers[:1], numbers[1:2], exact, plan, out, valid, numbers[2:], scratch)
+    return status, numbers[2], numbers[3]
 
 
-@_compiled(
-    types.int64(
-        _WORDS, _INTEGERS, types.int64, types.boolean, _INTEGERS, _INTEGERS, _INTEGERS, types.int64, _DOUBLES, _INTEGERS
-    )
-)
-def read_numbers(words, sizes, t, exact, plan, targets, ends, width, numbers, nulls):
+@numba.njit(_I8(_I8S, _I8, _YES, _I8S, _I8S, _I8S, _I8, _F8S, _I8S, _I8S), **_HOW)
+def read_numbers(blobs, t, exact, plan, targets, ends, width, numbers, nulls, scratch):
     """Read many keys at one time as doubles; return the first status that is not ``OK``. More is told at ``read_many``.
 
-    Args:
-        words: Their blobs.
-        sizes: Their sizes.
-        t: The time of all.
-        exact: Whether it may not be moved.
-        plan: The view.
-        targets: Where in a row of the numbers each value goes: doubles, then integers, then bools.
+    Args as there, and:
+        t: The time of all. A key without a blob is not plain.
+        targets: Where in a row of the numbers each value goes: doubles, integers, bools.
         ends: How many of them are doubles, and how many are no bools.
         width: Numbers in a row.
         numbers: The values, NaN where null; of shape (keys, width).
         nulls: How many values of every key are null is added to it.
     """
-    doubles, count = words.view(np.float64), len(targets)
-    scratch = np.empty(MOST_RECORDS + 2 * (plan[LADDERS] + plan[WINDOWS]), dtype=np.int64)
-    out, valid = np.empty(count), np.empty(count, dtype=np.bool_)
-    integers = out.view(np.int64)
-    begin = 0
-    for key in range(len(sizes)):
-        size = sizes[key]
-        status, _, missing = _read(words, doubles, begin, size, t, exact, plan, scratch, out, integers, valid, 0, 1)
-        if status != OK:
-            return status
-        nulls[key] += missing
-        begin += max(size, 0)
+    count, keys = len(targets), len(blobs)
+    out, valid = np.empty(count * keys, dtype=np.int64), np.empty((count + 1) * keys, dtype=np.bool_)
+    about, times = np.empty(2 * keys, dtype=np.int64), np.empty(1, dtype=np.int64)
+    times[0] = t
+    status = _read(blobs, times, exact, plan, out, valid, about, scratch)
+    if status != op.OK:
+        return status
+    for key in range(keys):
+        if not valid[count * keys + key]:
+            return op.UNUSUAL
+        nulls[key] += about[keys + key]
         row = key * width
-        for place in range(count):
+        for value in range(count):
+            place = value * keys + key
             if not valid[place]:
                 number = np.nan
-            elif place < ends[0]:
-                number = out[place]
-            elif place < ends[1]:
-                number = float(integers[place])
+            elif value < ends[0]:
+                number = as_double(out[place])
+            elif value < ends[1]:
+                number = float(out[place])
             else:
-                number = 1.0 if integers[place] != 0 else 0.0
-            numbers[row + targets[place]] = number
-    return OK
+                number = 1.0 if out[place] != 0 else 0.0
+            numbers[row + targets[value]] = number
+    return op.OK

@@ -131,7 +131,7 @@ class ServiceLookup:
             read_time_inputs(self.plan, entities, request, single=single) if self.plan.request else [{}] * len(entities)
         )
 
-    def store_keys(self, entities: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    def store_keys(self, entities: Sequence[Mapping[str, Any]]) -> Sequence[bytes]:
         """Return the keys to read, in the order ``vectors`` expects the replies.
 
         Raises:

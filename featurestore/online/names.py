@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -10,6 +11,7 @@ from featurestore.datatypes import DataType
 from featurestore.definitions.keys import encode_key, key_values
 from featurestore.errors import DefinitionError
 from featurestore.online.keys import BUCKETS, bucket_of
+from featurestore.online.packed import NamePacker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from featurestore.online.plan import LookupPlan
 
 _TEXT = struct.Struct("<cI").pack
+_PACKED = 8
+"""Entities from which on compiled code is quicker."""
 _LONGEST = 256
 """Of longer texts nothing is kept."""
 _ONE_PER_BUCKET = [
@@ -46,12 +50,13 @@ class StoreNames:
             ]
             for view in plan.views
         ]
-        self._begins = _Begins([[one for each in self._prefixes for one in each[bucket]] for bucket in range(BUCKETS)])
+        heads = [[one for each in self._prefixes for one in each[bucket]] for bucket in range(BUCKETS)]
+        self._begins, self._packer = _Begins(heads), NamePacker(heads, self._complete)
         keyed = {view.keys for view in plan.views}
         text = next(iter(keyed)) if len(keyed) == 1 else ()
         self._text_key = text[0][0] if len(text) == 1 and text[0][1] == DataType.STRING else None
 
-    def of(self, entities: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    def of(self, entities: Sequence[Mapping[str, Any]]) -> Sequence[bytes]:
         """Return the keys to read; errors as of ``ServiceLookup.store_keys``."""
         if self._text_key is not None:
             quick = self._of_text(entities, self._text_key)
@@ -69,22 +74,26 @@ class StoreNames:
                 keys += [prefix + encoded for prefix in prefixes[bucket_of(encoded)]]
         return keys + self._complete
 
-    def _of_text(self, entities: Sequence[Mapping[str, Any]], name: str) -> list[bytes] | None:
+    def _of_text(self, entities: Sequence[Mapping[str, Any]], name: str) -> Sequence[bytes] | None:
         """Return the keys where all views have the same text as key, as most do; None if an entity has no such key."""
         values: list[Any] = [entity.get(name) for entity in entities]
-        if len(values) == 1:
-            text = values[0]
-            if type(text) is not str or not text.isascii():
-                return None
-            encoded = [text.encode()]
-        else:
-            if {*map(type, values)} != {str}:
-                return None
+        try:
             text = "\0".join(values)
-            encoded = text.encode().split(b"\0") if text.isascii() else []
-            if len(encoded) != len(values):
-                return None
-        begins = self._begins
+        except TypeError:
+            return None
+        if not text.isascii():
+            return None
+        encoded, count = text.encode(), len(values)
+        if count < _PACKED:
+            return self._listed(encoded) if encoded.count(0) == count - 1 else None
+        packed = self._packer.pack(encoded, count, partial(self._listed, encoded))
+        if packed is None and encoded.count(0) == count - 1:
+            return self._listed(encoded)
+        return packed
+
+    def _listed(self, texts: bytes) -> list[bytes]:
+        """Return the keys of texts that have zero bytes between them."""
+        encoded, begins = texts.split(b"\0"), self._begins
         if self._width == 1:
             keys = [heads[crc32(key, start) % BUCKETS] + key for key in encoded for start, heads in (begins[len(key)],)]
         else:

@@ -33,7 +33,7 @@ class PlannedRead(NamedTuple):
     """
 
     lookup: ServiceLookup
-    names: list[bytes]
+    names: Sequence[bytes]
     entities: int
     at: Instant
     is_exact: bool
@@ -82,21 +82,24 @@ class Together(NamedTuple):
     """
 
     asks: Sequence[Ask]
-    names: list[bytes]
+    names: Sequence[bytes]
 
     def vectors(self, replies: Sequence[bytes | None]) -> list[FeatureVector | Exception]:
         """Return what was read of each, or why not."""
         lookup, count = self.asks[0].lookup, len(self.asks)
-        try:
-            found = lookup.vectors_together(replies, [ask.at for ask in self.asks])
-        except FeatureStoreError:
-            found = None  # of one of them: each is read alone and says it
-        if found is not None:
-            return [*found]
+        if count == 1:
+            return [_alone(lookup, replies, self.asks[0].at)]
+        if count >= lookup.many:
+            try:
+                found = lookup.vectors_together(replies, [ask.at for ask in self.asks])
+            except FeatureStoreError:
+                found = None  # of one of them: each is read alone and says it
+            if found is not None:
+                return [*found]
         width = (len(replies) - len(lookup.sources)) // count
-        stamps = [*replies[count * width :]]
+        stamps = replies[count * width :]
         return [
-            _alone(ask.planned(), [*replies[at * width : (at + 1) * width], *stamps])
+            _alone(lookup, [*replies[at * width : (at + 1) * width], *stamps], ask.at)
             for at, ask in enumerate(self.asks)
         ]
 
@@ -110,10 +113,10 @@ def plan_of(ask: Ask | PlannedRead) -> PlannedRead | FeatureStoreError:
 
 
 def together(asks: Sequence[Ask | PlannedRead]) -> Together | None:
-    """Return several lookups as one read; None where they are not alike, or too few, or one of them cannot be planned."""
+    """Return several lookups as one read; None where they are not alike, or one of them cannot be planned."""
     lookup = asks[0].lookup
     alike = [ask for ask in asks if type(ask) is Ask and ask.lookup is lookup]
-    if len(alike) < max(len(asks), lookup.many):
+    if len(alike) < len(asks):
         return None
     try:
         return Together(alike, lookup.store_keys([ask.keys for ask in alike]))
@@ -160,13 +163,18 @@ def vectors_of(
             continue  # of one of them: each is read alone and says it
         found |= zip(places, vectors, strict=True)
     return [
-        found[place] if place in found else _alone(*one) for place, one in enumerate(zip(reads, replies, strict=True))
+        found[place]
+        if place in found
+        else _alone(one.lookup, given, one.at, exact_time=one.is_exact, inputs=one.inputs)
+        for place, (one, given) in enumerate(zip(reads, replies, strict=True))
     ]
 
 
-def _alone(read: PlannedRead, replies: Sequence[bytes | None]) -> FeatureVector | FeatureStoreError:
+def _alone(
+    lookup: ServiceLookup, replies: Sequence[bytes | None], at: Instant, *, exact_time: bool = False, inputs: Any = ()
+) -> FeatureVector | FeatureStoreError:
     try:
-        return read.vector(replies)
+        return lookup.vectors(replies, 1, at, exact_time=exact_time, inputs=inputs)[0]
     except FeatureStoreError as error:
         return error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import hiredis
 import redis
@@ -24,19 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from featurestore.online.redis_url import Address, Endpoint, Login
-
-
-class Outcome(Protocol):
-    """Who waits for a result: a future, or whoever goes on at once. Called on the event loop."""
-
-    def done(self) -> bool:
-        """Whether it waits no more."""
-
-    def set_result(self, result: Any, /) -> None:
-        """Take the result."""
-
-    def set_exception(self, error: Exception, /) -> None:
-        """Take the reason why there is none."""
 
 
 class PipelinedConnection:
@@ -58,10 +45,26 @@ class PipelinedConnection:
         self._opening: asyncio.Future[Replies] | None = None
         self.breaker = CircuitBreaker()
 
-    async def read(self, names: Sequence[bytes]) -> list[bytes | None]:
-        """Return the values of the names in one round trip, None where there is none; errors as of ``call``."""
-        values: list[bytes | None] = await self.send(pack_read(names))
+    async def read(self, names: Sequence[bytes], deadline: float | None = None) -> list[bytes | None]:
+        """Return the values of the names in one round trip, None where there is none; arguments and errors as of ``send``."""
+        values: list[bytes | None] = await self.send(pack_read(names), deadline=deadline)
         return values
+
+    def begin(self, names: Sequence[bytes], told: Callable[[Any, float], None]) -> bool:
+        """Send a read at once, without a task; return False where that takes more than an open connection.
+
+        Args:
+            names: The names.
+            told: Gets what ``read`` returns, or the error, and the deadline, as soon as it is there. Whoever gets an error reads
+                again within the deadline, by ``read``, which tells the breaker.
+        """
+        loop = asyncio.get_running_loop()
+        protocol = self._connected() if loop is self._loop and not self.breaker.failures else None
+        if protocol is None:
+            return False
+        deadline = loop.time() + self._timeout_s
+        protocol.ask_now(pack_read(names), deadline, _Told(told, deadline))
+        return True
 
     async def ping(self) -> None:
         """Raise unless the server answers."""
@@ -91,6 +94,8 @@ class PipelinedConnection:
         if deadline is None:
             deadline = loop.time() + self._timeout_s
         try:
+            if deadline <= loop.time():
+                raise redis.exceptions.TimeoutError("no reply in time")
             reply = await self._ask_twice(packed, before, deadline)
         except redis.exceptions.ResponseError as error:
             self.breaker.succeeded()
@@ -102,29 +107,6 @@ class PipelinedConnection:
             raise
         self.breaker.succeeded()
         return reply
-
-    def begin(self, names: Sequence[bytes], outcome: Outcome) -> bool:
-        """Read where that takes no more than the open connection of a server without trouble; return whether it does.
-
-        The outcome is told the values within the very call that receives them: no task, no future, no turn of the event loop
-        in between. Where the connection fails, the outcome is told what ``send`` gives in the time that is left.
-        """
-        loop = asyncio.get_running_loop()
-        protocol = self._connected() if loop is self._loop and not self.breaker.failures else None
-        if protocol is None:
-            return False
-        packed, deadline = pack_read(names), loop.time() + self._timeout_s
-        protocol.tell(_Begun(self, packed, deadline, outcome), packed, deadline)
-        return True
-
-    async def go_on(self, packed: bytes, deadline: float, outcome: Outcome) -> None:
-        """Do as ``send``, and tell the outcome."""
-        try:
-            reply = await self.send(packed, deadline=deadline)
-        except Exception as error:  # noqa: BLE001 - whoever waits has to hear of it
-            outcome.set_exception(error)
-        else:
-            outcome.set_result(reply)
 
     async def _ask_twice(self, packed: bytes, before: bytes, deadline: float) -> Any:
         protocol = self._connected()
@@ -168,27 +150,24 @@ class PipelinedConnection:
             await protocol.close()
 
 
-class _Begun:
-    """A read that was begun and is to be answered; one that fails goes on as every other."""
+class _Told:
+    """Takes a reply as a future does, and passes it on at once: a future's callbacks wait for a turn of the event loop."""
 
-    __slots__ = ("_deadline", "_going_on", "_is_done", "_link", "_outcome", "_packed")
+    __slots__ = ("_deadline", "_is_done", "_told")
 
-    def __init__(self, link: PipelinedConnection, packed: bytes, deadline: float, outcome: Outcome) -> None:
-        self._link, self._packed, self._deadline, self._outcome = link, packed, deadline, outcome
-        self._is_done = False
-        self._going_on: asyncio.Task[None] | None = None
+    def __init__(self, told: Callable[[Any, float], None], deadline: float) -> None:
+        self._told, self._deadline, self._is_done = told, deadline, False
 
     def done(self) -> bool:
+        """Whether it has been told."""
         return self._is_done
 
     def set_result(self, reply: Any) -> None:
+        """Tell the reply, or the error."""
         self._is_done = True
-        self._outcome.set_result(reply)
+        self._told(reply, self._deadline)
 
-    def set_exception(self, _error: Exception) -> None:
-        self._is_done = True
-        loop = asyncio.get_running_loop()
-        self._going_on = loop.create_task(self._link.go_on(self._packed, self._deadline, self._outcome))
+    set_exception = set_result
 
 
 class Replies(asyncio.Protocol):
@@ -197,7 +176,7 @@ class Replies(asyncio.Protocol):
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._reader = hiredis.Reader(replyError=reply_error, protocolError=redis.exceptions.InvalidResponse)
-        self._waiting: deque[tuple[Outcome, float]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[Any] | _Told, float]] = deque()
         self._unsent: list[bytes] = []
         self._transport: Any = None  # uvloop's is no subclass of asyncio.Transport, but does what one does
         self._loop = asyncio.get_running_loop()
@@ -207,23 +186,20 @@ class Replies(asyncio.Protocol):
 
     def ask(self, packed: bytes, deadline: float) -> asyncio.Future[Any]:
         """Send a command; the future holds its reply."""
-        future = self._loop.create_future()
+        future: asyncio.Future[Any] = self._loop.create_future()
         if not self._unsent:
             self._loop.call_soon(self._send)
-        self._unsent.append(packed)
-        self._await(future, deadline)
+        self._put(packed, deadline, future)
         return future
 
-    def tell(self, outcome: Outcome, packed: bytes, deadline: float) -> None:
-        """Send a command at once, behind what waits to be sent; the outcome is told its reply."""
-        if self._unsent:
-            self._unsent.append(packed)
-        else:
-            self._transport.write(packed)
-        self._await(outcome, deadline)
+    def ask_now(self, packed: bytes, deadline: float, told: _Told) -> None:
+        """Send a command in this turn of the event loop, with those that wait to be sent."""
+        self._put(packed, deadline, told)
+        self._send()
 
-    def _await(self, outcome: Outcome, deadline: float) -> None:
-        self._waiting.append((outcome, deadline))
+    def _put(self, packed: bytes, deadline: float, waiter: asyncio.Future[Any] | _Told) -> None:
+        self._unsent.append(packed)
+        self._waiting.append((waiter, deadline))
         if self._timer is None:
             self._timer = self._loop.call_at(deadline, self._expire)
 
@@ -234,7 +210,7 @@ class Replies(asyncio.Protocol):
         return self.ask(packed, deadline)
 
     def _send(self) -> None:
-        if self._transport is not None and self.is_open:
+        if self._unsent and self._transport is not None and self.is_open:
             self._transport.write(b"".join(self._unsent))
         self._unsent.clear()
 

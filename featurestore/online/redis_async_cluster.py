@@ -15,10 +15,10 @@ from featurestore.online.redis_socket import pack
 from featurestore.online.redis_url import parse_url
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from featurestore.online.keys import KeySpace
-    from featurestore.online.redis_async import Outcome, Replies
+    from featurestore.online.redis_async import Replies
     from featurestore.online.redis_url import Address, Endpoint
 
 
@@ -39,23 +39,25 @@ class AsyncReads:
             self._link = AsyncCluster(address, space, timeout_s=timeout_s)
         else:
             self._link = PipelinedConnection(dialer(address), timeout_s=timeout_s)
+        self._one = self._link if isinstance(self._link, PipelinedConnection) else None
         self.joins = address.kind != "cluster"
         """Whether reads of several entities are better one: in a cluster each goes to its own node, and fails with it alone."""
 
-    async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the values of the keys, None where there is none: one round trip, in a cluster one per node."""
+    async def read(self, keys: Sequence[bytes], deadline: float | None = None) -> list[bytes | None]:
+        """Return the values of the keys, None where there is none: one round trip, in a cluster one per node.
+
+        Args:
+            keys: The keys.
+            deadline: Where the reads of several entities are one: in the loop's time; a whole timeout from now when None.
+        """
         try:
-            return await self._link.read(keys)
+            return await (self._link.read(keys) if self._one is None else self._one.read(keys, deadline))
         except redis.exceptions.RedisError as error:
             raise as_ours(error, self.url) from error
 
-    def begin(self, keys: Sequence[bytes], outcome: Outcome) -> bool:
-        """Do as ``read`` and tell the outcome, where that needs no task; else return False. See ``PipelinedConnection.begin``."""
-        return isinstance(self._link, PipelinedConnection) and self._link.begin(keys, outcome)
-
-    def error_of(self, error: Exception) -> Exception:
-        """Return what ``read`` raises for an error that an outcome of ``begin`` was told."""
-        return as_ours(error, self.url) if isinstance(error, redis.exceptions.RedisError) else error
+    def begin(self, keys: Sequence[bytes], told: Callable[[Any, float], None]) -> bool:
+        """Do as ``PipelinedConnection.begin``; never in a cluster."""
+        return self._one is not None and self._one.begin(keys, told)
 
     async def ping(self) -> None:
         """Raise unless the store answers: in a cluster, every primary."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import hiredis
 import redis
 
+from featurestore.online.packed import PackedNames
 from featurestore.online.redis_errors import reply_error
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def pack(command: tuple[Any, ...]) -> bytes:
 
 def pack_read(names: Sequence[bytes]) -> bytes:
     """Return an MGET of the names as it is sent; of many names it takes two thirds of the time that ``pack`` takes."""
+    if isinstance(names, PackedNames):
+        return names.command
     try:
         each = [_LENGTHS[len(name)] + name for name in names]
     except IndexError:  # a long one

@@ -38,6 +38,7 @@ from featurestore.scoring.problems import deadline_passed
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from featurestore.online.async_client import Outcome
     from featurestore.scoring.inputs import CheckedRow
     from featurestore.scoring.reads import Reads
     from featurestore.scoring.scorer import FeatureRows, Prediction, Scorer, Timings
@@ -61,19 +62,6 @@ class BatchTarget(Protocol):
 
     def scorer(self) -> Scorer:
         """Return the scorer; called on the worker thread only."""
-
-
-class Outcome(Protocol):
-    """Who waits for the predictions of some rows: a future, or whoever answers at once. Called on the event loop."""
-
-    def done(self) -> bool:
-        """Whether it waits no more."""
-
-    def set_result(self, predictions: list[Prediction], /) -> None:
-        """Take the predictions."""
-
-    def set_exception(self, error: Exception, /) -> None:
-        """Take the reason why there are none."""
 
 
 @dataclass(slots=True, eq=False)

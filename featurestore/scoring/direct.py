@@ -24,10 +24,10 @@ from featurestore.scoring.problems import JSON, PROBLEM_JSON, Refusal, overloade
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from featurestore.online.async_client import Outcome
     from featurestore.scoring.admission import Admission
     from featurestore.scoring.asgi import Headers
     from featurestore.scoring.auth import Gate
-    from featurestore.scoring.batching import Outcome
     from featurestore.scoring.limits import ScorerLimits
     from featurestore.scoring.metrics import ScorerMetrics
     from featurestore.scoring.scorer import Prediction

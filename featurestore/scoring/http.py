@@ -70,9 +70,9 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
+    from featurestore.online.async_client import Outcome
     from featurestore.scoring.asgi import Headers
     from featurestore.scoring.auth import Gate
-    from featurestore.scoring.batching import Outcome
     from featurestore.scoring.inputs import CheckedRow, ScoreRequest
     from featurestore.scoring.manifest import ModelManifest
     from featurestore.scoring.routes import Background

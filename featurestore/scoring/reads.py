@@ -14,7 +14,7 @@ from featurestore.online.client import FeatureClient
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from featurestore.online.redis_async import Outcome
+    from featurestore.online.async_client import Outcome
     from featurestore.scoring.scorer import FeatureReader, FeatureRows
     from featurestore.timeline import Instant
 

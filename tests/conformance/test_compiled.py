@@ -7,6 +7,8 @@ import random
 import struct
 import subprocess
 import sys
+from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -36,13 +38,14 @@ from tests.conformance.test_batch import LATE, one_by_one, outcome, stored
 from tests.conformance.test_online import Store
 from tests.effort import tries
 
+# A window of 15 minutes that begins earlier than one of 16: it begins on a coarser grid.
 PLAIN = FeatureView(
     "plain",
     CARD,
     SOURCE,
     {
         **{
-            f"{kind.__name__.lower()}_{column}": kind(column).over("10m", Sawtooth("15m", hop="15m"), "lifetime")
+            f"{kind.__name__.lower()}_{column}": kind(column).over("10m", Sawtooth("15m", hop="15m"), "16m", "lifetime")
             for kind in (Sum, Mean, Min, Max, First, Last)
             for column in ("amount", "points", "online")
         },
@@ -98,6 +101,14 @@ def check_numbers(fast, known, t, *, exact_time):
         assert (numbers[:, 0] == 7.5).all()
         assert (numbers[:, -around[1] :] == 7.5).all()
         assert nulls.tolist() == [1 + row.count(None) for row in values]
+
+
+def test_what_is_compiled_into_the_kernel_and_lies_beside_it_is_told_in_it():
+    """Else a change there would run with machine code of before, which is kept by the text of the kernel's file alone."""
+    code = kernel()
+    folder = Path(code.__file__).parent
+    beside = b"".join((folder / name).read_bytes() for name in ("opcodes.py", "words.py"))
+    assert f"{code.MADE_OF:08X}" == f"{crc32(beside):08X}"
 
 
 def test_numba_is_there_and_common_views_are_served():
@@ -157,7 +168,7 @@ def test_damaged_blobs_are_refused_as_in_python(view):
 
 @pytest.mark.parametrize("tail", [0, 3, MOST_RECORDS, MOST_RECORDS + 1])
 @pytest.mark.parametrize("view", [EXACT, MANY, PLAIN], ids=lambda view: view.name)
-def test_long_tails_and_a_time_of_each_key(view, tail):
+def test_long_tails_of_many_keys_and_a_time_of_each(view, tail):
     store = Store(view)
     events = [
         one(number // 3 * SECOND, card=f"c{number % 2}", offset=number, amount=number / 7, points=number)
@@ -172,6 +183,7 @@ def test_long_tails_and_a_time_of_each_key(view, tail):
     last = max(event.event_time for event in events)
     for t in (last + 1, last + 300 * SECOND, last + 4_000 * SECOND):
         assert check(view, blobs, t, exact_time=True)[0]
+    assert check(view, blobs * 20, t, exact_time=True)[0]
     plain, fast, batch = readers(view)
     times = [last - 90 * SECOND, last + 7 * SECOND]
     apart = [plain.read([blob], t, exact_time=False) for blob, t in zip(blobs, times, strict=True)]

@@ -17,6 +17,7 @@ from featurestore.online import redis_socket
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.online.redis_url import Endpoint, Login
 from featurestore.stack.valkey import OnlineServer
+from featurestore.timeline import VirtualClock
 from tests.conformance.support import Online, one, stream_of
 
 pytestmark = [pytest.mark.server, pytest.mark.thorough]
@@ -202,13 +203,14 @@ def test_async_answers_are_those_of_the_other_client(online_url):
         assert repr(mine.to_dict()) == repr(expected.to_dict()) == repr(other.to_dict()) == repr(one_.to_dict())
 
 
-def test_a_lookup_that_is_cancelled_does_not_shift_the_answers(filled, online_url):
+@pytest.mark.parametrize("now", [1, None], ids=["given", "of the clock"])
+def test_a_lookup_that_is_cancelled_does_not_shift_the_answers(filled, online_url, now):
     async def main():
-        async with AsyncFeatureClient(online_url, timeout="30s") as client:
-            await client.get("cards", {"card_id": "c0"}, now=1)
+        async with AsyncFeatureClient(online_url, timeout="30s", clock=VirtualClock(1)) as client:
+            await client.get("cards", {"card_id": "c0"}, now=now)
             with redis.Redis.from_url(online_url) as admin:
                 admin.execute_command("CLIENT", "PAUSE", 300, "ALL")
-            asked = [asyncio.ensure_future(client.get("cards", {"card_id": f"c{i}"}, now=1)) for i in range(10)]
+            asked = [asyncio.ensure_future(client.get("cards", {"card_id": f"c{i}"}, now=now)) for i in range(10)]
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             for task in asked[::2]:
@@ -220,11 +222,12 @@ def test_a_lookup_that_is_cancelled_does_not_shift_the_answers(filled, online_ur
     run(main())
 
 
-def test_an_async_lookup_outlives_the_servers_closing_and_another_event_loop(filled, online_url):
-    client = AsyncFeatureClient(online_url, timeout="5s")
+@pytest.mark.parametrize("now", [1, None], ids=["given", "of the clock"])
+def test_an_async_lookup_outlives_the_servers_closing_and_another_event_loop(filled, online_url, now):
+    client = AsyncFeatureClient(online_url, timeout="5s", clock=VirtualClock(1))
 
     async def ask(card):
-        return amount(await client.get("cards", {"card_id": f"c{card}"}, now=1))
+        return amount(await client.get("cards", {"card_id": f"c{card}"}, now=now))
 
     async def broken():
         assert await ask(1) == 1
@@ -241,12 +244,13 @@ def test_an_async_lookup_outlives_the_servers_closing_and_another_event_loop(fil
     run(elsewhere())
 
 
-def test_an_async_lookup_of_a_stalled_server_ends_at_its_deadline_and_the_next_is_right(filled, online_url):
+@pytest.mark.parametrize("now", [1, None], ids=["given", "of the clock"])
+def test_an_async_lookup_of_a_stalled_server_ends_at_its_deadline_and_the_next_is_right(filled, online_url, now):
     async def main():
-        async with AsyncFeatureClient(online_url, timeout="100ms") as client:
+        async with AsyncFeatureClient(online_url, timeout="100ms", clock=VirtualClock(1)) as client:
             for _ in range(3):  # whatever the machine is doing
                 try:
-                    await client.get("cards", {"card_id": "c1"}, now=1)
+                    await client.get("cards", {"card_id": "c1"}, now=now)
                     break
                 except OnlineStoreTimeoutError:
                     continue
@@ -254,10 +258,10 @@ def test_an_async_lookup_of_a_stalled_server_ends_at_its_deadline_and_the_next_i
                 admin.execute_command("CLIENT", "PAUSE", 700, "ALL")
                 begin = time.monotonic()
                 with pytest.raises(OnlineStoreTimeoutError):
-                    await client.get("cards", {"card_id": "c1"}, now=1)
+                    await client.get("cards", {"card_id": "c1"}, now=now)
                 assert time.monotonic() - begin < 0.6
                 await asyncio.to_thread(admin.ping)  # answered when the pause is over
-            assert amount(await client.get("cards", {"card_id": "c2"}, now=1)) == 2
+            assert amount(await client.get("cards", {"card_id": "c2"}, now=now)) == 2
 
     run(main())
 

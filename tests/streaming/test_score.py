@@ -370,6 +370,7 @@ def test_spark_goes_over_to_what_is_promoted_while_it_scores_every_event_once_wi
         looked = time.monotonic() + job.spec.follow_s
         wait_for("every worker's next look", lambda: job.scored_more(2, query.exception) and time.monotonic() > looked)
         assert job.scored_more(20, query.exception) == {2}
+        wait_for("Delta, which comes after the topic", lambda: query.exception() or counts["applied"] >= len(job.sent))
     finally:
         query.stop()
     assert_right(job.topic.predictions(), job.sent)

@@ -376,7 +376,7 @@ def test_spark_goes_over_to_what_is_promoted_while_it_scores_every_event_once_wi
     assert_right(job.topic.predictions(), job.sent)
     assert_delta_right(job.store, job.sent)
     assert counts["applied"] == len(job.sent)
-    batches = len(list((tmp_path / "checkpoint" / "commits").glob("[0-9]*")))
+    batches = len(list((tmp_path / "checkpoint" / "offsets").glob("[0-9]*")))
     assert batches >= 5
     # A batch is two tasks, each on one of two worker processes; asking the store for this number takes a connection too.
     assert connections_so_far(online_url) - joined < batches

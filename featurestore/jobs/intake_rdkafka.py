@@ -90,6 +90,7 @@ class RdkafkaIntake:
             "isolation.level": "read_committed",
             "check.crcs": True,
             "log.connection.close": False,
+            "log_level": 2,  # ``take`` tells errors; a broker that is away would be twenty lines a second
             "fetch.queue.backoff.ms": 20,  # a second by default, for which a full queue stays empty once it was taken
             "topic.metadata.refresh.interval.ms": METADATA_MS,
             "error_cb": self._hear,

@@ -93,7 +93,8 @@ class Membership:
     def __init__(self, consumer: KafkaConsumer) -> None:
         self._consumer = consumer
         self._patience = Patience()
-        self._asks = consumer.config["group_instance_id"] is not None
+        self._has_name = consumer.config["group_instance_id"] is not None
+        self._member: str | None = None  # the id that the broker gave it, a new one for whoever takes over by name
 
     @property
     def has_joined(self) -> bool:
@@ -101,13 +102,14 @@ class Membership:
         return bool(self._consumer.group_metadata().state == _JOINED)
 
     def asks_again(self) -> bool:
-        """Ask for a new distribution, at the first call after joining under a name that stays; return whether it was asked for.
+        """Ask for a new distribution, once after each time it has taken over by name; return whether it was asked for.
 
         Whatever was polled before is then polled again.
         """
-        if not self._asks or not self.has_joined:
+        told = self._consumer.group_metadata()
+        if not self._has_name or told.state != _JOINED or told.member_id == self._member:
             return False
-        self._asks = False
+        self._member = told.member_id
         coordinator = self._consumer._coordinator  # noqa: SLF001 - kafka-python has no public word for it
         if coordinator._is_leader:  # noqa: SLF001 - it has just made the distribution itself
             return False

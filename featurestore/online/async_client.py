@@ -17,7 +17,7 @@ from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.timeline import Clock, SystemClock, parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
     from datetime import datetime
 
     from featurestore.online.cache import ReadCache
@@ -261,12 +261,7 @@ class AsyncFeatureClient:
     async def _read_numbers(self, outcome: Outcome, read: PlannedRead, deadline: float) -> None:
         """Read what could not be read at once, in the time that is left of the deadline."""
         try:
-            try:
-                decode = partial(read.numbers, await self._reads.read(read.names, deadline))
-            except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
-                unread = read.unread_table(error)
-                outcome.set_result(lambda: unread)
-                return
+            decode = await _decoding(PlannedRead.numbers, read, self._reads.read(read.names, deadline))
         except Exception as error:  # noqa: BLE001 - whoever waits has to hear of it
             outcome.set_exception(error)
         else:
@@ -284,12 +279,11 @@ class AsyncFeatureClient:
         check_entities(keys)
         lookup = self._services.get(service) or await self.service(service)
         read = planned(lookup, keys, now, request, features, self._clock, single=False)
-        try:
-            (replies,) = await self._replies([read])
-        except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
-            unread = read.unread_table(error)
-            return lambda: unread
-        return lambda: decode(read, replies)
+        return await _decoding(decode, read, self._replies_of(read))
+
+    async def _replies_of(self, read: PlannedRead) -> Sequence[bytes | None]:
+        (replies,) = await self._replies([read])
+        return replies
 
     async def _replies(self, reads: Sequence[PlannedRead]) -> list[Sequence[bytes | None]]:
         """Return what the store, or the cache, holds for each of some reads: one command for all."""
@@ -339,6 +333,19 @@ class AsyncFeatureClient:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
+
+
+async def _decoding(
+    decode: Callable[[PlannedRead, Sequence[bytes | None]], T],
+    read: PlannedRead,
+    replies: Awaitable[Sequence[bytes | None]],
+) -> Callable[[], T | FeatureTable]:
+    """Return the call that decodes the replies; where the store could not be read, what the policies give, or its error."""
+    try:
+        return partial(decode, read, await replies)
+    except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
+        unread = read.unread_table(error)
+        return lambda: unread
 
 
 def _tell(batch: _Batch, answers: Sequence[FeatureVector | Exception]) -> None:

@@ -94,7 +94,7 @@ class Batcher:
         self._observe = observe
         self._waiting: deque[_Waiting] = deque()
         self._taken: list[_Waiting] = []
-        self._is_serving = self._was_alone = False
+        self._is_serving = False
         self._last = 0
         self._serving: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[None] | None = None
@@ -151,7 +151,7 @@ class Batcher:
             self._arm(loop, expires)
         if not self._is_serving:
             self._is_serving = True
-            if self._was_alone:
+            if self._last == 1:  # it was alone
                 self._next()
             else:
                 loop.call_soon(self._next)
@@ -181,7 +181,6 @@ class Batcher:
                     self._go_slowly(batch, None)
                 return
         self._is_serving = False
-        self._was_alone = self._last == 1
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 

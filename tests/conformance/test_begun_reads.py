@@ -79,6 +79,14 @@ def run(scenario):
     return asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+@contextmanager
+def own_server(folder, view):
+    """A filled server of the test's own, which it may stop."""
+    with OnlineServer(folder / "server") as server:
+        filled(server.url, view)
+        yield server
+
+
 def test_it_reads_what_the_others_read(online_url):
     online = Online(RedisOnlineStore(online_url, "default"))
     stream = stream_of(5)
@@ -141,8 +149,7 @@ def test_without_a_connection_or_a_plan_nothing_begins(online_url):
 
 
 def test_a_connection_that_breaks_on_the_way_is_made_again(tmp_path):
-    with OnlineServer(tmp_path / "server") as server:
-        filled(server.url, PLAIN)
+    with own_server(tmp_path, PLAIN) as server:
 
         async def scenario():
             async with AsyncFeatureClient(server.url, timeout="10s") as client:
@@ -161,8 +168,7 @@ def test_a_connection_that_breaks_on_the_way_is_made_again(tmp_path):
 
 
 def test_a_server_that_hangs_costs_one_deadline_and_is_left_alone_until_it_answers(tmp_path):
-    with OnlineServer(tmp_path / "server") as server:
-        filled(server.url, PLAIN)
+    with own_server(tmp_path, PLAIN) as server:
 
         async def scenario():
             async with AsyncFeatureClient(server.url, timeout="200ms") as client:
@@ -195,8 +201,7 @@ def test_a_server_that_hangs_costs_one_deadline_and_is_left_alone_until_it_answe
 
 
 def test_where_a_policy_has_defaults_they_are_what_is_read_of_a_store_that_is_away(tmp_path):
-    with OnlineServer(tmp_path / "server") as server:
-        filled(server.url, STATED)
+    with own_server(tmp_path, STATED) as server:
 
         async def scenario():
             async with AsyncFeatureClient(server.url, timeout="100ms") as client:

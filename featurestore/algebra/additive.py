@@ -41,6 +41,7 @@ class Count(Aggregate):
 
     accepts: ClassVar[frozenset[DataType]] = SCALARS
     partial_kind: ClassVar[str] = "count"
+    is_counted: ClassVar[bool] = True
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -120,6 +121,7 @@ class Sum(Aggregate):
     """
 
     partial_kind: ClassVar[str] = "sum"
+    is_counted: ClassVar[bool] = True
     tolerance: ClassVar[float] = 1e-9
 
     @property

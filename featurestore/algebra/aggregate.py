@@ -120,6 +120,8 @@ class Aggregate(ABC):
     picks: ClassVar[int] = 0
     """What the merge of rows in ascending order of (event time, sequence) is: 1 their last row that is not empty, -1 the
     first of those; 0 is neither. Whether a row is empty is told by its first slot."""
+    is_counted: ClassVar[bool] = False
+    """Whether the first slot is the number of events merged: aggregates of the same events then agree in it."""
 
     def over(self, *windows: str | Window | Sequence[Window]) -> Windowed:
         """Return one feature per window: ``"24h"`` (sawtooth), ``"lifetime"``, a window object or a ``Series`` of them."""

@@ -110,6 +110,7 @@ class Min(_Extreme):
     """
 
     partial_kind: ClassVar[str] = "min"
+    is_counted: ClassVar[bool] = True
     pick: ClassVar[np.ufunc] = np.fmin
     last_integer: ClassVar[int] = 2**63 - 1
     last_double: ClassVar[float] = np.nan
@@ -136,6 +137,7 @@ class Max(_Extreme):
     """
 
     partial_kind: ClassVar[str] = "max"
+    is_counted: ClassVar[bool] = True
     pick: ClassVar[np.ufunc] = np.maximum
     last_integer: ClassVar[int] = -(2**63)
     last_double: ClassVar[float] = -np.inf

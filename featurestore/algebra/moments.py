@@ -178,6 +178,7 @@ class Variance(_Moments):
     population: bool = False
 
     partial_kind: ClassVar[str] = "variance"
+    is_counted: ClassVar[bool] = True
     powers: ClassVar[int] = 1
     finalize_only: ClassVar[frozenset[str]] = frozenset({"population"})
 
@@ -239,6 +240,7 @@ class _Shape(_Moments):
     """
 
     partial_kind: ClassVar[str] = "moments"
+    is_counted: ClassVar[bool] = True
     powers: ClassVar[int] = 3
 
     def of_moments(self, m2: Any, m3: Any, m4: Any, root: Any) -> Any:

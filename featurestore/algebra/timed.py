@@ -167,6 +167,7 @@ class Rate(Aggregate):
     per: str = "1s"
 
     partial_kind: ClassVar[str] = "rate"
+    is_counted: ClassVar[bool] = True
     tolerance: ClassVar[float] = 1e-9
     finalize_only: ClassVar[frozenset[str]] = frozenset({"per"})
 

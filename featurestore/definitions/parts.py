@@ -115,6 +115,16 @@ class Part:
         return tuple(8 * len(self.ladder_slots(ladder)) for ladder in self.ladders)
 
     @cached_property
+    def short_places(self) -> tuple[tuple[int, ...], ...]:
+        """For every ladder: where each slot of a row stands in a short one, which has one number of events for all measures."""
+        return tuple(_short_places([self.measures[measure] for measure in ladder.measures]) for ladder in self.ladders)
+
+    @cached_property
+    def short_sizes(self) -> tuple[int, ...]:
+        """For every ladder: the bytes of a short row."""
+        return tuple(8 * (max(places) + 1) for places in self.short_places)
+
+    @cached_property
     def is_fixed(self) -> bool:
         """Whether no measure has a "b" slot, so that all rows have one size."""
         return "b" not in self.slots
@@ -164,6 +174,22 @@ class Part:
             ),
             tile=data["tile"],
         )
+
+
+def _short_places(measures: Sequence[Aggregate]) -> tuple[int, ...]:
+    """Return where each slot of a row stands in a short row: the first number of events is that of all."""
+    places: list[int] = []
+    count, width = None, 0
+    for measure in measures:
+        for slot in range(len(measure.slots)):
+            is_count = measure.is_counted and slot == 0
+            if is_count and count is not None:
+                places.append(count)
+                continue
+            count = width if is_count else count
+            places.append(width)
+            width += 1
+    return tuple(places)
 
 
 def slot_offsets(measures: Sequence[Aggregate]) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 All numbers are little-endian; everything after the header's first 8 bytes is a multiple of 8 long.
 
-    header   magic "FB" · version u8 · part u8 · base length u32 · view fingerprint u64 ·
+    header   magic "FB" · version u8, 2 with short rows, else 1 · part u8 · base length u32 · view fingerprint u64 ·
              newest event time folded into the base i64 (the smallest int64: none) · fold counter u64        32 bytes
     counts   rows of every ladder, u32 each, padded to 8 bytes
     ladders  for each: hop ids i64[rows], ascending; in a wide part the end of every row i64[rows], in bytes from the
@@ -15,6 +15,10 @@ at t is one row, found by bisecting for start(t), merged with the tail records w
 row of a plain ladder holds its hop alone: the reader merges the rows and records in [start(t), end(t)). The base length
 covers header, counts and ladders; the tail begins there, and appending to it needs no read.
 
+Measures that are counted have the number of events in their first slot, and where nothing is null or left out by a condition
+it is the same for all. Of a part without "b" slots, a blob in which that holds for every row has *short* rows: they keep the
+first of these numbers alone (``Part.short_places``). Records are never short: who appends reads nothing.
+
 Any bytes decode to a value or raise CodecError: every length is checked before it is used.
 """
 
@@ -23,6 +27,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from featurestore.algebra.rows import row_format
@@ -31,12 +36,16 @@ from featurestore.errors import CodecError
 from featurestore.timeline import MIN_INSTANT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from featurestore.algebra.rows import RowFormat
     from featurestore.definitions.parts import Ladder, Part
     from featurestore.timeline import Instant
 
 MAGIC = b"FB"
-VERSION = 1
+VERSION, SHORT_VERSION = 1, 2
+SHORT = (SHORT_VERSION - VERSION) << 16
+"""What the first word of a header is more by, where rows are short."""
 HEADER = struct.Struct("<2sBBIQqQ")
 _MOST_FOLDS = (1 << 64) - 1
 """The fold counter wraps; that it changed is all that counts."""
@@ -51,6 +60,8 @@ class Frame:
     folds: int
     ladders: tuple[tuple[int, int], ...]
     """For every ladder: byte offset of its hop ids, number of rows."""
+    is_short: bool = False
+    """Whether rows are short."""
 
 
 def counts_size(ladders: int) -> int:
@@ -66,6 +77,22 @@ def record_format(part: Part) -> RowFormat:
 def ladder_format(part: Part, ladder: Ladder) -> RowFormat:
     """Return the form of a ladder's rows."""
     return row_format(part.ladder_slots(ladder))
+
+
+def row_forms(part: Part, *, is_short: bool) -> list[tuple[RowFormat, Callable[[Sequence[Any]], Any] | None]]:
+    """Return for every ladder the form of its rows as they are stored, and what makes a whole row of one; None for whole ones."""
+    forms = [ladder_format(part, ladder) for ladder in part.ladders]
+    if not is_short:
+        return [(form, None) for form in forms]
+    return [
+        (row_format(tuple(form.slots[places.index(place)] for place in sorted({*places}))), _whole(places))
+        for form, places in zip(forms, part.short_places, strict=True)
+    ]
+
+
+def _whole(places: tuple[int, ...]) -> Callable[[Sequence[Any]], Any] | None:
+    """Return what picks a whole row out of a short one; None where they are the same."""
+    return itemgetter(*places) if max(places) + 1 < len(places) else None
 
 
 def record_size(part: Part) -> int:
@@ -90,7 +117,7 @@ def records_in_tail(part: Part, blob: bytes, base: int) -> int:
 
 
 def head_word(part: Part) -> int:
-    """Return the first word of a header, but for the base length, which stands 32 bits up."""
+    """Return the first word of a header without short rows, but for the base length, which stands 32 bits up."""
     return int.from_bytes(MAGIC + bytes((VERSION, part.number)), "little")
 
 
@@ -127,9 +154,11 @@ def parse_frame(blob: bytes, part: Part) -> Frame:
     if len(blob) < fixed:
         raise CodecError(f"view {part.view}: {len(blob)} bytes are too short for a blob, at least {fixed}.")
     magic, version, number, base_length, fingerprint, newest, folds, *counts = _head(len(ladders)).unpack_from(blob)
-    if magic != MAGIC or version != VERSION:
+    is_short = version == SHORT_VERSION
+    if magic != MAGIC or not (version == VERSION or (is_short and is_fixed)):
         raise CodecError(
-            f"view {part.view}: format {magic!r} version {version} is not {MAGIC!r} version {VERSION}.",
+            f"view {part.view}: format {magic!r} version {version} is not {MAGIC!r} version {VERSION}"
+            f"{f' or {SHORT_VERSION}' if is_fixed else ''}.",
             hint="rebuild the online store from Delta.",
         )
     if fingerprint != part.fingerprint_word:
@@ -138,7 +167,7 @@ def parse_frame(blob: bytes, part: Part) -> Frame:
         raise CodecError(f"view {part.view}: blob of part {number}, expected {part.number}.")
     offset = fixed
     placed = []
-    for size, rows in zip(part.row_sizes, counts, strict=True):
+    for size, rows in zip(part.short_sizes if is_short else part.row_sizes, counts, strict=True):
         placed.append((offset, rows))
         offset += 8 * rows
         if is_fixed:
@@ -151,7 +180,7 @@ def parse_frame(blob: bytes, part: Part) -> Frame:
         raise CodecError(
             f"view {part.view}: lengths do not add up (rows {tuple(counts)}, base {base_length}, blob {len(blob)} bytes)."
         )
-    return Frame(base_length, newest, folds, tuple(placed))
+    return Frame(base_length, newest, folds, tuple(placed), is_short)
 
 
 def ends_of_rows(blob: bytes, offset: int, rows: int) -> memoryview:

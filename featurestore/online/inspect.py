@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import CodecError
-from featurestore.online.codec import ladder_format, parse_frame, record_format, wide_row
+from featurestore.online.codec import parse_frame, record_format, row_forms, wide_row
 from featurestore.timeline import MIN_INSTANT
 
 if TYPE_CHECKING:
@@ -100,11 +100,12 @@ def inspect_blob(layout: ViewLayout, feature: FeatureLayout, blob: bytes, t: Ins
     hops = memoryview(blob)[offset : offset + 8 * rows].cast("q")
     first = 0 if low is None else bisect_left(hops, low // hop)
     last = min(first + 1, rows) if ladder.is_suffix else bisect_left(hops, high // hop)
-    form = ladder_format(part, ladder)
+    form, whole = row_forms(part, is_short=frame.is_short)[read.ladder]
     used = []
     for index in range(first, last):
         if part.is_fixed:
             row = form.words.unpack_from(blob, offset + 8 * rows + index * form.words.size)
+            row = row if whole is None else whole(row)
         else:
             row = wide_row(form, blob, offset, rows, index)
         start = None if ladder.hop is None else hops[index] * hop

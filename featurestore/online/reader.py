@@ -16,7 +16,7 @@ import numpy as np
 from featurestore.algebra import Aggregate
 from featurestore.algebra.columns import partial_at, reduce_groups
 from featurestore.errors import CodecError, PastLookupError
-from featurestore.online.codec import ladder_format, parse_frame, record_format, wide_row
+from featurestore.online.codec import parse_frame, record_format, row_forms, wide_row
 from featurestore.online.columns import ViewValues
 from featurestore.timeline import MAX_INSTANT, MIN_INSTANT, format_instant
 
@@ -133,7 +133,7 @@ class _PartReader:
     def __init__(self, layout: ViewLayout, part: Part) -> None:
         self.part = part
         self._records = record_format(part)
-        self._forms = [ladder_format(part, ladder) for ladder in part.ladders]
+        self._forms = [row_forms(part, is_short=is_short) for is_short in (False, True)]
         groups: dict[tuple[int, Window], list[_Member]] = {}
         for read in part.reads:
             feature, ladder = layout.features[read.feature], part.ladders[read.ladder]
@@ -168,6 +168,7 @@ class _PartReader:
     def read(self, values: list[Any], blob: bytes, frame: Frame, tail: list[Partial], t: Instant) -> None:
         """Fill in the values of the part's features."""
         view = memoryview(blob)
+        forms = self._forms[frame.is_short]
         is_fixed = self.part.is_fixed
         starts = [record[0] for record in tail]
         newest: dict[int, list[Partial]] = {}  # per measure, the merge of the newest record, of the two newest, ...
@@ -181,11 +182,13 @@ class _PartReader:
             if rows:
                 index = 0 if low is None else bisect_left(view[offset : offset + 8 * rows].cast("q"), low // hop)
                 if index < rows:
+                    form, whole = forms[ladder]
                     if is_fixed:
-                        words = self._forms[ladder].words
+                        words = form.words
                         row = words.unpack_from(blob, offset + 8 * rows + index * words.size)
+                        row = row if whole is None else whole(row)
                     else:
-                        row = wide_row(self._forms[ladder], blob, offset, rows, index)
+                        row = wide_row(form, blob, offset, rows, index)
             covered = len(tail) if low is None else len(tail) - bisect_left(starts, low)
             if row is not None and not covered and quick is not None:
                 for feature, finalize in quick:
@@ -222,7 +225,7 @@ class _PartReader:
         hops = memoryview(blob)[offset : offset + 8 * rows].cast("q")
         first = 0 if low is None else bisect_left(hops, low // hop)
         last = bisect_left(hops, high // hop)  # end(t) lies on the ladder's grid, so no row straddles it
-        form = self._forms[ladder]
+        form, whole = self._forms[frame.is_short][ladder]
         covered = [record for record in tail if (low is None or record[0] >= low) and record[0] < high]
         is_fixed = self.part.is_fixed
         many = is_fixed and last - first >= _MANY
@@ -231,8 +234,10 @@ class _PartReader:
         at = offset + 8 * rows
         if many:
             columns = form.decode([blob[at + first * form.words.size : at + last * form.words.size]])
+            columns = columns if whole is None else whole(columns)
         elif is_fixed:
             picked = [form.words.unpack_from(blob, at + index * form.words.size) for index in range(first, last)]
+            picked = picked if whole is None else [*map(whole, picked)]
         else:
             picked = [wide_row(form, blob, offset, rows, index) for index in range(first, last)]
         start = np.zeros(1, dtype=np.int64)

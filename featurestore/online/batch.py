@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurestore.algebra.rows import row_format
 from featurestore.datatypes import DataType
 from featurestore.online.batch_plan import UnusualError, check_sums, gather_plan
 from featurestore.online.codec import (
     HEADER,
+    SHORT,
+    SHORT_VERSION,
     counts_size,
     empty_base,
+    empty_rows,
     fingerprint_word,
     head_word,
     parse_frame,
@@ -57,10 +59,11 @@ _ROWS = np.arange(_FEW_ROWS)[:, None]
 
 @dataclass(frozen=True, slots=True)
 class _Blobs:
-    """Blobs of n keys as words; after them an empty row of every ladder and an empty tail record.
+    """Blobs of n keys as words; after them an empty row of every ladder, all of them short, and an empty tail record.
 
     Attributes:
         words: All blobs, one after the other.
+        form: Which column of what is by form, whole or short, is that of every key's rows; one for all where they agree.
         hops: First word of the hop ids, shape (ladders, keys).
         rows: Number of rows, same shape.
         after: The word after the last blob, where the empty rows begin.
@@ -70,6 +73,7 @@ class _Blobs:
     """
 
     words: np.ndarray
+    form: np.ndarray | slice
     hops: np.ndarray
     rows: np.ndarray
     after: int
@@ -100,28 +104,25 @@ class BatchReader:
         self._layout: ViewLayout = reader.layout
         part = self._part = self._layout.parts[0]
         self._record_words = record_size(part) // 8
-        row_words = [size // 8 for size in part.row_sizes]
-        self._row_words = np.array(row_words, dtype=np.int64)[:, None]
+        self._row_words = np.array((part.row_sizes, part.short_sizes), dtype=np.int64).T // 8  # by ladder and form
         self._row_space = self._row_words + 1  # with the hop id
         self._fixed_words = (HEADER.size + counts_size(len(part.ladders))) // 8
         self._expected = head_word(part)
         self._fingerprint = fingerprint_word(part)
         self._no_key = empty_base(part)
-        empty = [part.measures[measure].empty() for measure in range(len(part.measures))]
-        self._empties = b"".join(
-            row_format(part.ladder_slots(ladder)).pack(tuple(v for m in ladder.measures for v in empty[m]))
-            for ladder in part.ladders
-        ) + record_format(part).pack((MIN_INSTANT, MAX_INSTANT, MIN_INSTANT, *(v for each in empty for v in each)))
-        self._no_record = sum(row_words)
+        self._empties = b"".join(empty_rows(part)) + record_format(part).pack(
+            (MIN_INSTANT, MAX_INSTANT, MIN_INSTANT, *(v for measure in part.measures for v in measure.empty()))
+        )
+        ends = np.cumsum(self._row_words.T)  # all whole ones, then all short ones
+        self._no_record = int(ends[-1])
         self._head = np.arange(self._fixed_words)
         self._step_words = (_STEPS + 1) * self._record_words
-        empty_at = np.cumsum([0, *row_words[:-1]])[:, None]
         plan = self._plan = gather_plan(self._layout)
         ladder_of = self._ladder_of = np.array([ladder for ladder, _ in plan.windows], dtype=np.int64)
         windows = [window for _, window in plan.windows]
         self._ladder_hop = np.array([part.ladders[ladder].hop or 1 for ladder in ladder_of], dtype=np.int64)[:, None]
         self._window_row = self._row_words[ladder_of]
-        self._window_empty = empty_at[ladder_of]
+        self._window_empty = (ends.reshape(2, -1).T - self._row_words)[ladder_of]
         self._back = np.array([w.delay + (w.length or 0) for w in windows], dtype=np.int64)[:, None]
         self._window_hop = np.array([w.hop or 1 for w in windows], dtype=np.int64)[:, None]
         self._endless = np.array([w.length is None for w in windows])
@@ -189,10 +190,15 @@ class BatchReader:
         begin = ends - sizes
         head = words.take(begin[:, None] + self._head)
         rows = head[:, _HEADER_WORDS:].view("<u4").T[: len(self._row_words)].astype(np.int64)
-        space = rows * self._row_space
+        is_short = (head[:, 0] >> 16) & 0xFF == SHORT_VERSION
+        form: np.ndarray | slice = is_short.astype(np.int64)
+        if np.count_nonzero(is_short) in (0, len(blobs)):
+            form = slice(int(is_short[0]), int(is_short[0]) + 1)
+        space = rows * self._row_space[:, form]
         hops = np.add.accumulate(space)
         base = hops[-1] + self._fixed_words
-        wrong = head[:, 0] != (base << 35) + self._expected  # the base length stands there in bytes, 32 bits up
+        # The base length stands there in bytes, 32 bits up.
+        wrong = head[:, 0] != (base << 35) + self._expected + is_short * SHORT
         wrong |= head[:, 1] != self._fingerprint
         sizes -= base
         tails = sizes // self._record_words
@@ -206,7 +212,7 @@ class BatchReader:
         if steps > _MOST_STEPS:
             raise UnusualError
         records = np.where(_STEPS[:steps] < tails, ends - self._step_words[:steps], after + self._no_record)
-        return _Blobs(words, hops, rows, after, head[:, 2], records)
+        return _Blobs(words, form, hops, rows, after, head[:, 2], records)
 
     def _refuse(self, blobs: Sequence[bytes], wrong: np.ndarray) -> None:
         for row in np.flatnonzero(wrong).tolist():
@@ -258,7 +264,7 @@ class BatchReader:
         if self._has_endless:
             low[self._endless] = MIN_INSTANT + 1  # all but the empty record
         place = row.take(self._plan.cell_window, axis=0)
-        place += self._plan.cell_word
+        place += self._plan.cell_word[:, found.form]
         rows = found.words.take(place)
         check_sums(rows, self._plan.least_rows)
         tails = self._tails(found, records, low)
@@ -333,7 +339,8 @@ class BatchReader:
             place = _bisect(found.words, hops, rows, wanted)
         if self._has_endless:
             place[self._endless] = 0
-        return np.where(place < rows, hops + rows + place * self._window_row, found.after + self._window_empty)
+        at = hops + rows + place * self._window_row[:, found.form]
+        return np.where(place < rows, at, found.after + self._window_empty[:, found.form])
 
     def _tails(self, found: _Blobs, records: np.ndarray, low: np.ndarray) -> _Tails | None:
         """Return the tail records merged from the newest on; None without any."""

@@ -66,7 +66,7 @@ class GatherPlan:
     Attributes:
         windows: (ladder, window) by number.
         cell_window: Of every word gathered from rows, its window's number.
-        cell_word: Its place in the row; shape (words, 1).
+        cell_word: Its place in a whole row, and in a short one; shape (words, 2).
         cell_tail: Its place in the gather of tails; shape (words, 1).
         record_word: Of every word gathered from tails, its place in a record; shape (words, 1).
         least_rows: The least of every word gathered from rows that is added up, the first ones; shape (words, 1).
@@ -116,7 +116,7 @@ def _laid_out(
     order = sorted(
         range(len(grouped)), key=lambda place: grouped[place][1] not in merges[grouped[place][0]].added_slots
     )
-    rows: list[tuple[int, int, int]] = []
+    rows: list[tuple[int, int, int, int]] = []
     tails: list[int] = []
     least: tuple[list[int], list[int]] = ([], [])
     row_slices: dict[Any, dict[int, slice]] = {alike: {} for alike in cells}
@@ -128,18 +128,19 @@ def _laid_out(
         tail_slices[alike][slot] = slice(len(tails), len(tails) + len(measures))
         for number, measure in mine:
             held = part.ladders[windows[number][0]].measures
-            begin = sum(len(part.measures[each].slots) for each in held[: held.index(measure)])
-            rows.append((number, begin + slot, len(tails) + measures.index(measure)))
+            place = sum(len(part.measures[each].slots) for each in held[: held.index(measure)]) + slot
+            short = part.short_places[windows[number][0]][place]
+            rows.append((number, place, short, len(tails) + measures.index(measure)))
         tails += [len(RECORD_SLOTS) + part.slot_offsets[measure] + slot for measure in measures]
         if slot in merges[alike].added_slots:
             lowest = 0 if slot == 0 else -LIMIT  # the first is a count
             least[0].extend([lowest] * len(mine))
             least[1].extend([lowest] * len(measures))
-    cell_window, cell_word, cell_tail = np.array(rows, dtype=np.int64).T
+    cell_window, *cell_word, cell_tail = np.array(rows, dtype=np.int64).T
     return GatherPlan(
         windows,
         np.ascontiguousarray(cell_window),
-        cell_word[:, None].copy(),
+        np.stack(cell_word, axis=1),
         cell_tail[:, None].copy(),
         np.array(tails, dtype=np.int64)[:, None],
         np.array(least[0], dtype=np.int64)[:, None],

@@ -36,7 +36,7 @@ from featurestore.errors import CodecError
 from featurestore.timeline import MIN_INSTANT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from featurestore.algebra.rows import RowFormat
     from featurestore.definitions.parts import Ladder, Part
@@ -135,6 +135,15 @@ def empty_base(part: Part) -> bytes:
     """Return the base of a key that has only a tail yet."""
     length = HEADER.size + counts_size(len(part.ladders))
     return pack_header(part, length, MIN_INSTANT, 0) + bytes(length - HEADER.size)
+
+
+def empty_rows(part: Part) -> Iterator[bytes]:
+    """Yield an empty row of every ladder, then all of them short."""
+    for is_short in (False, True):
+        forms = row_forms(part, is_short=is_short)
+        for ladder, places, (form, _) in zip(part.ladders, part.short_places, forms, strict=True):
+            row = [value for measure in ladder.measures for value in part.measures[measure].empty()]
+            yield form.pack(tuple(dict(zip(places, row, strict=True)).values() if is_short else row))
 
 
 @lru_cache

@@ -213,11 +213,11 @@ def _planned(layout: ViewLayout) -> tuple[np.ndarray, list[int]]:
     asked = {(read.ladder, layout.features[read.feature].window) for read in part.reads}
     nearest = sorted(asked, key=lambda each: (each[1].length is None, (each[1].length or 0) + each[1].delay, each[0]))
     windows = {each: number for number, each in enumerate(nearest)}  # so that each covers the records of the one before
-    cells: dict[int, dict[int, tuple[int, list[int]]]] = {}
+    cells: dict[int, dict[int, tuple[int, int, list[int]]]] = {}
     for read in part.reads:
         window = windows[read.ladder, layout.features[read.feature].window]
         in_row = _before(part, part.ladders[read.ladder].measures, read.measure)
-        cells.setdefault(read.measure, {}).setdefault(window, (in_row, []))[1].append(read.feature)
+        cells.setdefault(read.measure, {}).setdefault(window, (read.ladder, in_row, []))[2].append(read.feature)
     ranks = {DataType.FLOAT64: 0, DataType.BOOL: 2}
     places = sorted(range(len(layout.features)), key=lambda f: ranks.get(layout.features[f].aggregate.result_type, 1))
     place_of = {feature: place for place, feature in enumerate(places)}
@@ -233,7 +233,7 @@ def _planned(layout: ViewLayout) -> tuple[np.ndarray, list[int]]:
         id(bytes),
         id(None),
     ]
-    plan = head + [size // 8 for size in part.row_sizes]
+    plan = head + [size // 8 for size in (*part.row_sizes, *part.short_sizes)]
     for ladder, span in windows:
         plan += [ladder, part.ladders[ladder].hop or 1, span.delay + (span.length or 0)]
         plan.append(0 if span.length is None else span.hop or 1)
@@ -245,14 +245,16 @@ def _planned(layout: ViewLayout) -> tuple[np.ndarray, list[int]]:
         begin = cell_at + len(cell_words)
         one = part.measures[measure]
         *kinds, empty = _KINDS[one.partial_kind]
-        for window, (in_row, features) in sorted(mine.items()):
+        for window, (ladder, in_row, features) in sorted(mine.items()):
             first = read_at + len(read_words)
             for feature in features:
                 aggregate = layout.features[feature].aggregate
                 reads = _READS[type(aggregate)]
                 null = -1 if type(aggregate) is Count else empty  # no count is null
                 read_words += [reads[_is_double(aggregate)], place_of[feature], null, reads[2]]
+            first_slot, *others = part.short_places[ladder][in_row : in_row + len(one.slots)]
             cell_words += [window, in_row, first, read_at + len(read_words)]
+            cell_words += [first_slot, others[0] - 1 if others else first_slot]
         in_record = len(RECORD_SLOTS) + part.slot_offsets[measure]
         plan += [kinds[_is_double(one)], in_record, begin, cell_at + len(cell_words)]
         plan += [*(slot if slot < len(one.slots) else 0 for slot in (1, 2)), empty]

@@ -24,8 +24,8 @@ from featurestore.algebra.columns import (
     take,
 )
 from featurestore.algebra.tiles import TileRows
-from featurestore.online.codec import ladder_format, record_format
-from featurestore.online.pieces import Pieces, join_blobs
+from featurestore.online.codec import record_format
+from featurestore.online.pieces import Pieces, Rung, join_blobs
 from featurestore.timeline import MAX_INSTANT, MIN_INSTANT
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from featurestore.algebra.aggregate import Aggregate, Columns
     from featurestore.definitions.parts import Ladder, Part
     from featurestore.engines.shape import Shaped
-    from featurestore.online.pieces import Piece
     from featurestore.timeline import Instant
 
 
@@ -60,16 +59,10 @@ def fold(part: Part, blobs: Sequence[bytes], *, clock: Instant = MAX_INSTANT) ->
     newest = found.newest.copy()
     np.maximum.at(newest, folded.key, folded.newest)
 
-    pieces: list[Piece] = []
-    for index in range(len(part.ladders)):
-        starts, hops, rows, ends = _fold_ladder(part, index, found, folded, newest)
-        pieces.append((hops, starts))
-        if not part.is_fixed:
-            pieces.append((ends[1:] - np.repeat(ends[starts[:-1]], np.diff(starts)), starts))
-        pieces.append((np.frombuffer(rows, "<i8"), ends[starts] // 8))
+    rungs = [_fold_ladder(part, index, found, folded, newest) for index in range(len(part.ladders))]
     rests, rest_ends = record_format(part).encode(kept.records)
     rest = rest_ends[np.searchsorted(kept.key, np.arange(count + 1))] // 8
-    return join_blobs(part, newest, found.folds + np.uint64(1), pieces, (np.frombuffer(rests, "<i8"), rest))
+    return join_blobs(part, newest, found.folds + np.uint64(1), rungs, (np.frombuffer(rests, "<i8"), rest))
 
 
 def drop_unreachable(part: Part, events: Shaped, rows: TileRows) -> TileRows:
@@ -105,8 +98,8 @@ def _fold_ladder(
     found: Pieces,
     tail: TileRows,
     newest: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, bytes, np.ndarray]:
-    """Return (first row of every key and the end, hop ids, rows as bytes and where each begins) of one ladder."""
+) -> Rung:
+    """Return the rows of one ladder."""
     ladder = part.ladders[index]
     count = len(newest)
     base_rows, base_hops, base = found.ladder(index)
@@ -131,8 +124,7 @@ def _fold_ladder(
         merged += reduce_groups(part.measures[measure], take(tail.columns[begin:end], alive), runs)
     both = _Both(base_key, base_hops, base, tail_key, tail_hop, tuple(merged), reachable, count)
     keys, hops, columns = _merge_suffix(part, ladder, both) if ladder.is_suffix else _merge_plain(part, ladder, both)
-    rows, ends = ladder_format(part, ladder).encode(columns)
-    return np.searchsorted(keys, np.arange(count + 1)), hops.astype("<i8"), rows, ends
+    return Rung(np.searchsorted(keys, np.arange(count + 1)), hops, columns)
 
 
 class _Both:

@@ -1,4 +1,4 @@
-# ruff: noqa: ANN001, ANN201, ANN202, PLR0124 - numba infers the types; NaN is unequal to itself
+# ruff: noqa: ANN001, ANN201, ANN202 - numba infers the types
 # mypy: disallow-untyped-defs=False
 """The compiled reading of blobs: what ``reader.ViewReader`` computes of plain numbers, to the bit. Needs numba.
 
@@ -13,8 +13,7 @@ Imported by ``compiled`` alone, when a view is first opened; the machine code is
                reads it is finalized
 
 Whatever is not plain is left to the readers in Python: the kernel says ``UNUSUAL`` (or ``PAST``) and what it has written means
-nothing. So it knows no errors, and bytes that were spoiled get the refusal, or the value, that they always got. A partial is
-three words, one per slot, doubles as the integers of the same bits; what it has no slots for means nothing.
+nothing. So it knows no errors, and bytes that were spoiled get the refusal, or the value, that they always got.
 """
 
 from __future__ import annotations
@@ -27,11 +26,12 @@ from numba import types
 
 from featurestore.online import opcodes as op
 from featurestore.online.kernel_names import write_names
-from featurestore.online.words import as_double, as_word, load, store
+from featurestore.online.kernel_partials import finish, gather, gather_rows, merge
+from featurestore.online.words import as_double, load, store
 
 __all__ = ["read_many", "read_numbers", "read_one", "write_names"]
 
-MADE_OF = 0xCAACCEB6  # CRC-32 of opcodes.py and words.py: machine code is kept for as long as this file is the same
+MADE_OF = 0x5E76294F  # CRC-32 of kernel_partials.py, opcodes.py and words.py: machine code is kept for as long as this file is the same
 _I8, _YES = types.int64, types.boolean
 _I8S, _F8S, _FLAGS = types.int64[::1], types.float64[::1], types.boolean[::1]
 _HOW: Any = {"error_model": "numpy", "cache": True}
@@ -68,26 +68,31 @@ def _newest_first(first, records, size, t, order):
 
 @_jit
 def _frame(begin, size, t, exact, plan, ladders):
-    """Put (hops, rows) of every ladder of a blob of ``size`` words; return (status, t, newest event, tail, records)."""
+    """Put (hops, rows) of every ladder of a blob of ``size`` words; return what that tells.
+
+    That is (status, t, newest event, tail, records, whether rows are short).
+    """
     fixed, width = plan[op.FIXED_WORDS], plan[op.RECORD_WORDS]
     if size < fixed:
-        return op.UNUSUAL, t, op.MIN, 0, 0
+        return op.UNUSUAL, t, op.MIN, 0, 0, 0
     at = begin + fixed
+    is_short = (load(begin) >> 17) & 1
+    widths = op.PLAN_HEAD + is_short * plan[op.LADDERS]
     for ladder in range(plan[op.LADDERS]):
         word = load(begin + 4 + (ladder >> 1))
         rows = (word >> 32 if ladder & 1 else word) & op.LOW
         store(ladders + 2 * ladder, at)
         store(ladders + 2 * ladder + 1, rows)
-        at += rows * (1 + plan[op.PLAN_HEAD + ladder])
+        at += rows * (1 + plan[widths + ladder])
     tail = size - (at - begin)
     if (
         tail < 0
         or tail % width != 0
         or tail > width * op.MOST_RECORDS
-        or load(begin) != ((at - begin) << 35) + plan[op.EXPECTED]
+        or load(begin) != ((at - begin) << 35) + plan[op.EXPECTED] + is_short * op.SHORT
         or load(begin + 1) != plan[op.FINGERPRINT]
     ):
-        return op.UNUSUAL, t, op.MIN, 0, 0
+        return op.UNUSUAL, t, op.MIN, 0, 0, 0
     while True:
         as_of = load(begin + 2)
         for record in range(at, at + tail, width):
@@ -96,17 +101,17 @@ def _frame(begin, size, t, exact, plan, ladders):
         if as_of < t:
             break
         if exact:
-            return op.PAST, t, as_of, 0, 0
+            return op.PAST, t, as_of, 0, 0, 0
         if as_of >= op.FAR:
-            return op.UNUSUAL, t, as_of, 0, 0
+            return op.UNUSUAL, t, as_of, 0, 0, 0
         t = as_of + 1
-    return op.OK if -op.FAR < t < op.FAR else op.UNUSUAL, t, as_of, at, tail // width
+    return op.OK if -op.FAR < t < op.FAR else op.UNUSUAL, t, as_of, at, tail // width, is_short
 
 
 @_jit
 def _starts(t, plan, starts):
     """Put (start, its hop id) of every window at ``t``."""
-    at = op.PLAN_HEAD + plan[op.LADDERS]
+    at = op.PLAN_HEAD + 2 * plan[op.LADDERS]
     for window in range(plan[op.WINDOWS]):
         hop, back, step = plan[at + 1], plan[at + 2], plan[at + 3]
         if step != 0:
@@ -118,9 +123,10 @@ def _starts(t, plan, starts):
 
 
 @_jit
-def _rows(plan, starts, ladders, order, count, row, covered):
+def _rows(plan, is_short, starts, ladders, order, count, row, covered):
     """Put, of every window, where its row is (0: it has none), and how many of the newest records it covers."""
-    at = op.PLAN_HEAD + plan[op.LADDERS]
+    widths = op.PLAN_HEAD + is_short * plan[op.LADDERS]
+    at = op.PLAN_HEAD + 2 * plan[op.LADDERS]
     for window in range(0, plan[op.WINDOWS] * op.AT_ONCE, op.AT_ONCE):
         ladder = plan[at]
         hops, rows = load(ladders + 2 * ladder), load(ladders + 2 * ladder + 1)
@@ -130,7 +136,7 @@ def _rows(plan, starts, ladders, order, count, row, covered):
             index = _row(hops, rows, load(starts + 1))
             while many < count and load(load(order + many)) >= low:
                 many += 1
-        store(row + window, hops + rows + index * plan[op.PLAN_HEAD + ladder] if index < rows else 0)
+        store(row + window, hops + rows + index * plan[widths + ladder] if index < rows else 0)
         store(covered + window, many)
         starts += 2
         at += op.WINDOW
@@ -171,83 +177,7 @@ def _lists(windows, keys, order, row, covered, lane, place, ends):
 
 
 @_jit
-def _gather(kind, into, lane, begin, end, place, slot, second, third):
-    """Load partials; return whether numbers that are added up stay within int64. Without ``lane`` one behind the other."""
-    counts = numbers = 0
-    for each in range(begin, end):
-        at, to = load(place + each) + slot, into + 3 * (load(lane + each) if lane else each - begin)
-        n, i, j = load(at), load(at + second), load(at + third)
-        store(to, n)
-        store(to + 1, i)
-        store(to + 2, j)
-        counts |= n
-        numbers |= (i + op.LARGE) | (j + op.LARGE)
-    if kind >= op.EARLIEST:
-        return True
-    return 0 <= counts < op.LARGE and (kind != op.ADD_INTEGERS or 0 <= numbers < 2 * op.LARGE)
-
-
-@_jit
-def _merge(kind, into, lane, begin, end, other, is_packed):
-    """Merge other partials into those of keys, one after the other, as the aggregates' ``merge`` does it."""
-    for each in range(begin, end):
-        key = load(lane + each)
-        a, b = into + 3 * key, other + 3 * (each - begin if is_packed else key)
-        n, i, j, m, k, last = load(a), load(a + 1), load(a + 2), load(b), load(b + 1), load(b + 2)
-        if kind == op.ADD_INTEGERS:
-            n, i, j = n + m, i + k, j + last
-        elif kind == op.ADD_DOUBLES:
-            x, y = as_double(i), as_double(k)
-            total = x + y
-            back = total - x
-            error = as_double(j) + as_double(last) + ((x - (total - back)) + (y - back))
-            n, i, j = n + m, as_word(total), as_word(0.0 if total - total != 0.0 else error)
-        elif kind >= op.EARLIEST:
-            later = m > n or (m == n and k > i)
-            stays = not later if kind == op.LATEST else later or (m == n and k == i)
-            n, i, j = n if stays else m, i if stays else k, j if stays else last
-        else:
-            if kind <= op.MAX_INTEGER:
-                stays = i <= k if kind == op.MIN_INTEGER else i >= k
-            else:
-                x, y = as_double(i), as_double(k)
-                stays = (x <= y or y != y) if kind == op.MIN_DOUBLE else (x >= y or x != x)
-            n, i = n + m, i if m == 0 or (n != 0 and stays) else k
-        store(a, n)
-        store(a + 1, i)
-        store(a + 2, j)
-
-
-@_jit
-def _finish(read, null, slot, partials, times, keys, out):
-    """Put what is made of the partials of all keys, doubles as their bits; return whether all is plain."""
-    plain = True
-    for key in range(keys):
-        at = partials + 3 * key
-        n, i, j = load(at), load(at + 1), load(at + 2)
-        if read == op.COPY:
-            made = n if slot == 0 else i if slot == 1 else j
-        elif read == op.TOTAL_DOUBLE:
-            made = as_word(as_double(i) + as_double(j))
-        elif read == op.MEAN_DOUBLE:
-            made = as_word((as_double(i) + as_double(j)) / n)
-        elif read == op.SECONDS:
-            plain &= n == null or -op.FAR < n < op.FAR
-            made = as_word(float(load(times + key) - n) / 1e6)
-        else:
-            high = i + (j >> 32)
-            made = (high << 32) | (j & op.LOW)
-            if read == op.MEAN_INTEGER:
-                plain &= n < op.LARGE and -(2**21) <= high < 2**21
-                made = as_word(float(made) / n)
-            else:
-                made = op.MAX if high >= op.HALF else op.MIN if high < -op.HALF else made
-        store(out + key, made)
-    return plain
-
-
-@_jit
-def _values(plan, mine, lane, place, ends, times, first, keys, out, valid, about, partials, merged, others):
+def _values(plan, mine, lane, place, ends, times, shorts, first, keys, out, valid, about, partials, merged, others):
     """Put every value that is read of one measure, of ``keys`` keys from number ``first`` on; return whether all is plain."""
     kind, slot, second, third, empty = plan[mine], plan[mine + 1], plan[mine + 4], plan[mine + 5], plan[mine + 6]
     all_keys = len(about) >> 1
@@ -255,20 +185,20 @@ def _values(plan, mine, lane, place, ends, times, first, keys, out, valid, about
     while cell < plan[mine + 3]:
         begin, rows, covers, firsts, end = end, load(ends), load(ends + 1), load(ends + 2), load(ends + 3)
         if covers != end:
-            plain &= _gather(kind, merged, lane, covers, firsts, place, slot, second, third)
-            plain &= _gather(kind, others, 0, firsts, end, place, slot, second, third)
-            _merge(kind, merged, lane, firsts, end, others, True)
+            plain &= gather(kind, merged, lane, covers, firsts, place, slot, second, third)
+            plain &= gather(kind, others, 0, firsts, end, place, slot, second, third)
+            merge(kind, merged, lane, firsts, end, others, True)
         if plan[cell] == window:
             if rows - begin < keys:
                 for at in range(partials, partials + 3 * keys, 3):
                     store(at, empty)
                     store(at + 1, 0)
                     store(at + 2, 0)
-            plain &= _gather(kind, partials, lane, begin, rows, place, plan[cell + 1], second, third)
-            _merge(kind, partials, lane, rows, covers, merged, False)
+            plain &= gather_rows(kind, partials, lane, begin, rows, place, shorts, cell, plan, second, third)
+            merge(kind, partials, lane, rows, covers, merged, False)
             for read in range(plan[cell + 2], plan[cell + 3], op.READ):
                 null, target = plan[read + 2], plan[read + 1] * all_keys + first
-                plain &= _finish(plan[read], null, plan[read + 3], partials, times, keys, out + target)
+                plain &= finish(plan[read], null, plan[read + 3], partials, times, keys, out + target)
                 for key in range(keys):
                     there = load(partials + 3 * key) != null
                     valid[target + key] = there
@@ -287,7 +217,8 @@ def _read(blobs, times, exact, plan, out, valid, about, scratch):
     row = order + op.AT_ONCE * op.MOST_RECORDS
     covered = row + windows * op.AT_ONCE
     moved = covered + windows * op.AT_ONCE
-    partials = moved + op.AT_ONCE
+    shorts = moved + op.AT_ONCE
+    partials = shorts + op.AT_ONCE
     merged = partials + 3 * op.AT_ONCE
     ends = merged + 3 * op.AT_ONCE
     starts = ends + 4 * windows
@@ -312,23 +243,24 @@ def _read(blobs, times, exact, plan, out, valid, about, scratch):
             size = load(blob + 2)
             if load(blob + 1) != plan[op.BYTES] or size & 7:
                 return op.UNUSUAL
-            status, t, newest, tail, records = _frame(blob + 4, size >> 3, t, exact, plan, ladders)
+            status, t, newest, tail, records, is_short = _frame(blob + 4, size >> 3, t, exact, plan, ladders)
             if status != op.OK:
                 return status
             about[number] = newest
             store(moved + key, t)
+            store(shorts + key, is_short)
             mine = order + key * op.MOST_RECORDS
             count = _newest_first(tail, records, plan[op.RECORD_WORDS], t, mine)
             if t != started:
                 _starts(t, plan, starts)
                 started = t
-            _rows(plan, starts, ladders, mine, count, row + key, covered + key)
+            _rows(plan, is_short, starts, ladders, mine, count, row + key, covered + key)
         if not _lists(windows, some, order, row, covered, lane, place, ends):
             return op.UNUSUAL
-        mine = op.PLAN_HEAD + plan[op.LADDERS] + windows * op.WINDOW
+        mine = op.PLAN_HEAD + 2 * plan[op.LADDERS] + windows * op.WINDOW
         for _ in range(plan[op.MEASURES]):
             if not _values(
-                plan, mine, lane, place, ends, moved, first, some, values, valid, about, partials, merged, others
+                plan, mine, lane, place, ends, moved, shorts, first, some, values, valid, about, partials, merged, others
             ):
                 return op.UNUSUAL
             mine += op.MEASURE

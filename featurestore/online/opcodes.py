@@ -1,11 +1,12 @@
 """The words in which ``compiled`` tells ``kernel`` what to read: an array of int64, the head first.
 
 head       the nine words below; the last two are where the type of bytes, and None, are in this process
-ladders    the words of a row, of each
+ladders    the words of a row, of each; then of a short row
 windows    ladder, its hop, distance of the start from t, grid of the start (0: without beginning)
 measures   how partials are merged, place of the partial in a record, where its cells begin and end, how far behind the first
            slot the second and the third are (0: it has none), the first slot of the empty partial
-cells      window, place of its partial in a row of the ladder, where what reads it begins and ends; in order of windows
+cells      window, place of its partial in a row of the ladder, where what reads it begins and ends, place of its first slot in a
+           short row, and what the other slots are behind there; in order of windows
 reads      what is made of the partial, place of the value among all, the first slot where it is null, the slot that is copied
 """
 
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 EXPECTED, FINGERPRINT, FIXED_WORDS, RECORD_WORDS, LADDERS, WINDOWS, MEASURES, BYTES, NONE = range(9)
 PLAN_HEAD = 9
-WINDOW, MEASURE, CELL, READ = 4, 7, 4, 4
+WINDOW, MEASURE, CELL, READ = 4, 7, 6, 4
+SHORT = 1 << 16
+"""What the first word of a blob with short rows is more by."""
 MOST_RECORDS = 256
 """A longer tail is read in Python."""
 AT_ONCE = 32
@@ -38,4 +41,4 @@ LARGE = 2**53
 def scratch_words(ladders: int, windows: int) -> int:
     """Return how many words the kernel works in."""
     records, lists = AT_ONCE * MOST_RECORDS, 2 * (3 * windows * AT_ONCE + AT_ONCE * MOST_RECORDS + 1)
-    return 4 * records + (7 + 2 * windows) * AT_ONCE + 6 * windows + 2 * ladders + lists
+    return 4 * records + (8 + 2 * windows) * AT_ONCE + 6 * windows + 2 * ladders + lists

@@ -22,6 +22,7 @@ from featurestore.online.lookup import LookupPlan
 from featurestore.online.reader import ViewReader
 from featurestore.timeline import MAX_INSTANT, MIN_INSTANT
 from tests.effort import tries
+from tests.short_rows import whole_rows
 
 F, N, B = DataType.FLOAT64, DataType.INT64, DataType.BOOL
 LIFETIME = "lifetime"
@@ -46,7 +47,9 @@ LAYOUT = layout_of(
 )
 READER = ViewReader(LAYOUT)
 (PART,) = LAYOUT.parts
-GOLDEN = (456, "f8964a0e3243c0164ab085e7844db3932b9958534ff2ba4c4e1d4e8a5b1bfb57")
+GOLDEN = (408, "a24e81a96275b0cd2452f7ff2eab3f0702f25b02200c8d13f2da3f7ae4a46daf")
+GOLDEN_WHOLE = (456, "f8964a0e3243c0164ab085e7844db3932b9958534ff2ba4c4e1d4e8a5b1bfb57")
+COUNTS_BUT_ONE = (1, 1, 1)
 S = 1_000_000
 
 
@@ -63,7 +66,8 @@ def tail():
 
 
 BLOB = fold(PART, [empty_base(PART) + tail()], clock=10 * S)[0]
-"""A base with four events folded in, two ladders and a lifetime row, and one record in the tail."""
+"""A base with four events folded in, two ladders and a lifetime row, and one record in the tail; its rows are short."""
+WHOLE = whole_rows(PART, BLOB)
 
 
 def read_or_refuse(blob, t):
@@ -93,12 +97,14 @@ def test_the_bytes_of_an_empty_base_never_change():
 def test_the_bytes_of_a_folded_blob_never_change():
     """A change of these bytes is a new format: raise VERSION, and say how old stores are rebuilt."""
     assert (len(BLOB), hashlib.sha256(BLOB).hexdigest()) == GOLDEN
-    assert HEADER.unpack_from(BLOB) == (b"FB", 1, 0, len(BLOB) - record_size(PART), 0x00C0FFEE00C0FFEE, 9 * S + 5, 1)
+    assert (len(WHOLE), hashlib.sha256(WHOLE).hexdigest()) == GOLDEN_WHOLE
+    assert HEADER.unpack_from(BLOB) == (b"FB", 2, 0, len(BLOB) - record_size(PART), 0x00C0FFEE00C0FFEE, 9 * S + 5, 1)
     assert struct.unpack_from("<3I", BLOB, 32) == (2, 3, 1)
     assert struct.unpack_from("<2q", BLOB, 48) == (0, 9)
 
 
 def test_what_the_golden_blob_says():
+    assert READER.read([WHOLE], 10 * S) == READER.read([BLOB], 10 * S)
     values = READER.read([BLOB], 10 * S)
     assert values.values == (2, 4, pytest.approx(1.8), pytest.approx(1.6), 4.0, True, 5.5)
     assert values.as_of == 9 * S + 5
@@ -134,10 +140,10 @@ def test_a_plan_that_cannot_be_read_is_a_codec_error(data):
 # ------------------------------------------------------------------------------------------------------ refused
 
 
-@pytest.mark.parametrize("cut", range(len(BLOB)))
-def test_a_truncated_blob_is_refused(cut):
-    truncated = BLOB[:cut]
-    if cut == len(BLOB) - record_size(PART):
+@pytest.mark.parametrize(("blob", "cut"), [(blob, cut) for blob in (BLOB, WHOLE) for cut in range(len(blob))])
+def test_a_truncated_blob_is_refused(blob, cut):
+    truncated = blob[:cut]
+    if cut == len(blob) - record_size(PART):
         assert READER.read([truncated], 10 * S).values[1] == 4  # a whole base without a tail
     else:
         with pytest.raises(CodecError):
@@ -150,7 +156,8 @@ def test_a_truncated_blob_is_refused(cut):
     ("offset", "value", "message"),
     [
         (0, b"XX", "format"),
-        (2, b"\x02", "version 2"),
+        (2, b"\x03", "version 3"),
+        (2, b"\x01", "do not add up"),
         (8, b"\0", "definition"),
         (4, b"\xff\xff\xff\xff", "do not add up"),
         (32, b"\xff\xff\xff\xff", "do not add up"),
@@ -162,13 +169,14 @@ def test_a_blob_of_another_format_or_view_is_refused(offset, value, message):
 
 
 def test_lengths_that_claim_gigabytes_allocate_nothing():
-    huge = HEADER.pack(b"FB", 1, 0, 2**32 - 1, 0x00C0FFEE00C0FFEE, 0, 0) + b"\xff" * 160
+    many = [HEADER.pack(b"FB", form, 0, 2**32 - 1, 0x00C0FFEE00C0FFEE, 0, 0) + b"\xff" * 160 for form in (1, 2)]
     tracemalloc.start()
     try:
-        with pytest.raises(CodecError):
-            READER.read([huge], 1)
-        with pytest.raises(CodecError):
-            fold(PART, [huge])
+        for huge in many:
+            with pytest.raises(CodecError):
+                READER.read([huge], 1)
+            with pytest.raises(CodecError):
+                fold(PART, [huge])
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
@@ -193,10 +201,12 @@ def test_random_tails_are_values_or_refused(data, records, t):
 
 
 @settings(max_examples=tries(250), deadline=None)
-@given(st.lists(st.integers(0, 8 * len(BLOB) - 1), min_size=1, max_size=4), TIMES)
-@example([8 * 16 + 63], 10 * S)
-def test_flipped_bits_are_a_value_or_refused(bits, t):
-    flipped = bytearray(BLOB)
+@given(st.sampled_from([BLOB, WHOLE]), st.lists(st.integers(0, 8 * len(BLOB) - 1), min_size=1, max_size=4), TIMES)
+@example(BLOB, [8 * 16 + 63], 10 * S)
+@example(BLOB, [16, 17], 10 * S)
+@example(WHOLE, [16, 17], 10 * S)
+def test_flipped_bits_are_a_value_or_refused(blob, bits, t):
+    flipped = bytearray(blob)
     for bit in bits:
         flipped[bit // 8] ^= 1 << bit % 8
     read_or_refuse(bytes(flipped), t)
@@ -212,8 +222,13 @@ def test_spliced_blobs_are_a_value_or_refused(a, b, middle, t):
 @given(st.data(), TIMES)
 def test_well_framed_nonsense_is_a_value_or_refused(data, t):
     """Every length adds up and every number is arbitrary: unsorted hops, NaN, counts below zero."""
+    form = data.draw(st.sampled_from([1, 2]))
     rows = [data.draw(st.integers(0, 4)) for _ in PART.ladders]
-    widths = [1 + sum(len(PART.measures[m].slots) for m in ladder.measures) for ladder in PART.ladders]
+    # Of the counts of a row, all but the first are not there where rows are short.
+    widths = [
+        1 + sum(len(PART.measures[m].slots) for m in ladder.measures) - (form == 2) * gone
+        for ladder, gone in zip(PART.ladders, COUNTS_BUT_ONE, strict=True)
+    ]
     words = (
         sum(n * width for n, width in zip(rows, widths, strict=True))
         + data.draw(st.integers(0, 2)) * record_size(PART) // 8
@@ -227,5 +242,5 @@ def test_well_framed_nonsense_is_a_value_or_refused(data, t):
     ).tobytes()
     length = 48 + 8 * sum(n * width for n, width in zip(rows, widths, strict=True))
     newest = data.draw(st.sampled_from(extremes))
-    header = HEADER.pack(b"FB", 1, 0, length, 0x00C0FFEE00C0FFEE, newest, 0) + struct.pack("<4I", *rows, 0)
+    header = HEADER.pack(b"FB", form, 0, length, 0x00C0FFEE00C0FFEE, newest, 0) + struct.pack("<4I", *rows, 0)
     read_or_refuse(header + body, t)

@@ -23,6 +23,7 @@ from featurestore.online.fold import fold
 from featurestore.online.reader import ViewReader
 from featurestore.timeline import MAX_INSTANT, MIN_INSTANT
 from tests.effort import tries
+from tests.short_rows import whole_rows
 from tests.laws.wide import Texts
 
 S = 1_000_000
@@ -56,11 +57,12 @@ def blob_of(part, times=TIMES, clock=10 * S):
 BLOBS = [blob_of(part) for part in LAYOUT.parts]
 PARTS = [pytest.param(part, id=f"part{part.number}") for part in LAYOUT.parts]
 GOLDEN = {
-    0: (384, "29974c157aa8"),
-    1: (504, "fda4610fe0fc"),
+    0: (328, "faad95dbeeaa"),
+    1: (424, "14006a1d222a"),
     2: (504, "febcffa4e2a7"),
     3: (632, "e67f2175c422"),
 }
+GOLDEN_WHOLE = {0: (384, "29974c157aa8"), 1: (504, "fda4610fe0fc")}
 
 
 def test_the_view_has_every_kind_of_part():
@@ -90,8 +92,11 @@ def test_what_the_blobs_say():
 def test_the_bytes_of_a_part_never_change(part):
     """A change of these bytes is a new format: raise VERSION, and say how old stores are rebuilt."""
     blob = BLOBS[part.number]
-    assert blob[3] == part.number
+    assert (blob[2], blob[3]) == (2 if part.is_fixed else 1, part.number)
     assert (len(blob), hashlib.sha256(blob).hexdigest()[:12]) == GOLDEN[part.number]
+    whole = whole_rows(part, blob)
+    assert (len(whole), hashlib.sha256(whole).hexdigest()[:12]) == GOLDEN_WHOLE.get(part.number, GOLDEN[part.number])
+    assert READER.read([*BLOBS[: part.number], whole, *BLOBS[part.number + 1 :]], 10 * S) == READER.read(BLOBS, 10 * S)
 
 
 def read_or_refuse(part, blob, t):
@@ -112,8 +117,16 @@ INSTANTS = st.sampled_from([10 * S, 30 * S, 0, -S, MAX_INSTANT, MIN_INSTANT]) | 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_blob_of_another_part_is_refused(part):
     other = BLOBS[(part.number + 1) % 4]
-    with pytest.raises(CodecError, match=r"blob of part|do not add up"):
+    with pytest.raises(CodecError, match=r"blob of part|do not add up|version 2"):
         parse_frame(other, part)
+
+
+def test_a_part_whose_rows_differ_in_size_has_no_short_ones():
+    part, blob = LAYOUT.parts[2], BLOBS[2]
+    for read in (lambda blob: parse_frame(blob, part), lambda blob: fold(part, [blob])):
+        read(blob)
+        with pytest.raises(CodecError, match="version 2 is not b'FB' version 1\\."):
+            read(blob[:2] + b"\x02" + blob[3:])
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -176,17 +189,18 @@ def test_well_framed_nonsense_is_a_value_or_refused(part):
         st.lists(st.integers(0, 3), min_size=len(part.ladders), max_size=len(part.ladders)),
         st.lists(small, max_size=60),
         st.integers(0, 60),
+        st.sampled_from([1, 2]),
         INSTANTS,
     )
-    def check(rows, words, base_words, t):
+    def check(rows, words, base_words, form, t):
         fixed = len(empty_base(part))
         counts = struct.pack(f"<{len(rows)}I", *rows).ljust(fixed - HEADER.size, b"\0")
         body = np.array(words, dtype="<i8").tobytes()
         length = fixed + 8 * min(base_words, len(words))
         if part.is_fixed:
-            length = fixed + sum(n * (8 + size) for n, size in zip(rows, part.row_sizes, strict=True))
+            length = fixed + sum(n * (8 + size) for n, size in zip(rows, (part.row_sizes, part.short_sizes)[form - 1], strict=True))
             body = (body * 40)[: max(0, length - fixed)] if body else bytes(length - fixed)
-        header = HEADER.pack(b"FB", 1, part.number, length, int(part.fingerprint, 16), 0, 0)
+        header = HEADER.pack(b"FB", form, part.number, length, int(part.fingerprint, 16), 0, 0)
         read_or_refuse(part, header + counts + body, t)
 
     check()

@@ -39,6 +39,7 @@ class LadderCost:
         reach: How far back rows are kept, in microseconds; None for ever.
         row_bytes: Of one row with its hop; without the bytes of sketches, lists and texts.
         is_fixed: Whether that is all of a row.
+        short_row_bytes: As ``row_bytes``, of a key whose measures all count the same events: nothing is null, no condition differs.
     """
 
     part: int
@@ -48,6 +49,7 @@ class LadderCost:
     reach: Duration | None
     row_bytes: int
     is_fixed: bool
+    short_row_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as data."""
@@ -79,6 +81,11 @@ class ViewCost:
         return self.tail_bytes + sum((ladder.rows or 0) * ladder.row_bytes for ladder in self.ladders)
 
     @property
+    def short_bytes(self) -> int:
+        """As ``bytes``, of a key whose measures all count the same events."""
+        return self.tail_bytes + sum((ladder.rows or 0) * ladder.short_row_bytes for ladder in self.ladders)
+
+    @property
     def by_event(self) -> tuple[LadderCost, ...]:
         """The ladders with a row per distinct event time."""
         return tuple(ladder for ladder in self.ladders if ladder.rows is None)
@@ -102,6 +109,7 @@ class ViewCost:
             "view": self.view,
             "rows": self.rows,
             "bytes": self.bytes,
+            "short_bytes": self.short_bytes,
             "is_bounded": all(ladder.is_fixed and ladder.rows is not None for ladder in self.ladders),
             "ladders": [ladder.to_dict() for ladder in self.ladders],
             "warnings": self.warnings,
@@ -109,6 +117,8 @@ class ViewCost:
 
     def __str__(self) -> str:
         text = f"at most {self.rows:,} rows and {_size(self.bytes)} per key"
+        if self.short_bytes < self.bytes:
+            text += f", {_size(self.short_bytes)} where nothing is null or left out"
         for ladder in self.by_event:
             within = "for ever" if ladder.reach is None else f"within {format_duration(ladder.reach)}"
             text += f", and {ladder.row_bytes} bytes per event time {within}"
@@ -147,7 +157,9 @@ def _ladder_cost(layout: ViewLayout, part: Part, number: int, ladder: Ladder) ->
     windows = [layout.features[read.feature].window.label for read in part.reads if read.ladder == number]
     rows, reach = _rows(ladder)
     row_bytes = _HOP_BYTES + part.row_sizes[number] + (0 if part.is_fixed else 8)
-    return LadderCost(part.number, ladder.hop, tuple(dict.fromkeys(windows)), rows, reach, row_bytes, part.is_fixed)
+    short = _HOP_BYTES + part.short_sizes[number] if part.is_fixed else row_bytes
+    labels = tuple(dict.fromkeys(windows))
+    return LadderCost(part.number, ladder.hop, labels, rows, reach, row_bytes, part.is_fixed, short)
 
 
 def _rows(ladder: Ladder) -> tuple[int | None, Duration | None]:

@@ -59,7 +59,8 @@ def test_init_writes_a_project_that_plans(project, run):
 def test_plan_tells_what_a_key_costs_at_most(project, run):
     (line,) = [line for line in run("plan")[1].splitlines() if line.startswith("+ view")]
     assert "; at most " in line
-    assert line.endswith("kB per key)")
+    assert " kB per key, " in line
+    assert line.endswith(" kB where nothing is null or left out)")
     code, out, err = run("plan", "--costs")
     assert (code, err) == (0, "")
     assert out.splitlines()[0].split("  ")[0] == "view"

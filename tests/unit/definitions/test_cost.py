@@ -14,6 +14,7 @@ from featurestore.testing.streams import shape_events
 from featurestore.timeline import HOUR, MINUTE, SECOND
 from tests.conformance.cases import SOURCE
 from tests.conformance.support import one
+from tests.short_rows import whole_rows
 
 pytestmark = pytest.mark.thorough
 
@@ -56,7 +57,10 @@ def test_a_key_with_an_event_in_every_hop_takes_exactly_that(windows):
     (part,) = made.layout.parts
     rows = [rows for _, rows in parse_frame(blob, part).ladders]
     assert [ladder.rows for ladder in cost.ladders] == rows
-    assert cost.bytes == base_length(blob) + TAIL_CAP * record_size(part)
+    tail = TAIL_CAP * record_size(part)
+    assert cost.short_bytes == base_length(blob) + tail
+    assert cost.bytes == base_length(whole_rows(part, blob)) + tail
+    assert cost.short_bytes < cost.bytes
 
 
 def test_what_is_kept_event_by_event_has_no_cap_and_says_what_an_event_takes():
@@ -65,7 +69,7 @@ def test_what_is_kept_event_by_event_has_no_cap_and_says_what_an_event_takes():
     (ladder,) = cost.by_event
     assert (ladder.rows, ladder.reach, ladder.windows) == (None, 10 * MINUTE, ("10m_exact",))
     blobs = [filled(made, SECOND, events)[1] for events in (100, 101)]
-    assert base_length(blobs[1]) - base_length(blobs[0]) == ladder.row_bytes
+    assert base_length(blobs[1]) - base_length(blobs[0]) == ladder.short_row_bytes == ladder.row_bytes - 8
     assert str(cost).endswith("40 bytes per event time within 10m")
     assert not cost.to_dict()["is_bounded"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
-from operator import itemgetter
+from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,24 +63,25 @@ class CompiledView:
         self._one: Any = None
         self._many: Any = None
         self._numbers: Any = None
-        self._plan, places = _planned(layout)
+        features = layout.features
+        ranks = {DataType.FLOAT64: 0, DataType.BOOL: 2}
+        types = [feature.aggregate.result_type for feature in features]
+        places = sorted(range(len(features)), key=lambda feature: ranks.get(types[feature], 1))
+        self._plan, self._plan_of_one = _planned(layout, places), _planned(layout, range(len(features)))
+        self._row = Struct("=" + "".join("d" if kind == DataType.FLOAT64 else "q" for kind in types))
+        self._bools = [place for place, kind in enumerate(types) if kind == DataType.BOOL]
         self._scratch = np.empty(op.scratch_words(*self._plan[[op.LADDERS, op.WINDOWS]].tolist()), dtype=np.int64)
-        types = [feature.aggregate.result_type for feature in layout.features]
         kinds = [types[feature] for feature in places]
         self._count = len(places)
         self._doubles = kinds.count(DataType.FLOAT64)
-        self._flags = [place for place, kind in enumerate(kinds) if kind == DataType.BOOL]
-        self._integers = self._count - len(self._flags)
-        ends = (0, self._doubles, self._integers, self._count)
+        ends = (0, self._doubles, self._count - len(self._bools), self._count)
         kinds_of = (DataType.FLOAT64, DataType.INT64, DataType.BOOL)
         self._blocks = [
             (np.array(places[low:high]), low, high, kind)
             for low, high, kind in zip(ends, ends[1:], kinds_of, strict=False)
             if low < high
         ]
-        where = [place for _, place in sorted((feature, place) for place, feature in enumerate(places))]
         self._ends, self._places = np.array(ends[1:3]), np.array(places)
-        self._in_order: Any = itemgetter(*where) if self._count > 1 else tuple
 
     def is_there(self) -> bool:
         """Whether the code is loaded; until it is, nothing is plain."""
@@ -94,20 +95,20 @@ class CompiledView:
         """Return the values of one key and its newest event time, ``MIN_INSTANT`` without; None when it is not plain."""
         if self._one is None and not self.is_there():
             return None
-        out, valid = np.empty(self._count, dtype=np.int64), np.empty(self._count + 1, dtype=bool)
-        status, as_of, nulls = self._one(id(blob), t, exact_time, self._plan, out, valid, self._scratch)
+        made = bytes(16 * self._count)  # the kernel writes into it; nobody else has it yet
+        status, as_of, nulls = self._one(id(blob), t, exact_time, self._plan_of_one, id(made), self._scratch)
         if status != op.OK:
             return None
-        values: list[Any] = out.view(np.float64).tolist()
-        begin = self._doubles
-        if begin < self._count:
-            values[begin:] = out[begin:].tolist()
-            for place in self._flags:
+        row = self._row.unpack_from(made)
+        if nulls or self._bools:
+            values = [*row]
+            for place in self._bools:
                 values[place] = bool(values[place])
-        if nulls:
-            for place in np.flatnonzero(~valid[:-1]).tolist():
-                values[place] = None
-        return self._in_order(values), as_of
+            if nulls:
+                there = made[8 * self._count :: 8]
+                values = [value if is_there else None for value, is_there in zip(values, there, strict=True)]
+            row = tuple(values)
+        return row, as_of
 
     def columns(
         self, blobs: Sequence[bytes | None], t: Instant | Sequence[Instant], *, exact_time: bool
@@ -204,11 +205,8 @@ def _is_double(aggregate: Aggregate) -> int:
     return int("f8" in aggregate.slots)
 
 
-def _planned(layout: ViewLayout) -> tuple[np.ndarray, list[int]]:
-    """Return the view as the kernel takes it (``opcodes``), and the features in order of its values.
-
-    Doubles come first, then integers, then bools.
-    """
+def _planned(layout: ViewLayout, places: Sequence[int]) -> np.ndarray:
+    """Return the view as the kernel takes it (``opcodes``), whose values are the features in this order."""
     part = layout.parts[0]
     asked = {(read.ladder, layout.features[read.feature].window) for read in part.reads}
     nearest = sorted(asked, key=lambda each: (each[1].length is None, (each[1].length or 0) + each[1].delay, each[0]))
@@ -218,8 +216,6 @@ def _planned(layout: ViewLayout) -> tuple[np.ndarray, list[int]]:
         window = windows[read.ladder, layout.features[read.feature].window]
         in_row = _before(part, part.ladders[read.ladder].measures, read.measure)
         cells.setdefault(read.measure, {}).setdefault(window, (read.ladder, in_row, []))[2].append(read.feature)
-    ranks = {DataType.FLOAT64: 0, DataType.BOOL: 2}
-    places = sorted(range(len(layout.features)), key=lambda f: ranks.get(layout.features[f].aggregate.result_type, 1))
     place_of = {feature: place for place, feature in enumerate(places)}
 
     head = [
@@ -258,7 +254,7 @@ def _planned(layout: ViewLayout) -> tuple[np.ndarray, list[int]]:
         in_record = len(RECORD_SLOTS) + part.slot_offsets[measure]
         plan += [kinds[_is_double(one)], in_record, begin, cell_at + len(cell_words)]
         plan += [*(slot if slot < len(one.slots) else 0 for slot in (1, 2)), empty]
-    return np.array(plan + cell_words + read_words, dtype=np.int64), places
+    return np.array(plan + cell_words + read_words, dtype=np.int64)
 
 
 def _before(part: Part, held: Sequence[int], measure: int) -> int:

@@ -31,7 +31,8 @@ from featurestore.online.words import as_double, load, store
 
 __all__ = ["read_many", "read_numbers", "read_one", "write_names"]
 
-MADE_OF = 0x5E76294F  # CRC-32 of kernel_partials.py, opcodes.py and words.py: machine code is kept for as long as this file is the same
+# CRC-32 of kernel_partials.py, opcodes.py and words.py: machine code is kept for as long as this file is the same
+MADE_OF = 0x5E76294F
 _I8, _YES = types.int64, types.boolean
 _I8S, _F8S, _FLAGS = types.int64[::1], types.float64[::1], types.boolean[::1]
 _HOW: Any = {"error_model": "numpy", "cache": True}
@@ -210,10 +211,10 @@ def _values(plan, mine, lane, place, ends, times, shorts, first, keys, out, vali
 
 
 @_jit
-def _read(blobs, times, exact, plan, out, valid, about, scratch):
-    """Do what ``read_many`` does."""
+def _read(blobs, times, exact, plan, values, valid, about, scratch):
+    """Do what ``read_many`` does, with the values from a place on."""
     keys, windows, started = len(blobs), plan[op.WINDOWS], op.MIN
-    known, values, order = len(valid) - keys, np.int64(out.ctypes.data) >> 3, np.int64(scratch.ctypes.data) >> 3
+    known, order = len(valid) - keys, np.int64(scratch.ctypes.data) >> 3
     row = order + op.AT_ONCE * op.MOST_RECORDS
     covered = row + windows * op.AT_ONCE
     moved = covered + windows * op.AT_ONCE
@@ -260,7 +261,21 @@ def _read(blobs, times, exact, plan, out, valid, about, scratch):
         mine = op.PLAN_HEAD + 2 * plan[op.LADDERS] + windows * op.WINDOW
         for _ in range(plan[op.MEASURES]):
             if not _values(
-                plan, mine, lane, place, ends, moved, shorts, first, some, values, valid, about, partials, merged, others
+                plan,
+                mine,
+                lane,
+                place,
+                ends,
+                moved,
+                shorts,
+                first,
+                some,
+                values,
+                valid,
+                about,
+                partials,
+                merged,
+                others,
             ):
                 return op.UNUSUAL
             mine += op.MEASURE
@@ -281,15 +296,25 @@ def read_many(blobs, times, exact, plan, out, valid, about, scratch):
         about: The newest event time of every key, the smallest int64 without; then of each how many values are null.
         scratch: ``scratch_words`` words to work in; what uses them holds the lock of the interpreter.
     """
-    return _read(blobs, times, exact, plan, out, valid, about, scratch)
+    return _read(blobs, times, exact, plan, np.int64(out.ctypes.data) >> 3, valid, about, scratch)
 
 
-@numba.njit(types.UniTuple(_I8, 3)(_I8, _I8, _YES, _I8S, _I8S, _FLAGS, _I8S), **_HOW)
-def read_one(blob, t, exact, plan, out, valid, scratch):
-    """Read one key; return its status, newest event time and number of nulls. Arguments as of ``read_many``."""
-    numbers = np.empty(4, dtype=np.int64)
+@numba.njit(types.UniTuple(_I8, 3)(_I8, _I8, _YES, _I8S, _I8, _I8S), **_HOW)
+def read_one(blob, t, exact, plan, made, scratch):
+    """Read one key; return its status, newest event time and number of nulls. More is told at ``read_many``.
+
+    Args as there, and:
+        made: Where in memory two words per value are, in ``bytes`` that nobody else has seen: they get all values, then, where
+            some are null, of each whether it is not.
+    """
+    made >>= 3
+    count, values = load(made + 2) >> 4, made + 4
+    numbers, valid = np.empty(4, dtype=np.int64), np.empty(count + 1, dtype=np.bool_)
     numbers[0], numbers[1] = blob, t
-    status = _read(numbers[:1], numbers[1:2], exact, plan, out, valid, numbers[2:], scratch)
+    status = _read(numbers[:1], numbers[1:2], exact, plan, values, valid, numbers[2:], scratch)
+    if numbers[3] > 0:
+        for value in range(count):
+            store(values + count + value, 1 if valid[value] else 0)
     return status, numbers[2], numbers[3]
 
 
@@ -309,7 +334,7 @@ def read_numbers(blobs, t, exact, plan, targets, ends, width, numbers, nulls, sc
     out, valid = np.empty(count * keys, dtype=np.int64), np.empty((count + 1) * keys, dtype=np.bool_)
     about, times = np.empty(2 * keys, dtype=np.int64), np.empty(1, dtype=np.int64)
     times[0] = t
-    status = _read(blobs, times, exact, plan, out, valid, about, scratch)
+    status = _read(blobs, times, exact, plan, np.int64(out.ctypes.data) >> 3, valid, about, scratch)
     if status != op.OK:
         return status
     for key in range(keys):

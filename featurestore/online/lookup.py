@@ -10,6 +10,7 @@ Contract of ``ServiceLookup``:
 from __future__ import annotations
 
 from functools import cached_property, partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from featurestore.engines.derive import derive_rows
@@ -55,8 +56,10 @@ class ServiceLookup:
         self.space = KeySpace(project)
         self.readers = tuple(ViewReader(view, compiled(view)) for view in plan.views)
         self._batches = [BatchReader(each) if BatchReader.serves(each.layout) else None for each in self.readers]
-        self._width = sum(len(view.parts) for view in plan.views)
         self._view_names = [view.view for view in plan.views]
+        *begins, self._width = accumulate((len(view.parts) for view in plan.views), initial=0)
+        own = map(slice, begins, [*begins[1:], self._width])  # where a view's blobs are among those of an entity
+        self._spread = [*zip(self._view_names, self.readers, own, strict=True)]
         self.sources = tuple(dict.fromkeys(view.source for view in plan.views))
         self._names = StoreNames(self.space, plan, self.sources)
         self._windowed = [f"{view.view}.{feature.name}" for view in plan.views for feature in view.features]
@@ -160,32 +163,26 @@ class ServiceLookup:
             exact_time: See ``ViewReader.read``.
             inputs: Of every entity, what ``inputs`` gave; needed where there are request features.
         """
-        complete = self._complete(replies[count * self._width :])
-        conditions = self._conditions(replies[count * self._width :], t)
-        if count == 1 and self._is_stored and not conditions:
-            return [self._vector(replies, complete, t, exact_time=exact_time)]
+        stamps = replies[count * self._width :]
+        complete, conditions = self._complete(stamps), self._conditions(stamps, t)
         reads = zip(*self._read_views(replies, count, t, exact_time=exact_time), strict=True)
         return self._made([self._said(each, complete, conditions) for each in reads], complete, t, conditions, inputs)
 
-    def _vector(
-        self, replies: Sequence[bytes | None], complete: Instant | None, t: Instant, *, exact_time: bool
+    def vector(
+        self, replies: Sequence[bytes | None], t: Instant, *, exact_time: bool, inputs: Sequence[Mapping[str, Any]] = ()
     ) -> FeatureVector:
-        """Return the vector of one entity, of stored features alone: what ``vectors`` does, with fewer objects on the way."""
-        reads = []
-        at = 0
-        for reader in self.readers:
-            end = at + len(reader.parts)
-            reads.append(reader.read(replies[at:end], t, exact_time=exact_time))
-            at = end
-        return self._of_stored(reads, complete, t)
-
-    def _of_stored(self, reads: Sequence[ViewValues], complete: Instant | None, t: Instant) -> FeatureVector:
+        """Return the vector of one entity; arguments as of ``vectors``. Of stored features it takes fewer objects on the way."""
+        stamps = replies[self._width :]
+        if not self._is_stored or (self.plan.policies and self._conditions(stamps, t)):
+            return self.vectors(replies, 1, t, exact_time=exact_time, inputs=inputs)[0]
+        complete = self._complete(stamps)
         row: tuple[Any, ...] = ()
         known: dict[str, bool] = {}
         as_of: dict[str, Instant | None] = {}
-        for view, (values, is_known, newest) in zip(self._view_names, reads, strict=True):
+        for view, reader, own in self._spread:
+            values, is_known, newest = reader.read(replies[own], t, exact_time=exact_time)
             if complete is None and not is_known:
-                values = (None,) * len(values)  # noqa: PLW2901
+                values = (None,) * len(values)
             row = row + values if row else values
             known[view], as_of[view] = is_known, newest
         if self._pick is not None:
@@ -314,17 +311,15 @@ class ServiceLookup:
         self, replies: Sequence[bytes | None], count: int, t: Instant, *, exact_time: bool
     ) -> Iterator[list[ViewValues]]:
         """Yield per view what it says of every entity."""
-        width, at = self._width, 0
-        for reader, batch in zip(self.readers, self._batches, strict=True):
+        width = self._width
+        for (_, reader, own), batch in zip(self._spread, self._batches, strict=True):
             if batch is not None and count >= self.many:
-                yield batch.read(replies[at : count * width : width], t, exact_time=exact_time)
+                yield batch.read(replies[own.start : count * width : width], t, exact_time=exact_time)
             else:
-                parts = len(reader.parts)
                 yield [
-                    reader.read(replies[first : first + parts], t, exact_time=exact_time)
-                    for first in range(at, count * width, width)
+                    reader.read(replies[at + own.start : at + own.stop], t, exact_time=exact_time)
+                    for at in range(0, count * width, width)
                 ]
-            at += len(reader.parts)
 
     def _with_derived(
         self,
@@ -396,5 +391,7 @@ class ServiceLookup:
         return FeatureNumbers(self.names, *found, at=t, complete_through=self._complete(replies[end:]), decode=decode)
 
     def _complete(self, stamps: Sequence[bytes | None]) -> Instant | None:
+        if len(stamps) == 1:  # as mostly
+            return None if stamps[0] is None else int(stamps[0])
         found = [int(stamp) for stamp in stamps if stamp is not None]
         return None if len(found) < len(stamps) or not found else min(found)

@@ -41,7 +41,7 @@ class PlannedRead(NamedTuple):
 
     def vector(self, replies: Sequence[bytes | None]) -> FeatureVector:
         """Return what was read of the only entity."""
-        return self.lookup.vectors(replies, 1, self.at, exact_time=self.is_exact, inputs=self.inputs)[0]
+        return self.lookup.vector(replies, self.at, exact_time=self.is_exact, inputs=self.inputs)
 
     def table(self, replies: Sequence[bytes | None]) -> FeatureTable:
         """Return what was read of all entities."""
@@ -174,7 +174,7 @@ def _alone(
     lookup: ServiceLookup, replies: Sequence[bytes | None], at: Instant, *, exact_time: bool = False, inputs: Any = ()
 ) -> FeatureVector | FeatureStoreError:
     try:
-        return lookup.vectors(replies, 1, at, exact_time=exact_time, inputs=inputs)[0]
+        return lookup.vector(replies, at, exact_time=exact_time, inputs=inputs)
     except FeatureStoreError as error:
         return error
 

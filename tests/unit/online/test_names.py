@@ -52,6 +52,18 @@ def test_many_names_are_those_of_each_entity(names, texts):
 
 
 @settings(max_examples=tries(200), deadline=None)
+@given(st.text("abc0}\x01:\x7f\0", max_size=300))
+def test_one_name_is_sent_as_any_command_is(text):
+    found = SERVICES[0].of([{"card_id": text}])
+    assert isinstance(found, PackedNames)
+    assert pack_read(found) == pack((b"MGET", *found))
+    (name, *_), among = found, list(SERVICES[0].of([{"card_id": each} for each in (text, "é")]))  # not as they are sent
+    assert list(found) == [name, *among[2:]]
+    assert among[0] == name
+    assert len(found) == 3
+
+
+@settings(max_examples=tries(200), deadline=None)
 @given(st.sampled_from(SERVICES), st.lists(st.text("abc0}\x01:\x7f", max_size=200), min_size=8, max_size=120))
 def test_they_are_sent_as_any_command_is(names, texts):
     found = names.of([{"card_id": text} for text in texts])

@@ -23,8 +23,8 @@ from featurestore.online.fold import fold
 from featurestore.online.reader import ViewReader
 from featurestore.timeline import MAX_INSTANT, MIN_INSTANT
 from tests.effort import tries
-from tests.short_rows import whole_rows
 from tests.laws.wide import Texts
+from tests.short_rows import whole_rows
 
 S = 1_000_000
 WINDOWS = (
@@ -198,7 +198,9 @@ def test_well_framed_nonsense_is_a_value_or_refused(part):
         body = np.array(words, dtype="<i8").tobytes()
         length = fixed + 8 * min(base_words, len(words))
         if part.is_fixed:
-            length = fixed + sum(n * (8 + size) for n, size in zip(rows, (part.row_sizes, part.short_sizes)[form - 1], strict=True))
+            length = fixed + sum(
+                n * (8 + size) for n, size in zip(rows, (part.row_sizes, part.short_sizes)[form - 1], strict=True)
+            )
             body = (body * 40)[: max(0, length - fixed)] if body else bytes(length - fixed)
         header = HEADER.pack(b"FB", form, part.number, length, int(part.fingerprint, 16), 0, 0)
         read_or_refuse(part, header + counts + body, t)

@@ -39,7 +39,7 @@ class LadderCost:
         reach: How far back rows are kept, in microseconds; None for ever.
         row_bytes: Of one row with its hop; without the bytes of sketches, lists and texts.
         is_fixed: Whether that is all of a row.
-        short_row_bytes: As ``row_bytes``, where every measure counts the same events: nothing is null, or left out by a condition.
+        short_row_bytes: As ``row_bytes``, where every measure counts the same events: nothing is null, or left out.
     """
 
     part: int

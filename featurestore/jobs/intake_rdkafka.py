@@ -184,6 +184,8 @@ class RdkafkaIntake:
                 if place in self._places:
                     offset, epoch = self._next.get(place, (0, None))
                     self._next[place] = max(offset, message.offset()), epoch
+            elif message.error().code() == _CODES._FATAL:  # noqa: SLF001 - so is that
+                self._fatal = _words(message.error())
             else:
                 self._errors.append(message)
         return found

@@ -8,11 +8,11 @@ import threading
 
 
 class HoldingProxy:
-    """Passes everything on; a request that contains ``word`` is held back for ``seconds`` first."""
+    """Passes everything on; a request that contains ``word`` is held back for ``seconds`` first, or until it is let go."""
 
-    def __init__(self, port, *, word, seconds):
-        self._target, self._word, self._seconds = ("127.0.0.1", port), word, seconds
-        self._closing = threading.Event()
+    def __init__(self, port, *, word, seconds=0.0):
+        self._target, self._word, self.seconds = ("127.0.0.1", port), word, seconds
+        self._go = threading.Event()
         self._sockets = []
         self.held = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -28,7 +28,11 @@ class HoldingProxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(self._target)
+                try:
+                    server = socket.create_connection(self._target)
+                except OSError:  # nobody is there at the moment
+                    client.close()
+                    continue
                 self._sockets += [client, server]
                 self._threads += [self._start(self._pass, client, server, True)]
                 self._threads += [self._start(self._pass, server, client, False)]
@@ -36,19 +40,28 @@ class HoldingProxy:
     def _pass(self, source, sink, requests):
         with contextlib.suppress(OSError):
             while received := source.recv(1 << 16):
-                if requests and self._word in received:
+                if requests and self.seconds and self._word in received:
                     self.held += 1
-                    self._closing.wait(self._seconds)
+                    self._go.wait(self.seconds)
                 sink.sendall(received)
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
+    def hold(self, seconds):
+        """Hold back so long from now on."""
+        self._go, self.seconds = threading.Event(), seconds
+
+    def let_go(self):
+        """Pass on what is held, also of whoever no longer waits for an answer, and hold nothing more."""
+        self.seconds = 0.0
+        self._go.set()
+
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self._closing.set()
+        self.let_go()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()

@@ -13,7 +13,7 @@ class HoldingProxy:
     def __init__(self, port, *, word, seconds=0.0):
         self._target, self._word, self.seconds = ("127.0.0.1", port), word, seconds
         self._go = threading.Event()
-        self._sockets = []
+        self._sockets = set()
         self.held = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -28,14 +28,23 @@ class HoldingProxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                try:
-                    server = socket.create_connection(self._target)
-                except OSError:  # nobody is there at the moment
-                    client.close()
-                    continue
-                self._sockets += [client, server]
-                self._threads += [self._start(self._pass, client, server, True)]
-                self._threads += [self._start(self._pass, server, client, False)]
+                self._threads = [each for each in self._threads if each.is_alive()]
+                self._threads.append(self._start(self._carry, client))
+
+    def _carry(self, client):
+        try:
+            server = socket.create_connection(self._target)
+        except OSError:  # nobody is there at the moment
+            client.close()
+            return
+        ends = {client, server}
+        self._sockets |= ends
+        answers = self._start(self._pass, server, client, False)
+        self._pass(client, server, True)
+        answers.join()
+        self._sockets -= ends
+        for each in ends:
+            each.close()
 
     def _pass(self, source, sink, requests):
         with contextlib.suppress(OSError):
@@ -65,10 +74,8 @@ class HoldingProxy:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for each in self._sockets:
+        for each in list(self._sockets):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(10)
-        for each in self._sockets:
-            each.close()

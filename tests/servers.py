@@ -148,8 +148,8 @@ class Watched:
         self.folder = folder
         ports = free_ports(5)
         diskless = ("--repl-diskless-sync-delay", "0")
-        self.master = Node.server(folder / "master", ports[0], *diskless)
         known = announced(ports[0])
+        self.master = Node.server(folder / "master", ports[0], "--replica-announce-port", known, *diskless)
         follows = ("--replicaof", "127.0.0.1", known, "--replica-announce-port", announced(ports[1]))
         self.replica = Node.server(folder / "replica", ports[1], *follows, *diskless)
         self.sentinels = []

@@ -5,15 +5,24 @@ Settings are Kafka's own, verbatim: {"bootstrap.servers": "host:9092", "security
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    SaslAuthenticationFailedError,
+    TopicAlreadyExistsError,
+    UnsupportedSaslMechanismError,
+)
 from kafka.structs import OffsetAndMetadata
 
-from featurestore.errors import BrokerUnavailableError, ConfigError, UnknownNameError, did_you_mean
+from featurestore.errors import BrokerUnavailableError, UnknownNameError, did_you_mean
+from featurestore.events.kafka_options import client_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -24,36 +33,56 @@ _WAIT_MS = 10_000
 @contextmanager
 def mapped_errors(settings: Mapping[str, str], doing: str) -> Iterator[None]:
     """Raise Kafka's errors as ours, naming the broker and what was tried."""
+    heard = _Overheard()
+    log = logging.getLogger("kafka.net.manager")
+    log.addHandler(heard)
     try:
         yield
     except KafkaError as error:
+        said = heard.cause if heard.cause is not None and isinstance(error, KafkaTimeoutError) else error
         servers = settings.get("bootstrap.servers", "")
+        words = str(said) if type(said).__name__ in str(said) else f"{type(said).__name__}: {said}"
         raise BrokerUnavailableError(
-            f"Kafka at {servers}: {doing} failed: {type(error).__name__}: {error}.",
-            hint="is the broker running? check kafka.'bootstrap.servers'.",
+            f"Kafka at {servers}: {doing} failed: {words}.", hint=_hint(settings, said)
         ) from error
+    finally:
+        log.removeHandler(heard)
 
 
-def client_options(settings: Mapping[str, str]) -> dict[str, Any]:
-    """Return Kafka's dotted settings as kafka-python's options.
+class _Overheard(logging.Handler):
+    """Keeps why connections failed: kafka-python tries on until its time is over, and then says no more than that."""
 
-    Raises:
-        ConfigError: ``bootstrap.servers`` is missing.
-    """
-    if not settings.get("bootstrap.servers"):
-        raise ConfigError(
-            "kafka settings have no 'bootstrap.servers'.", hint='write [kafka] "bootstrap.servers" = "localhost:9092".'
-        )
-    options: dict[str, Any] = {name.replace(".", "_"): value for name, value in settings.items()}
-    options["bootstrap_servers"] = settings["bootstrap.servers"].split(",")
-    return options
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.cause: KafkaError | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the error that a line is about; what the broker says of the user comes before how it hung up."""
+        for each in record.args if isinstance(record.args, tuple) else ():
+            is_told = isinstance(self.cause, SaslAuthenticationFailedError)
+            if isinstance(each, KafkaError) and not is_told and type(each) in _CAUSES:
+                self.cause = each
+
+
+_CAUSES = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, KafkaConnectionError)
+_HANGS_UP = "socket disconnected"
+"""What kafka-python may see by TLS of a refused user: the broker's answer and the end of the connection come at once."""
+
+
+def _hint(settings: Mapping[str, str], error: BaseException) -> str:
+    is_hung_up = _HANGS_UP in str(error) and "sasl.mechanism" in settings
+    if is_hung_up or isinstance(error, SaslAuthenticationFailedError | UnsupportedSaslMechanismError):
+        return "check kafka.'sasl.mechanism', 'sasl.plain.username' and 'sasl.plain.password'."
+    if _HANGS_UP in str(error) or "Handshake" in str(error):
+        return "check kafka.'security.protocol', and 'ssl.cafile': who may have signed the broker's certificate."
+    return "is the broker running? check kafka.'bootstrap.servers'."
 
 
 @contextmanager
 def _admin(settings: Mapping[str, str], doing: str) -> Iterator[KafkaAdminClient]:
     """Give a client of the broker's administration for a block, whose errors are ours."""
     with mapped_errors(settings, doing):
-        admin = KafkaAdminClient(**client_options(settings), bootstrap_timeout_ms=_WAIT_MS)
+        admin = KafkaAdminClient(**{**client_options(settings, KafkaAdminClient), "bootstrap_timeout_ms": _WAIT_MS})
         try:
             yield admin
         finally:
@@ -91,7 +120,13 @@ def producer(settings: Mapping[str, str], **options: Any) -> KafkaProducer:
     """Return an idempotent producer that waits for all replicas."""
     with mapped_errors(settings, "connecting a producer"):
         return KafkaProducer(
-            **{**client_options(settings), "acks": "all", "enable_idempotence": True, "linger_ms": 5, **options}
+            **{
+                **client_options(settings, KafkaProducer),
+                "acks": "all",
+                "enable_idempotence": True,
+                "linger_ms": 5,
+                **options,
+            }
         )
 
 
@@ -111,7 +146,7 @@ class OffsetReader:
         self._settings = settings
         with mapped_errors(settings, "connecting"):
             self._consumer = KafkaConsumer(
-                **client_options(settings), enable_auto_commit=False, bootstrap_timeout_ms=_WAIT_MS
+                **{**client_options(settings), "enable_auto_commit": False, "bootstrap_timeout_ms": _WAIT_MS}
             )
             self._partitions: list[TopicPartition] = []
             try:
@@ -161,7 +196,7 @@ def begin_at_the_end(settings: Mapping[str, str], group: str, topic: str) -> Non
         BrokerUnavailableError: The broker cannot be reached.
     """
     with mapped_errors(settings, "beginning a consumer group"):
-        consumer = KafkaConsumer(**client_options(settings), group_id=group, enable_auto_commit=False)
+        consumer = KafkaConsumer(**{**client_options(settings), "group_id": group, "enable_auto_commit": False})
         try:
             places = [
                 TopicPartition(topic, partition) for partition in sorted(consumer.partitions_for_topic(topic) or ())

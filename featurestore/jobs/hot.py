@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.jobs.breaker import QuarantineBreaker
+from featurestore.jobs.java_settings import java_settings
 from featurestore.jobs.worker import SourceWorker, decoder_of, spare_collections, writer_of
 from featurestore.online.redis_store import RedisOnlineStore
 
@@ -145,7 +146,7 @@ def kafka_stream(
     reader = session.readStream.format("kafka").option("subscribe", ",".join(sorted(topics)))
     for name, value in {
         **({} if any(name.endswith("timeout.ms") for name in kafka) else _DEADLINES),
-        **{f"kafka.{name}": value for name, value in kafka.items()},
+        **{f"kafka.{name}": value for name, value in java_settings(kafka).items()},
         "kafka.isolation.level": "read_committed",
         "startingOffsets": "earliest",
         "failOnDataLoss": "true",

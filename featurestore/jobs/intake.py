@@ -14,7 +14,7 @@ import numpy as np
 from kafka import KafkaConsumer, TopicPartition
 
 from featurestore.errors import ConfigError
-from featurestore.events.broker import client_options
+from featurestore.events.kafka_options import client_options
 from featurestore.jobs.membership import Membership, member_options
 from featurestore.jobs.rdkafka_settings import translated
 

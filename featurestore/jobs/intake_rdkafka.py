@@ -16,7 +16,14 @@ import confluent_kafka
 import numpy as np
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, OFFSET_STORED, Consumer, KafkaException, Message
 from kafka import TopicPartition
-from kafka.errors import KafkaError, LogTruncationError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from kafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    LogTruncationError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    SaslAuthenticationFailedError,
+)
 
 from featurestore.errors import ConfigError
 from featurestore.jobs import membership
@@ -103,11 +110,11 @@ class RdkafkaIntake:
         self._is_sought = self.has_joined = False
         self._patience = Patience()
         self._down = self._fatal = ""
+        self._refusal: KafkaError | None = None
         self._when_committed: Callable[..., Any] | None = None
         self._open()
         try:
-            with _mapped():
-                self._consumer.list_topics(self._topics[0], timeout=_WAIT_S)
+            self._reach()
         except BaseException:
             self._consumer.close()
             raise
@@ -122,6 +129,13 @@ class RdkafkaIntake:
             ) from error
         with _mapped():
             self._consumer.subscribe(self._topics, on_assign=self._assign, on_revoke=self._revoke, on_lost=self._revoke)
+
+    def _reach(self) -> None:
+        try:
+            self._consumer.list_topics(self._topics[0], timeout=_WAIT_S)
+        except KafkaException as error:
+            self._consumer.poll(0)  # here it tells of what it tried meanwhile
+            raise (self._refusal or KafkaError(_words(error.args[0]))) from error
 
     def waiting(self) -> str | None:
         """Return for whom it has waited longer than usual; that no broker answers is an error of ``take``."""
@@ -170,6 +184,8 @@ class RdkafkaIntake:
                 if place in self._places:
                     offset, epoch = self._next.get(place, (0, None))
                     self._next[place] = max(offset, message.offset()), epoch
+            elif message.error().code() == _CODES._FATAL:  # noqa: SLF001 - so is that
+                self._fatal = _words(message.error())
             else:
                 self._errors.append(message)
         return found
@@ -223,8 +239,12 @@ class RdkafkaIntake:
     def _hear(self, error: Any) -> None:
         if error.fatal():
             self._fatal = _words(error)
-        else:
-            self._down = _words(error)
+            return
+        if error.code() == _CODES._AUTHENTICATION:  # noqa: SLF001 - that is its name
+            self._refusal = SaslAuthenticationFailedError(error.str())
+        elif error.code() == _CODES._SSL:  # noqa: SLF001 - so is that
+            self._refusal = KafkaConnectionError(f"Handshake failed: {error.str()}")
+        self._down = _words(error)
 
     def _assign(self, _consumer: Any, given: Iterable[Any]) -> None:
         self._places = {TopicPartition(each.topic, each.partition) for each in given}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kafka.errors import FencedInstanceIdError
 
-from featurestore.events.broker import client_options
+from featurestore.events.kafka_options import client_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

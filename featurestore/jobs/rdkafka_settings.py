@@ -1,8 +1,10 @@
-"""Kafka settings as librdkafka has them. Pure."""
+"""Kafka settings as librdkafka has them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from featurestore.events.kafka_options import JAVA_ALONE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,4 +35,4 @@ def translated(kafka: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     """
     names = {**{name: name for name in _SAME}, **_OTHERS}
     known = {names[name]: value for name, value in kafka.items() if name in names}
-    return known, sorted(set(kafka) - set(names))
+    return known, sorted(set(kafka) - set(names) - JAVA_ALONE)

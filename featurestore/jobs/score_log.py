@@ -25,7 +25,8 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from featurestore.errors import ContractError, OfflineError, OfflineStoreUnavailableError, OffsetsGoneError
-from featurestore.events.broker import client_options, ensure_topics, mapped_errors
+from featurestore.events.broker import ensure_topics, mapped_errors
+from featurestore.events.kafka_options import client_options
 from featurestore.offline.tables import ensure_table
 from featurestore.scoring.kafka_envelope import unwrap
 from featurestore.scoring.prediction_log import arrow_schema, from_json, to_arrow

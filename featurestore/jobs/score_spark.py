@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from featurestore.jobs.archive import QUARANTINE_SCHEMA
 from featurestore.jobs.hot import _runs
+from featurestore.jobs.java_settings import java_settings
 from featurestore.jobs.score_log import PREDICTIONS, QUARANTINE
 from featurestore.jobs.score_worker import ScoreWorker
 from featurestore.jobs.worker import spare_collections
@@ -148,7 +149,7 @@ class ScoreBatch:
         try:
             predictions = rows.where("prediction_id is not null")
             sink = predictions.selectExpr("_key key", "_value value", "_headers headers").write.format("kafka")
-            for name, value in self.spec.kafka.items():
+            for name, value in java_settings(self.spec.kafka).items():
                 sink = sink.option(f"kafka.{name}", value)
             sink.option("topic", self.spec.topic).option("includeHeaders", "true").save()
             counted = rows.selectExpr(
@@ -190,7 +191,7 @@ def start_score(
     """
     reader = session.readStream.format("kafka").option("subscribe", spec.source.topic)
     for name, value in {
-        **{f"kafka.{name}": value for name, value in spec.kafka.items()},
+        **{f"kafka.{name}": value for name, value in java_settings(spec.kafka).items()},
         "kafka.isolation.level": "read_committed",
         "startingOffsets": spec.starting,
         "failOnDataLoss": "true",

@@ -57,7 +57,7 @@ ONLY_IN: dict[str, list[str]] = {
     "hiredis": ["online.redis*"],
     "numba": ["online.kernel", "online.kernel_names", "online.words"],
     "confluent_kafka": ["jobs.intake_rdkafka"],
-    "kafka": ["events.broker", "jobs.*", "scoring.*"],
+    "kafka": ["events.broker", "events.kafka_options", "jobs.*", "scoring.*"],
     "pyarrow": [
         "events.decode",
         "events.arrow_types",

@@ -132,13 +132,18 @@ def wrong_values(shop, url, events):
 
 PROCESSES = multiprocessing.get_context("forkserver")  # a process that has imported everything makes the others
 PROCESSES.set_forkserver_preload(["tests.faults.feeding"])
+_ENDS_WITHIN_S = 180.0  # the first of them waits for the imports of the one that makes the others
 
 
 def feed_process(shop, url, events, *, size, failpoint=None):
     """Run a process that applies events, until it dies at the failpoint if there is one; return its exit code."""
     process = PROCESSES.Process(target=_feed, args=(shop, url, events, size, failpoint))
     process.start()
-    process.join(60)
+    process.join(_ENDS_WITHIN_S)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise AssertionError(f"a worker was still busy after {_ENDS_WITHIN_S:g} s, on the way to {failpoint}")
     return process.exitcode
 
 
@@ -156,7 +161,7 @@ class Watcher:
     def __init__(self, shop, url, events):
         self._client, self._keys = open_client(shop, url), keys_of(events)
         self._now = max(event.event_time for event in events) + HOUR
-        self._stop = threading.Event()
+        self._stop, self._looking = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.seen, self.back, self.reads, self.refused = {}, [], 0, 0
 
@@ -169,14 +174,16 @@ class Watcher:
             self._stop.wait(0.01)
 
     def look(self):
-        """Ask once for all keys."""
-        for key, vector in zip(self._keys, self._client.get_many("shop", self._keys, now=self._now), strict=True):
-            for name in self.FEATURES:
-                place, value = (name, *key.values()), vector[name] or 0
-                if value < self.seen.get(place, 0):
-                    self.back.append(f"{place}: {self.seen[place]} -> {value}")
-                self.seen[place] = value
-        self.reads += 1
+        """Ask once for all keys; who asks first compares first, or an older answer would be taken for one that went back."""
+        with self._looking:
+            found = self._client.get_many("shop", self._keys, now=self._now)
+            for key, vector in zip(self._keys, found, strict=True):
+                for name in self.FEATURES:
+                    place, value = (name, *key.values()), vector[name] or 0
+                    if value < self.seen.get(place, 0):
+                        self.back.append(f"{place}: {self.seen[place]} -> {value}")
+                    self.seen[place] = value
+            self.reads += 1
 
     def assert_steady(self, events):
         """Fail unless it has seen all events come, and nothing go."""

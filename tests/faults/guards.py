@@ -83,7 +83,10 @@ def forget_fences(url, project, checkpoints):
         for name in fences:
             raw.hdel(name, *(set(raw.hkeys(name)) - {EPOCH}))
         raw.delete(f"fs:{{{project}}}:progress:payments")
-    shutil.rmtree(checkpoints / "hot")
+    begun = list(checkpoints.glob("hot*"))  # one of each epoch
+    assert begun
+    for each in begun:
+        shutil.rmtree(each) if each.is_dir() else each.unlink()
     (checkpoints / "online.json").unlink()
 
 

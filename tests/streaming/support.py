@@ -96,13 +96,10 @@ class Shop:
         return FeatureService("shop", list(self.views))
 
     def open(self, folder, broker, url, **overrides):
-        """Return the project's store, its definitions applied and its topic created."""
+        """Return the project's store, its definitions applied and its topic created; ``broker`` is an address, or settings."""
+        kafka = {"bootstrap.servers": broker} if isinstance(broker, str) else broker
         store = FeatureStore.open(
-            root=folder,
-            project=self.name,
-            kafka={"bootstrap.servers": broker},
-            online={"url": url, "timeout": "5s"},
-            **overrides,
+            root=folder, project=self.name, kafka=kafka, online={"url": url, "timeout": "5s"}, **overrides
         )
         store.apply(self.service, create_topics=True)
         return store

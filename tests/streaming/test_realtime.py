@@ -25,6 +25,7 @@ from featurestore.jobs.intake import CLIENTS
 from featurestore.jobs.realtime import RealtimeConsumer, connect, group_of
 from featurestore.jobs.worker import by_topic
 from featurestore.offline.epochs import OnlineEpochs
+from featurestore.offline.losses import Losses
 from featurestore.stack.valkey import OnlineServer
 from tests.faults.places import CONSUMER
 from tests.streaming.support import (
@@ -63,11 +64,11 @@ def started(tmp_path):
         each.stop()
 
 
-def in_process(store, shop, group=None, client=None):
+def in_process(store, shop, group=None, client=None, losses=None):
     """Return a consumer of this process, with a group of its own if one is given."""
     worker = HotWorker(store.settings.online.url, store.settings.project, by_topic(shop.views))
     views = group_of(store.settings.project, shop.views)
-    return RealtimeConsumer(worker, store.settings.kafka, group or views, client=client)
+    return RealtimeConsumer(worker, store.settings.kafka, group or views, client=client, losses=losses)
 
 
 @pytest.mark.parametrize("client", CLIENTS)
@@ -290,16 +291,18 @@ def test_one_that_joins_a_busy_consumer_says_for_whom_it_waits_and_takes_over_in
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_records_gone_from_kafka_end_the_job_with_their_range(kafka_server, online_server, tmp_path, client):
+def test_records_gone_from_kafka_end_the_job_with_their_range_and_are_accepted_as_a_loss(
+    kafka_server, online_server, tmp_path, client
+):
     shop = Shop(f"rt_gone_{client[0]}")
     broker, url, topic = kafka_server.bootstrap_servers, online_server.url, shop.source.topic
     store = shop.open(tmp_path, broker, url)
-    events = simple_events(200, keys=KEYS)
+    events = simple_events(240, keys=20)
     produce_events(broker, topic, events[:100])
     _run(
         in_process(store, shop, client=client), lambda: reached(applied_offsets(url, shop.name), ends_of(events[:100]))
     )
-    produce_events(broker, topic, events[100:])
+    produce_events(broker, topic, events[100:200])
     admin = KafkaAdminClient(bootstrap_servers=broker)
     try:
         admin.delete_records({TopicPartition(topic, 0): 90})
@@ -308,6 +311,24 @@ def test_records_gone_from_kafka_end_the_job_with_their_range(kafka_server, onli
     expected = rf"{topic}-0: offset 50 was next, Kafka has 90 to 100 \(40 records lost\)"
     with pytest.raises(OffsetsGoneError, match=expected):
         _run(in_process(store, shop, client=client), lambda: False)
+    book = Losses(store.settings.offline)
+    assert book.rows() == [], "what is refused is not written down"
+
+    kept = [event for event in events if event.partition == 1 or not 50 <= event.offset < 90]
+    accepting = in_process(store, shop, client=client, losses=book)
+    _run(accepting, lambda: reached(applied_offsets(url, shop.name), ends_of(events[:200])))
+    assert accepting.client == client
+    assert [(row["query"], row["topic"], row["partition"], row["begin"], row["end"]) for row in book.rows()] == [
+        ("hot", topic, 0, 50, 90)
+    ]
+    # It is accepted once: whoever comes next goes on behind it.
+    produce_events(broker, topic, events[200:])
+    _run(in_process(store, shop, client=client), lambda: reached(applied_offsets(url, shop.name), ends_of(events)))
+    assert len(book.rows()) == 1
+    assert online_differences(store, shop, kept) == []
+    assert online_differences(store, shop, events), (
+        "the values are the same without what is lost: the test finds nothing"
+    )
 
 
 def test_two_deployments_of_a_project_on_one_broker_each_get_every_event(kafka_server, online_server, tmp_path):

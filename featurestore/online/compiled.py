@@ -139,7 +139,7 @@ class CompiledView:
         first: int,
         exact_time: bool,
     ) -> bool:
-        """Read many keys as float64, null as NaN; return False when one has no record or is not plain.
+        """Read many keys as float32, null as NaN; return False when one has no record or is not plain.
 
         Args:
             blobs: Of every key.

@@ -34,7 +34,7 @@ __all__ = ["read_many", "read_numbers", "read_one", "write_names"]
 # CRC-32 of kernel_partials.py, opcodes.py and words.py: machine code is kept for as long as this file is the same
 MADE_OF = 0x5E76294F
 _I8, _YES = types.int64, types.boolean
-_I8S, _F8S, _FLAGS = types.int64[::1], types.float64[::1], types.boolean[::1]
+_I8S, _F4S, _FLAGS = types.int64[::1], types.float32[::1], types.boolean[::1]
 _HOW: Any = {"error_model": "numpy", "cache": True}
 _jit = numba.njit(**_HOW)
 
@@ -318,9 +318,9 @@ def read_one(blob, t, exact, plan, made, scratch):
     return status, numbers[2], numbers[3]
 
 
-@numba.njit(_I8(_I8S, _I8, _YES, _I8S, _I8S, _I8S, _I8, _F8S, _I8S, _I8S), **_HOW)
+@numba.njit(_I8(_I8S, _I8, _YES, _I8S, _I8S, _I8S, _I8, _F4S, _I8S, _I8S), **_HOW)
 def read_numbers(blobs, t, exact, plan, targets, ends, width, numbers, nulls, scratch):
-    """Read many keys at one time as doubles; return the first status that is not ``OK``. More is told at ``read_many``.
+    """Read many keys at one time as single floats; return the first status that is not ``OK``. More is told at ``read_many``.
 
     Args as there, and:
         t: The time of all. A key without a blob is not plain.

@@ -385,7 +385,9 @@ class ServiceLookup:
         if not self.is_plain or self._pick is not None:
             return None
         end = count * self._width
-        if (found := read_numbers(self.readers, replies[:end], t, exact_time=exact_time)) is None:
+        if (
+            found := read_numbers(self.readers, replies[:end], t, width=len(self.names), exact_time=exact_time)
+        ) is None:
             return None
         decode = partial(self.table, replies, count, t, exact_time=exact_time)
         return FeatureNumbers(self.names, *found, at=t, complete_through=self._complete(replies[end:]), decode=decode)

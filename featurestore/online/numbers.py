@@ -23,7 +23,7 @@ class FeatureNumbers:
 
     Args:
         names: Feature ids in order.
-        numbers: float64 of shape (rows, features); null is NaN.
+        numbers: float32 of shape (rows, features); null is NaN.
         nulls: How many values of every row are null.
         at: The time of the lookup.
         complete_through: As of ``FeatureVector``.
@@ -56,7 +56,10 @@ class FeatureNumbers:
         return self.table[row]
 
     def to_numpy(self) -> np.ndarray:
-        """Return float64 of shape (rows, features); NaN is null (or a NaN), true is 1, an instant its microseconds."""
+        """Return float32 of shape (rows, features); NaN is null (or a NaN), true is 1, an instant its microseconds.
+
+        The doubles of a table's ``to_numpy``, rounded; beyond float32 they are infinite.
+        """
         return self._numbers
 
     def tally(self, row: int) -> Mapping[str, int]:
@@ -66,7 +69,7 @@ class FeatureNumbers:
 
 
 def read_numbers(
-    readers: Sequence[ViewReader], blobs: Sequence[bytes | None], t: Instant, *, exact_time: bool
+    readers: Sequence[ViewReader], blobs: Sequence[bytes | None], t: Instant, *, width: int, exact_time: bool
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the numbers and nulls of entities, as of ``FeatureNumbers``; None unless compiled code reads all of it.
 
@@ -74,10 +77,11 @@ def read_numbers(
         readers: Of all views, each of one part.
         blobs: Those of every entity, one after the other.
         t: The time of the lookup.
+        width: How many features they have in all.
         exact_time: As of ``ViewReader.read``.
     """
-    count, width = len(blobs) // len(readers), sum(len(reader.layout.features) for reader in readers)
-    numbers, nulls = np.empty((count, width)), np.zeros(count, dtype=np.int64)
+    count = len(blobs) // len(readers)
+    numbers, nulls = np.empty((count, width), dtype=np.float32), np.zeros(count, dtype=np.int64)
     first = 0
     for at, reader in enumerate(readers):
         mine, code = blobs[at :: len(readers)], reader.compiled

@@ -122,7 +122,8 @@ class PipelinedConnection:
         opening = self._opening
         if opening is None or not opening.done() or opening.cancelled() or opening.exception() is not None:
             return None
-        return opening.result() if opening.result().is_open else None
+        protocol = opening.result()
+        return protocol if protocol.is_open else None
 
     async def _connect(self, deadline: float) -> Replies:
         """Return an open connection; all who need one wait for the same."""

@@ -165,7 +165,7 @@ class RoutedScorer(Scorer):
         started = time.perf_counter()
         taken = self._by_canary(theirs, rows, table, predictions, explain) if theirs else None
         if taken is not None:
-            timings = replace(timings, model=timings.model + time.perf_counter() - started)
+            timings = timings._replace(model=timings.model + time.perf_counter() - started)
         if self._watchers:
             batch_id = os.urandom(9).hex()
             for index, one in enumerate(predictions):

@@ -19,8 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -71,8 +70,8 @@ class FeatureRows(Protocol):
     def tally(self, row: int, /) -> Mapping[str, int]:
         """Return how many features of a row have which status."""
 
-    def to_numpy(self) -> NDArray[np.float64]:
-        """Return float64 [rows, names]; NaN for null and missing."""
+    def to_numpy(self) -> NDArray[np.floating]:
+        """Return float64 [rows, names], or float32; NaN for null and missing."""
 
     def __getitem__(self, index: int, /) -> FeatureRow:
         """Return one row with its statuses."""
@@ -162,8 +161,7 @@ class Prediction:
         return self._table[self._place].as_of
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
+class Timings(NamedTuple):
     """Where the time of one batch went, in seconds."""
 
     lookup: float
@@ -285,16 +283,22 @@ class Scorer:
 
     def matrix(self, rows: Sequence[CheckedRow], table: FeatureRows) -> NDArray[np.float32]:
         """Return what the model gets of rows and their features: float32 [rows, inputs], NaN for null and missing."""
-        with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as it did in training
-            if self._is_bare and self._columns_of(table) is None:
-                return table.to_numpy().astype(np.float32)
-            matrix = np.empty((len(rows), len(self.manifest.inputs)), dtype=np.float32)
-            if len(self._feature_columns):
-                columns, values = self._columns_of(table), table.to_numpy()
-                matrix[:, self._feature_columns] = values if columns is None else values[:, columns]
+        if self._is_bare:
+            return np.ascontiguousarray(self._features(table))
+        matrix = np.empty((len(rows), len(self.manifest.inputs)), dtype=np.float32)
+        if len(self._feature_columns):
+            matrix[:, self._feature_columns] = self._features(table)
         if len(self._request_columns):
             matrix[:, self._request_columns] = [row.values for row in rows]
         return matrix
+
+    def _features(self, table: FeatureRows) -> NDArray[np.float32]:
+        """Return the model's features, of shape [rows, features]."""
+        columns, values = self._columns_of(table), table.to_numpy()
+        if values.dtype != np.float32:
+            with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as it did in training
+                values = values.astype(np.float32)
+        return values if columns is None else values[:, columns]
 
     def _columns_of(self, table: FeatureRows) -> list[int] | None:
         """Return where the model's features are in a table, None where they are all of it; remembered until its names change."""

@@ -245,7 +245,7 @@ def test_numbers_are_those_of_a_table_and_everything_else_is_decoded_for_who_ask
             assert found is None
             continue
         table = lookup.table(replies, count, t * SECOND, exact_time=exact)
-        np.testing.assert_array_equal(found.to_numpy(), table.to_numpy())
+        np.testing.assert_array_equal(found.to_numpy(), table.to_numpy().astype(np.float32))
         assert [found.tally(row) for row in range(len(found))] == tallies(table)
         assert (found.names, found.at, found.complete_through) == (table.names, table.at, table.complete_through)
         assert [found[row].to_dict() for row in range(count)] == [vector.to_dict() for vector in table]

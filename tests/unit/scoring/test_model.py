@@ -4,6 +4,7 @@ import gzip
 import io
 import pickle
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -39,6 +40,23 @@ def test_a_binary_classifier_is_read_as_its_positive_class():
     model = load(onnx_bytes(two_classes=True))
     assert model.output == "score"
     np.testing.assert_allclose(model.predict(matrix), load(onnx_bytes()).predict(matrix), rtol=1e-6)
+
+
+@pytest.mark.parametrize("two_classes", [False, True])
+def test_a_row_alone_has_the_score_it_has_among_others_whichever_thread_asks(two_classes):
+    model = load(onnx_bytes(two_classes=two_classes))
+    matrix = np.random.default_rng(1).normal(size=(400, len(INPUTS))).astype(np.float32)
+    matrix[::7, 1] = np.nan
+    together = model.predict(matrix)
+    with ThreadPoolExecutor(4) as threads:
+        alone = list(threads.map(model.predict, [row[None] for row in matrix]))
+    assert {(each.shape, each.dtype) for each in alone} == {((1,), np.dtype(np.float32))}
+    np.testing.assert_array_equal(np.concatenate(alone), together)
+    np.testing.assert_array_equal(model.predict(matrix.T.copy().T[:1]), together[:1])  # however it lies in memory
+    assert len(set(together.tolist())) > 300
+    for wrong in (matrix[:1, :1], matrix[:1].astype(np.float64)):  # neither is spread out nor converted in silence
+        with pytest.raises(ModelError, match="the run failed"):
+            model.predict(wrong)
 
 
 def test_other_bytes_than_the_manifest_names_are_refused():

@@ -55,7 +55,7 @@ ONLY_IN: dict[str, list[str]] = {
     "py4j": SPARK,
     "redis": ["online.redis*"],
     "hiredis": ["online.redis*"],
-    "numba": ["online.kernel", "online.kernel_names", "online.words"],
+    "numba": ["online.kernel", "online.kernel_names", "online.kernel_partials", "online.words"],
     "confluent_kafka": ["jobs.intake_rdkafka"],
     "kafka": ["events.broker", "jobs.*", "scoring.*"],
     "pyarrow": [

@@ -56,9 +56,10 @@ def uncut(
     """Return the vectors of entities, each with a completeness and time of its own; the rest as of ``FeatureVector``."""
     nothing: dict[str, Any] = {}
     row = Rows([*views.values()], pick).row
-    known: list[dict[str, bool]] = [{} for _ in at]
-    as_of: list[dict[str, Instant | None]] = [{} for _ in at]
-    for name, view in views.items():
+    (first, one), *others = views.items()
+    known = [{first: is_known} for is_known in one.known.tolist()]
+    as_of = [{first: instant} for instant in newest_of(one)]
+    for name, view in others:
         for mine, newest, is_known, instant in zip(known, as_of, view.known.tolist(), newest_of(view), strict=True):
             mine[name], newest[name] = is_known, instant
     vectors = []

@@ -6,6 +6,7 @@ A test that uses one of them gets its marker by that: ``jvm`` for Kafka and Spar
 from __future__ import annotations
 
 import os
+import re
 import signal
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from tests.servers import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from pyspark.sql import SparkSession
 
@@ -26,6 +28,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MARKER_OF_FIXTURE = {"spark": "jvm", "kafka_server": "jvm", "online_server": "server", "cluster": "server"}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not read a file all of whose tests -m leaves out: models and Spark take longer to import than most tests to run."""
+    terms = re.split(r"\s+and\s+", config.getoption("markexpr"))
+    left_out = [found[1] for term in terms if (found := re.fullmatch(r"\s*not (\w+)\s*", term))]
+    if len(left_out) < len(terms) or collection_path.suffix != ".py" or not collection_path.is_file():
+        return None
+    lines = collection_path.read_text(encoding="utf-8").splitlines()
+    return True if any(f"pytestmark = pytest.mark.{marker}" in lines for marker in left_out) else None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -27,6 +27,7 @@ def up(
     as_json: JsonOption = False,
 ) -> None:
     """Run Kafka and the online store on this machine; the project uses them where it configures none."""
+    from featurestore.engines.class_archive import make_in_background
     from featurestore.stack.local import LocalStack
 
     folder = open_store(config).settings.home / "stack"
@@ -41,6 +42,7 @@ def up(
         if not detach:
             note(f"it runs already, in {folder}; featurestore up --stop ends it")
         return
+    make_in_background()  # what the project's drivers will start from
     note("starting Kafka and the online store ...")
     stack = LocalStack(folder, appendonly=True)
     if detach:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pyspark.sql import SparkSession
 
+from featurestore.engines.class_archive import with_classes
 from featurestore.stack.jars import spark_jars
 from featurestore.stack.java import find_java
 
@@ -78,7 +79,10 @@ def build_session(
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         settings |= LOCAL_CONF
-    for name, value in {**settings, **(conf or {})}.items():
+    settings |= conf or {}
+    if master is not None and master.startswith("local"):
+        settings = with_classes(settings, spark_jars())
+    for name, value in settings.items():
         builder = builder.config(name, value)
     return builder.getOrCreate()
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import featurestore
 from featurestore.config import HIDDEN, is_secret
+from featurestore.engines.class_archive import with_classes
 from featurestore.errors import DefinitionError, JobError, SubmitError, did_you_mean
 from featurestore.jobs.job import CHILDREN, Job, write_json
 from featurestore.stack import guard
@@ -180,6 +181,8 @@ def build_argv(
     if not local:
         argv += ["--py-files", str(folder / "featurestore.zip")]
     conf = driver_conf(options.deploy_mode, local=local, packages=packages) | {**settings.spark.conf, **options.conf}
+    if local and not packages:
+        conf = with_classes(conf, spark_jars())
     for key, value in conf.items():
         if not is_secret(key):
             argv += ["--conf", f"{key}={value}"]

@@ -167,8 +167,11 @@ class PredictionCopier(threading.Thread):
         """Yield a consumer that stands where Delta does, and its partitions."""
         with mapped_errors(self._kafka, "connecting a copier"):
             consumer = KafkaConsumer(
-                **client_options(self._kafka), enable_auto_commit=False, auto_offset_reset="none", group_id=None,
-                isolation_level="read_committed", max_poll_records=_MAX_ROWS, metadata_max_age_ms=10_000,
+                **{
+                    **client_options(self._kafka), "enable_auto_commit": False, "auto_offset_reset": "none",
+                    "group_id": None, "isolation_level": "read_committed", "max_poll_records": _MAX_ROWS,
+                    "metadata_max_age_ms": 10_000,
+                }
             )  # fmt: skip
         try:
             places = self._places(consumer)

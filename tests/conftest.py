@@ -40,10 +40,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if any(f"pytestmark = pytest.mark.{marker}" in lines for marker in left_out) else None
 
 
+LATE_FROM = "test_score.py"
+"""From this file of tests/streaming on, scripts/test runs what needs Java when what needs none is through: move it to where both
+processes end together."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by the servers they use, before -m selects."""
     for item in items:
+        if item.path.parent.name == "streaming" and item.path.name >= LATE_FROM:
+            item.add_marker("late")
         for fixture in set(getattr(item, "fixturenames", ())) & MARKER_OF_FIXTURE.keys():
             item.add_marker(MARKER_OF_FIXTURE[fixture])
 

@@ -36,7 +36,7 @@ from featurestore.timeline import parse_duration
 FILE_NAME = "featurestore.toml"
 PREFIX = "FEATURESTORE_"
 FILE_VARIABLE = "FEATURESTORE_CONFIG"
-NOT_SETTINGS = frozenset(PREFIX + each for each in ("CACHE", "COMPILED", "CONFIG", "FAILPOINT", "IVY_SETTINGS"))
+NOT_SETTINGS = {PREFIX + each for each in ("CACHE", "CLASS_ARCHIVE", "COMPILED", "CONFIG", "FAILPOINT", "IVY_SETTINGS")}
 """Variables of ours that are no settings of a project."""
 
 _KUBERNETES = re.compile(r"FEATURESTORE_(.*_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")

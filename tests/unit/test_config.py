@@ -142,7 +142,14 @@ def test_a_wrong_variable_is_named(folder, monkeypatch, name, value, parts):
 
 
 @pytest.mark.parametrize(
-    "name", ["FEATURESTORE_SERVICE_HOST", "FEATURESTORE_PORT", "FEATURESTORE_PORT_8080_TCP_ADDR", "FEATURESTORE_CACHE"]
+    "name",
+    [
+        "FEATURESTORE_SERVICE_HOST",
+        "FEATURESTORE_PORT",
+        "FEATURESTORE_PORT_8080_TCP_ADDR",
+        "FEATURESTORE_CACHE",
+        "FEATURESTORE_CLASS_ARCHIVE",
+    ],
 )
 def test_what_kubernetes_sets_for_a_service_of_this_name_does_no_harm(folder, monkeypatch, name):
     monkeypatch.setenv(name, "tcp://10.0.0.1:8080")

@@ -130,7 +130,7 @@ class Scene:
         wait_for("the counts", lambda: self.job.status().totals["applied"] == reported, job=self.job)
         master.process.kill()
         os.kill(replica.process.pid, signal.SIGCONT)
-        wait_for("another master", lambda: replica.ask(b"ROLE")[0] == b"master", 60.0)
+        wait_for("another master", lambda: _is_master(replica), 60.0)
         servers.master, servers.replica = replica, master
         wait_for("the job's end", lambda: not self.job.is_alive, 60.0)
         return lost

@@ -85,11 +85,6 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--connections", default="1,8,32", help="of the closed load")
     parser.add_argument("--cards", type=int, default=1_000)
-    parser.add_argument(
-        "--pin",
-        action="store_true",
-        help="keep what answers requests on the last processor, as taskset does; all contenders",
-    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each load of each round")
     parser.add_argument(
@@ -137,8 +132,6 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
                 running[name] = CONTENDERS[name](started_with)
             for each in running.values():
                 each.wait()
-                if given.pin:
-                    each.pin(max(os.sched_getaffinity(0)))
             wanted = [float(each) for each in booster.predict(rows, num_threads=1)]
             compared = compare(running, cards, wanted)
             cells = _rounds(running, load, admin, cards, wanted, given)

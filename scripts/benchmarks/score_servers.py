@@ -101,12 +101,6 @@ class Contender:
             else:
                 return self
 
-    def pin(self, processor: int) -> None:
-        """Keep all threads of its processes, as they are by now, on one processor."""
-        for pid in [pid for each in self.processes for pid in _tree(each.pid)]:
-            for thread in Path(f"/proc/{pid}/task").iterdir():
-                os.sched_setaffinity(int(thread.name), {processor})
-
     def stop(self) -> None:
         """End all its processes."""
         for each in self.processes:

@@ -70,18 +70,20 @@ def build_session(
     """
     builder = SparkSession.builder.appName(app_name)
     settings = dict(SQL_CONF)
+    is_local = master is not None and master.startswith("local")
+    jars = [] if master is None else spark_jars()
     if master is not None:
         os.environ.setdefault("JAVA_HOME", str(find_java().home))
         builder = builder.master(master)
-        settings["spark.jars"] = ",".join(str(jar) for jar in spark_jars())
-    if master is not None and master.startswith("local"):
+        settings["spark.jars"] = ",".join(map(str, jars))
+    if is_local:
         # Spark would run its workers with whatever python3 is on the PATH; it reads this variable, no setting.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         settings |= LOCAL_CONF
     settings |= conf or {}
-    if master is not None and master.startswith("local"):
-        settings = with_classes(settings, spark_jars())
+    if is_local:
+        settings = with_classes(settings, jars)
     for name, value in settings.items():
         builder = builder.config(name, value)
     return builder.getOrCreate()

@@ -51,7 +51,6 @@ class StoreNames:
             for view in plan.views
         ]
         self._command = b"*%d\r\n$4\r\nMGET\r\n$" % (len(self._complete) + 2)
-        self._end = b"".join(b"$%d\r\n%b\r\n" % (len(name), name) for name in self._complete)
         heads = [[one for each in self._prefixes for one in each[bucket]] for bucket in range(BUCKETS)]
         self._begins, self._packer = _Begins(heads), NamePacker(heads, self._complete)
         keyed = {view.keys for view in plan.views}
@@ -101,7 +100,7 @@ class StoreNames:
         start, heads = self._begins[len(text)]
         head = heads[crc32(text, start) % BUCKETS]
         size = len(head) + len(text)
-        command = b"%b%d\r\n%b%b\r\n%b" % (self._command, size, head, text, self._end)
+        command = b"%b%d\r\n%b%b\r\n%b" % (self._command, size, head, text, self._packer.end)
         return PackedNames(command, 1 + len(self._complete), lambda: [head + text, *self._complete])
 
     def _listed(self, texts: bytes) -> list[bytes]:

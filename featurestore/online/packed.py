@@ -67,6 +67,9 @@ class NamePacker:
     Args:
         heads: Per bucket, what the names of an entity begin with, up to the key.
         more: Names that follow those of the entities.
+
+    Attributes:
+        end: Those, as they are sent.
     """
 
     def __init__(self, heads: Sequence[Sequence[bytes]], more: Sequence[bytes]) -> None:
@@ -76,7 +79,7 @@ class NamePacker:
         self._ends = np.cumsum([0, *map(len, flat)])
         self._longest = max(map(len, flat)) + _AROUND
         self._crc = int(_CRC[(0xFFFFFFFF ^ ord("s")) & 0xFF]) ^ (0xFFFFFFFF >> 8)
-        self._end = b"".join(b"$%d\r\n%b\r\n" % (len(name), name) for name in more)
+        self.end = b"".join(b"$%d\r\n%b\r\n" % (len(name), name) for name in more)
 
     def pack(self, texts: bytes, count: int, names: Callable[[], list[bytes]]) -> PackedNames | None:
         """Return the names of ``count`` texts with zero bytes between them; None if one has some, or without compiled code."""
@@ -91,5 +94,5 @@ class NamePacker:
             return None
         all_names += self._more
         return PackedNames(
-            b"*%d\r\n$4\r\nMGET\r\n%b%b" % (all_names + 1, out[:size].tobytes(), self._end), all_names, names
+            b"*%d\r\n$4\r\nMGET\r\n%b%b" % (all_names + 1, out[:size].tobytes(), self.end), all_names, names
         )

@@ -97,8 +97,9 @@ class OnnxModel:
         self._alone: _OneRow | None = None
         # One row of nulls through the graph: what fails here would fail for the first caller.
         nulls = np.full((1, len(self.inputs)), np.nan, dtype=np.float32)
-        self.predict(nulls)
-        self._alone = _OneRow(self._session, self._input, nulls, self.output, self._run(nulls))
+        scores = self._run(nulls)
+        self._one_each(scores, 1)
+        self._alone = _OneRow(self._session, self._input, nulls, self.output, scores)
         self.predict(nulls)
 
     def predict(self, matrix: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -109,13 +110,16 @@ class OnnxModel:
                 return alone.score(matrix)
             except _runtime_errors() as error:
                 raise self._failed(error) from error
-        scores = self._run(matrix)
+        return self._one_each(self._run(matrix), len(matrix))
+
+    def _one_each(self, scores: NDArray[Any], rows: int) -> NDArray[np.float32]:
+        """Return the scores of an output, one per row."""
         if scores.ndim == 2 and scores.shape[1] in (1, 2):
             scores = scores[:, -1]
-        if scores.shape != (len(matrix),):
+        if scores.shape != (rows,):
             raise ModelError(
                 f"model {self.name}:{self.version}: output {self.output} has shape {scores.shape} for "
-                f"{len(matrix)} rows; [rows], [rows, 1] or [rows, 2] is allowed."
+                f"{rows} rows; [rows], [rows, 1] or [rows, 2] is allowed."
             )
         return np.ascontiguousarray(scores, dtype=np.float32)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import threading
-import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -26,6 +24,7 @@ from tests.streaming.support import (
     InProcess,
     Shop,
     applied_offsets,
+    collect_forgotten_sockets,
     ends_of,
     entering,
     produce_events,
@@ -40,13 +39,7 @@ pytestmark = pytest.mark.jvm
 KEYS = 20
 
 
-@pytest.fixture(autouse=True)
-def _sockets_that_kafka_python_forgets():
-    """It leaves sockets open whose connection was refused; they are collected here, not in the middle of another test."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
+_forgotten = pytest.fixture(autouse=True)(collect_forgotten_sockets)
 
 
 class Consuming:

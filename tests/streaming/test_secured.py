@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import threading
-import warnings
 
 import pytest
 import trustme
@@ -22,6 +20,7 @@ from tests.streaming.support import (
     InProcess,
     Shop,
     applied_offsets,
+    collect_forgotten_sockets,
     ends_of,
     online_differences,
     produce_events,
@@ -33,13 +32,7 @@ from tests.streaming.support import (
 pytestmark = pytest.mark.jvm
 
 
-@pytest.fixture(autouse=True)
-def _sockets_that_kafka_python_forgets():
-    """It leaves sockets open whose connection was refused; they are collected here, not in the middle of another test."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
+_forgotten = pytest.fixture(autouse=True)(collect_forgotten_sockets)
 
 
 @pytest.fixture(scope="module")

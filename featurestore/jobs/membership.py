@@ -8,6 +8,10 @@ who joins meanwhile gets a partition, and polling says nothing of it, nor of a b
 A member with a name that stays (``group.instance.id``) gets what its predecessor had, without a new distribution. If that one
 was the leader, the broker says so to nobody: no member would notice partitions that are added, or that the old distribution was
 made before they were known. So such a member asks for one new distribution, which the broker makes if it is the leader.
+
+A member that joins again because partitions have changed, and whose polls end before the group has answered, is forgotten by
+kafka-python 3.0: once the answer is there, nothing wants to join any more, and nobody takes it. The member has its old partitions
+or none, and no heartbeats, for ever. So one that has not joined says with every poll that it wants to.
 """
 
 from __future__ import annotations
@@ -117,15 +121,17 @@ class Membership:
         return True
 
     def check(self) -> None:
-        """Raise if somebody else has joined under the consumer's name: kafka-python stops its heartbeats then, and fetches on.
+        """Want to join if the consumer has not; raise if somebody else has joined under its name.
 
-        Whoever polls again joins anew, and takes the name back.
+        kafka-python stops its heartbeats then, and fetches on. Whoever polls again joins anew, and takes the name back.
 
         Raises:
             FencedInstanceIdError: The consumer has no part in the group any more.
         """
         coordinator = self._consumer._coordinator  # noqa: SLF001 - as above
-        if self.has_joined and not coordinator._heartbeat_enabled:  # noqa: SLF001
+        if not self.has_joined:
+            coordinator.request_rejoin()
+        elif not coordinator._heartbeat_enabled:  # noqa: SLF001
             coordinator.reset_generation()
             raise FencedInstanceIdError(f"another has joined as {self._consumer.config['group_instance_id']}")
 

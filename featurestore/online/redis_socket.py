@@ -11,6 +11,7 @@ import socket
 import ssl
 import struct
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import hiredis
@@ -67,13 +68,16 @@ def left(deadline: float) -> float:
 class Connection:
     """A connected socket and the parser of its replies."""
 
-    __slots__ = ("_is_tls", "_limit_s", "_reader", "_socket")
+    __slots__ = ("__weakref__", "_is_tls", "_limit_s", "_reader", "_socket")
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._reader = hiredis.Reader(replyError=reply_error, protocolError=redis.exceptions.InvalidResponse)
         self._is_tls = isinstance(connected, ssl.SSLSocket)
         self._limit_s = _NONE
+        # Who forgets to close a client leaves no warning behind. A __del__ would be too late where both are part of a cycle: the
+        # collector may come to the socket first.
+        weakref.finalize(self, connected.close).atexit = False
 
     def ask(self, packed: bytes, deadline: float) -> Any:
         """Send a command and return its reply; an error reply is returned too."""
@@ -157,9 +161,6 @@ class Connection:
         """Close it."""
         with contextlib.suppress(OSError):
             self._socket.close()
-
-    def __del__(self) -> None:
-        self.close()  # who forgets to close a client leaves no warning behind
 
 
 def connect(endpoint: Endpoint, login: Login, tls: ssl.SSLContext | None, deadline: float) -> Connection:

@@ -185,7 +185,7 @@ def _runtime_errors() -> tuple[type[Exception], ...]:
 def _open_session(content: bytes, label: str) -> Any:
     try:
         import onnxruntime
-    except ImportError:
+    except ModuleNotFoundError:
         raise ModelError(
             f"model {label}: onnxruntime is not installed.", hint="pip install 'featurestore[serve]'."
         ) from None

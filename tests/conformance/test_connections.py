@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import threading
@@ -329,3 +330,11 @@ def test_the_event_loop_may_be_uvloops(url, request):
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         assert runner.run(ask()) == [1] * 40
     online.store.close()
+
+
+def test_a_client_that_is_forgotten_in_a_cycle_leaves_no_warning(filled, online_url):
+    client = FeatureClient(online_url)
+    assert amount(client.get("cards", {"card_id": "c3"}, now=1)) == 3
+    client.itself = client
+    del client
+    gc.collect()  # what it warns of is an error here

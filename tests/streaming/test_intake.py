@@ -156,6 +156,27 @@ def test_both_clients_share_a_group_and_take_over_from_each_other(kafka_server, 
         take(both, lambda _: all(len(each.assignment()) == 1 for each in both))
 
 
+def test_polls_that_end_before_the_group_has_answered_find_added_partitions(kafka_server, joined, monkeypatch):
+    topic = topic_of(kafka_server, "briefly", "kafka-python")
+    intake = joined("kafka-python", topic)
+    take([intake], lambda _: len(intake.assignment()) == 2)
+    coordinator, check = intake._coordinator, intake._membership.check
+    monkeypatch.setattr(intake._membership, "check", lambda: None)
+    with contextlib.closing(KafkaAdminClient(bootstrap_servers=kafka_server.bootstrap_servers)) as admin:
+        admin.create_partitions({topic: 4})
+    give_up = time.monotonic() + 60
+    while coordinator._join_task is None or not coordinator._join_task.is_done:
+        assert time.monotonic() < give_up
+        coordinator._cluster.request_update()
+        intake.take(1)
+    for _ in range(100):  # negative control: left to itself, it is lost
+        intake.take(10)
+    assert not intake.has_joined
+    assert len(intake.assignment()) == 2
+    monkeypatch.setattr(intake._membership, "check", check)
+    take([intake], lambda _: len(intake.assignment()) == 4)
+
+
 @pytest.mark.parametrize("client", CLIENTS)
 def test_who_joins_under_a_name_takes_over_from_who_has_it(kafka_server, joined, client):
     topic = topic_of(kafka_server, "named", client, partitions=1)

@@ -84,13 +84,16 @@ def test_processes_share_an_address_and_their_metrics_and_one_that_dies_is_repla
             for _ in range(times):  # a connection each, so that both have some
                 assert httpx.post(f"{url}/score/fraud", json=BODY, trust_env=False).status_code == 200
 
+        def metrics():
+            return samples(httpx.get(metrics_url, trust_env=False).text)
+
         score(16)
         counted = "featurestore_scorer_requests_total", "200", "score"
-        found = samples(httpx.get(metrics_url, trust_env=False).text)
-        assert found[counted] == 16
+        until(lambda: metrics()[counted] == 16)  # they are told a moment after the answer
+        found = metrics()
         assert found["featurestore_scorer_request_seconds_count", "score"] == 16
         assert any(name[0] == "featurestore_scorer_model_info" and value == 1 for name, value in found.items())
-        until(lambda: samples(httpx.get(metrics_url, trust_env=False).text)[("featurestore_scorer_ready",)] == 1)
+        until(lambda: metrics()[("featurestore_scorer_ready",)] == 1)
         assert httpx.get(f"{url}/metrics", trust_env=False).status_code == 404
         assert (
             httpx.post(f"{metrics_url.removesuffix('/metrics')}/score/fraud", json=BODY, trust_env=False).status_code
@@ -100,7 +103,7 @@ def test_processes_share_an_address_and_their_metrics_and_one_that_dies_is_repla
         os.kill(workers[0], signal.SIGKILL)
         until(lambda: workers[0] not in children(process.pid) and len(children(process.pid)) == 3)
         score(8)
-        assert samples(httpx.get(metrics_url, trust_env=False).text)[counted] == 24  # the dead one's are not lost
+        until(lambda: metrics()[counted] == 24)  # the dead one's are not lost
 
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +32,7 @@ from featurestore.offline.ids import REPEATS, LogIds
 from featurestore.offline.owners import own_log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.streaming.query import StreamingQuery
@@ -174,22 +175,27 @@ class ArchiveBatch:
         # The query's own id, which lives in its checkpoint, scopes the batch ids: another checkpoint never collides.
         query_id = rows.sparkSession.sparkContext.getLocalProperty("sql.streaming.queryId")
         reach("archive.begin")
-        rows = rows.persist()
-        cached = [rows]
+        cached: list[DataFrame] = []
         try:
-            present = {row["topic"] for row in rows.select("topic").distinct().collect()}
+            topics = list(self.sources)
+            if len(topics) > 1:  # else its rows are read once alone
+                rows = rows.persist()
+                cached.append(rows)
+                topics = sorted(row["topic"] for row in rows.select("topic").distinct().collect())
             writes: list[Callable[[], None]] = []
-            rejected: DataFrame | None = None
-            tiled: DataFrame | None = None
-            for topic in sorted(present):
+            rejected: list[DataFrame] = []
+            tiled: list[DataFrame] = []
+            for topic in topics:
                 source, views = self.sources[topic]
-                if query_id is not None and source.name not in self.owned:
-                    own_log(self.root, source.name, query_id)
-                    self.owned.add(source.name)
                 worker = DecodeWorker(source)
                 decoded = rows.where(rows["topic"] == topic).mapInArrow(worker, worker.schema).persist()
                 cached.append(decoded)
-                self._check(source, decoded)
+                total, refused = self._check(source, decoded)
+                if not total:
+                    continue
+                if query_id is not None and source.name not in self.owned:
+                    own_log(self.root, source.name, query_id)
+                    self.owned.add(source.name)
                 events = decoded.where("_reason is null").drop("_reason", "_detail", "_raw")
                 if source.event_id is not None:
                     marks = MarkRepeats(self._repeats(source, events))
@@ -197,18 +203,18 @@ class ArchiveBatch:
                 writes.append(self._append(events, f"events/{source.name}", query_id, batch_id))
                 if source.event_id is not None:
                     events = events.where(f"{REPEATS} is null")
-                bad = decoded.where("_reason is not null").selectExpr(
-                    f"'{source.name}' source", "_topic", "_partition", "_offset", "_arrival", "_reason reason",
-                    "_detail detail", "_raw raw",
-                )  # fmt: skip
-                rejected = bad if rejected is None else rejected.unionByName(bad)
-                made = events.mapInArrow(TileWorker(views), TILES_SCHEMA)
-                tiled = made if tiled is None else tiled.unionByName(made)
-            if rejected is not None and not rejected.isEmpty():
-                writes.append(self._append(rejected, "quarantine", query_id, batch_id))
-            if tiled is None:  # of marks of transactions alone; the tiles know of every batch, see ``jobs.checkpoint``
-                tiled = rows.sparkSession.createDataFrame([], TILES_SCHEMA)
-            writes.append(self._append(tiled, "tiles", query_id, batch_id, partition_by="view"))
+                if refused:
+                    bad = decoded.where("_reason is not null").selectExpr(
+                        f"'{source.name}' source", "_topic", "_partition", "_offset", "_arrival", "_reason reason",
+                        "_detail detail", "_raw raw",
+                    )  # fmt: skip
+                    rejected.append(bad)
+                tiled.append(events.mapInArrow(TileWorker(views), TILES_SCHEMA))
+            if rejected:
+                writes.append(self._append(_union(rejected), "quarantine", query_id, batch_id))
+            # Of marks of transactions alone there are none; the tiles know of every batch, see ``jobs.checkpoint``.
+            made = _union(tiled or [rows.sparkSession.createDataFrame([], TILES_SCHEMA)])
+            writes.append(self._append(made, "tiles", query_id, batch_id, partition_by="view"))
             with ThreadPoolExecutor(2) as pool:
                 for done in [pool.submit(write) for write in writes]:
                     done.result()
@@ -231,8 +237,8 @@ class ArchiveBatch:
             known.load(self.root, {each["_partition"]: each["_offset_min"] for each in firsts})
         return known.judge(rows)
 
-    def _check(self, source: EventSource, decoded: DataFrame) -> None:
-        """Raise before anything of the batch is written when too many of its records are no events."""
+    def _check(self, source: EventSource, decoded: DataFrame) -> tuple[int, int]:
+        """Return how many records there are, and how many are no events; raise, before anything is written, if too many."""
         breaker = self.breakers.setdefault(source.name, QuarantineBreaker(source))
         counts = decoded.selectExpr("count(1) total", "count(_reason) refused").first()
         assert counts is not None  # noqa: S101 - an aggregate over everything has one row
@@ -246,6 +252,7 @@ class ArchiveBatch:
                 .collect()[0][0]
             ),
         )
+        return counts["total"], counts["refused"]
 
     def _append(
         self, frame: DataFrame, table: str, query_id: str | None, batch_id: int, *, partition_by: str | None = None
@@ -271,6 +278,10 @@ class ArchiveBatch:
             reach("archive.table")
 
         return write
+
+
+def _union(frames: Sequence[DataFrame]) -> DataFrame:
+    return reduce(lambda one, other: one.unionByName(other), frames)
 
 
 def start_archive(

@@ -26,17 +26,24 @@ def _is_plain(kind, counts, numbers):
 
 
 @_jit
+def _take(to, first, second, third):
+    """Load one partial from where its slots are; return the bits of its count, and those of its other slots and LARGE."""
+    n, i, j = load(first), load(second), load(third)
+    store(to, n)
+    store(to + 1, i)
+    store(to + 2, j)
+    return n, (i + op.LARGE) | (j + op.LARGE)
+
+
+@_jit
 def gather(kind, into, lane, begin, end, place, slot, second, third):
     """Load partials; return whether numbers that are added up stay within int64. Without ``lane`` one behind the other."""
     counts = numbers = 0
     for each in range(begin, end):
         at, to = load(place + each) + slot, into + 3 * (load(lane + each) if lane else each - begin)
-        n, i, j = load(at), load(at + second), load(at + third)
-        store(to, n)
-        store(to + 1, i)
-        store(to + 2, j)
-        counts |= n
-        numbers |= (i + op.LARGE) | (j + op.LARGE)
+        count, number = _take(to, at, at + second, at + third)
+        counts |= count
+        numbers |= number
     return _is_plain(kind, counts, numbers)
 
 
@@ -49,13 +56,10 @@ def gather_rows(kind, into, lane, begin, end, place, shorts, cell, plan, second,
         key, row = load(lane + each), load(place + each)
         is_short = load(shorts + key) != 0
         rest = row + (rest_short if is_short else first)
-        n, i, j = load(row + (first_short if is_short else first)), load(rest + second), load(rest + third)
-        to = into + 3 * key
-        store(to, n)
-        store(to + 1, i)
-        store(to + 2, j)
-        counts |= n
-        numbers |= (i + op.LARGE) | (j + op.LARGE)
+        at = row + (first_short if is_short else first)
+        count, number = _take(into + 3 * key, at, rest + second, rest + third)
+        counts |= count
+        numbers |= number
     return _is_plain(kind, counts, numbers)
 
 

@@ -7,11 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from featurestore.definitions.entity import check_name
-from featurestore.errors import OnlineStoreTimeoutError, OnlineStoreUnavailableError
+from featurestore.errors import FeatureStoreError, OnlineStoreTimeoutError, OnlineStoreUnavailableError
 from featurestore.online.cache import CACHE_ENTRIES
 from featurestore.online.client import cache_of, check_entities
 from featurestore.online.lookup import ServiceLookup
-from featurestore.online.planned import Ask, PlannedRead, Together, plan_of, planned, together, unread, vectors_of
+from featurestore.online.planned import PlannedRead, Together, planned, plans_of, unread, vectors_of
 from featurestore.online.redis_async_cluster import AsyncReads
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.timeline import Clock, SystemClock, parse_duration
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from featurestore.timeline import Instant
 
 T = TypeVar("T")
-_Batch = list[tuple[Ask | PlannedRead, "asyncio.Future[FeatureVector]"]]
+_Answers = list["FeatureVector | Exception"]
 
 _MOST_TOGETHER = 64
 """Lookups of one command; a longer one would keep its first answers back and other clients waiting."""
@@ -45,6 +45,33 @@ class Outcome(Protocol):
 
     def set_exception(self, error: Exception, /) -> None:
         """Take the reason why there is none."""
+
+
+class _Batch:
+    """Lookups of single entities that one turn of an event loop asks for.
+
+    Attributes:
+        loop: The event loop.
+        futures: Who waits.
+        asked: What for: the keys, where all are of one plain service; else the planned reads.
+    """
+
+    __slots__ = ("asked", "futures", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.futures: list[asyncio.Future[FeatureVector]] = []
+        self.asked: list[Any] = []
+
+    def tell(self, answers: Sequence[FeatureVector | Exception]) -> None:
+        """Give everyone who still waits the answer."""
+        for future, answer in zip(self.futures, answers, strict=True):
+            if future.done():
+                continue  # nobody waits for it any more
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
 
 
 class AsyncFeatureClient:
@@ -102,8 +129,8 @@ class AsyncFeatureClient:
         self._reads = AsyncReads(plans.url, plans.space, timeout_s=plans.timeout_s)
         self._clock, self._services, self._cache = clock, services, cache
         self._in_flight = 0
-        self._asks: list[_Batch] = [[]]
-        self._plans_to_read: list[_Batch] = [[]]
+        self._batches: dict[ServiceLookup | None, _Batch] = {}
+        self._joins_plain = cache is None and self._reads.joins
         self._answering: set[asyncio.Task[None]] = set()
 
     async def get(
@@ -118,12 +145,12 @@ class AsyncFeatureClient:
         """Return the features of one entity; arguments and errors as of ``FeatureClient.get``."""
         lookup = self._services.get(service) or await self.service(service)
         is_plain = now is None and request is None and features is None and type(keys) is dict
-        if is_plain and self._cache is None and self._reads.joins and lookup.is_plain:
+        if is_plain and self._joins_plain and lookup.is_plain:
             # A copy of the keys: they are planned a turn later, and the caller's mapping may change meanwhile.
-            return await self._joined(self._asks, Ask(lookup, {**keys}, self._clock.now()))
+            return await self._joined(lookup, {**keys})
         read = planned(lookup, [keys], now, request, features, self._clock, single=True)
         if self._in_flight and self._reads.joins:
-            return await self._joined(self._plans_to_read, read)
+            return await self._joined(None, read)
         self._in_flight += 1
         try:
             replies = await self._replies([read])
@@ -133,63 +160,73 @@ class AsyncFeatureClient:
             self._in_flight -= 1
         return read.vector(replies[0])
 
-    def _joined(self, lists: list[_Batch], read: Ask | PlannedRead) -> asyncio.Future[FeatureVector]:
-        """Return the vector to come: what is asked for in one turn of the event loop is one command, decoded at once."""
+    def _joined(self, lookup: ServiceLookup | None, asked: Any) -> asyncio.Future[FeatureVector]:
+        """Return the vector to come: what one turn of the event loop asks for is one command, of one time, decoded at once.
+
+        Args:
+            lookup: The plain service whose keys are asked for; None for a planned read.
+            asked: The keys, or the read.
+        """
         loop = asyncio.get_running_loop()
-        batch = lists[0]
-        if not 0 < len(batch) < _MOST_TOGETHER or batch[0][1].get_loop() is not loop:
-            batch = lists[0] = []
-            loop.call_soon(self._begin, lists, batch)  # its turn comes after those that are ready now
+        batch = self._batches.get(lookup)
+        if batch is None or batch.loop is not loop or len(batch.asked) == _MOST_TOGETHER:
+            batch = self._batches[lookup] = _Batch(loop)
+            loop.call_soon(self._begin, lookup, batch)  # its turn comes after those that are ready now
         future: asyncio.Future[FeatureVector] = loop.create_future()
-        batch.append((read, future))
+        batch.futures.append(future)
+        batch.asked.append(asked)
         return future
 
-    def _begin(self, lists: list[_Batch], batch: _Batch) -> None:
-        """Ask for a batch: by a callback where it is one read and the store is connected, else by a task."""
-        if lists[0] is batch:
-            lists[0] = []
-        one = together([read for read, _ in batch])
-        if one is None or not self._reads.begin(one.names, partial(self._replied, batch, one)):
-            self._answer_by_task(batch, None)
+    def _begin(self, lookup: ServiceLookup | None, batch: _Batch) -> None:
+        """Ask for a batch: by a callback where it is of one plain service and the store is connected, else by a task."""
+        if self._batches.get(lookup) is batch:
+            del self._batches[lookup]
+        if lookup is None:
+            self._by_task(self._answer(batch, self._apart(batch.asked)))
+            return
+        at = self._clock.now()
+        try:
+            names = lookup.store_keys(batch.asked)
+        except FeatureStoreError:  # of one of them: each is planned alone, and says it
+            self._by_task(self._answer(batch, self._apart(plans_of(lookup, batch.asked, at))))
+            return
+        one = Together(lookup, names, len(batch.asked), at)
+        if not self._reads.begin(names, partial(self._replied, batch, one)):
+            self._by_task(self._answer(batch, self._together(one, None)))
 
     def _replied(self, batch: _Batch, one: Together, reply: list[bytes | None] | Exception, deadline: float) -> None:
         """Decode what came, or look once more, within the deadline, at what became of the connection."""
         if isinstance(reply, Exception):
-            self._answer_by_task(batch, deadline)
+            self._by_task(self._answer(batch, self._together(one, deadline)))
             return
         try:
             answers = one.vectors(reply)
         except Exception as error:  # noqa: BLE001 - whoever waits has to hear of it
-            answers = [error] * len(batch)
-        _tell(batch, answers)
-
-    def _answer_by_task(self, batch: _Batch, deadline: float | None) -> None:
-        self._by_task(self._answer(batch, deadline))
+            answers = [error] * len(batch.futures)
+        batch.tell(answers)
 
     def _by_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
-    async def _answer(self, batch: _Batch, deadline: float | None) -> None:
+    async def _answer(self, batch: _Batch, work: Coroutine[Any, Any, _Answers]) -> None:
         """Read and decode a batch, and tell everyone who waits for a part of it."""
         self._in_flight += 1
         try:
-            answers = await self._answers([read for read, _ in batch], deadline)
+            answers = await work
         except Exception as error:  # noqa: BLE001 - whoever waits has to hear of it
-            answers = [error] * len(batch)
+            answers = [error] * len(batch.futures)
         finally:
             self._in_flight -= 1
-        _tell(batch, answers)
+        batch.tell(answers)
 
-    async def _answers(
-        self, asks: Sequence[Ask | PlannedRead], deadline: float | None
-    ) -> list[FeatureVector | Exception]:
-        """Return the vector of every lookup, or why it has none: one command for all."""
-        one = together(asks)
-        if one is not None:
-            return one.vectors(await self._reads.read(one.names, deadline))
-        plans = [plan_of(ask) for ask in asks]
+    async def _together(self, one: Together, deadline: float | None) -> _Answers:
+        """Return the vector of every lookup of a plain service, or why it has none."""
+        return one.vectors(await self._reads.read(one.names, deadline))
+
+    async def _apart(self, plans: Sequence[PlannedRead | Exception]) -> _Answers:
+        """Return the vector of every planned lookup, or why it has none: one command for all."""
         reads = [plan for plan in plans if isinstance(plan, PlannedRead)]
         try:
             found = iter(vectors_of(reads, await self._replies(reads)))
@@ -346,13 +383,3 @@ async def _decoding(
     except (OnlineStoreUnavailableError, OnlineStoreTimeoutError) as error:
         unread = read.unread_table(error)
         return lambda: unread
-
-
-def _tell(batch: _Batch, answers: Sequence[FeatureVector | Exception]) -> None:
-    for (_, future), answer in zip(batch, answers, strict=True):
-        if future.done():
-            continue  # nobody waits for it any more
-        if isinstance(answer, Exception):
-            future.set_exception(answer)
-        else:
-            future.set_result(answer)

@@ -204,13 +204,13 @@ class ServiceLookup:
         """Whether entities that were read apart can be read at once by ``vectors_apart``."""
         return None not in self._batches
 
-    def vectors_together(self, replies: Sequence[bytes | None], t: Sequence[Instant]) -> list[FeatureVector] | None:
-        """Return the vectors of plain entities asked together, each with a time of its own (not exact); None if it cannot."""
-        count = len(t) * self._width
-        if (complete := self._complete(replies[count:])) is None:
+    def vectors_together(self, replies: Sequence[bytes | None], count: int, t: Instant) -> list[FeatureVector] | None:
+        """Return the vectors of plain entities asked together at one time (not exact); None if it cannot."""
+        end = count * self._width
+        if (complete := self._complete(replies[end:])) is None:
             return None  # values depend on what is known
-        views = self._columns(replies[:count], t, exact_time=False)
-        return uncut(self.names, views, [complete] * len(t), t, pick=self._pick, spans=self._spans)
+        views = self._columns(replies[:end], t, exact_time=False)
+        return uncut(self.names, views, [complete] * count, [t] * count, pick=self._pick, spans=self._spans)
 
     def _columns(
         self, values: Sequence[bytes | None], t: Instant | Sequence[Instant], *, exact_time: bool

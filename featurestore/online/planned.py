@@ -61,37 +61,29 @@ class PlannedRead(NamedTuple):
         return FeatureTable(self.lookup.names, self.lookup.types, self.unread(error))
 
 
-class Ask(NamedTuple):
-    """A lookup of one entity by the clock, where the service is plain: planned together with its like."""
-
-    lookup: ServiceLookup
-    keys: Mapping[str, Any]
-    at: Instant
-
-    def planned(self) -> PlannedRead:
-        """Return it as a read of its own; errors as of ``ServiceLookup.store_keys``."""
-        return PlannedRead(self.lookup, self.lookup.store_keys([self.keys]), 1, self.at, is_exact=False, inputs=[{}])
-
-
 class Together(NamedTuple):
-    """Lookups of single entities of one service that are one read: the names of all, and those of the sources once.
+    """Lookups of single entities of a plain service that are one read: the names of all, and those of the sources once.
 
     Attributes:
-        asks: The lookups.
+        lookup: The service.
         names: What the store is asked for.
+        entities: How many entities.
+        at: The time of all, the clock's.
     """
 
-    asks: Sequence[Ask]
+    lookup: ServiceLookup
     names: Sequence[bytes]
+    entities: int
+    at: Instant
 
     def vectors(self, replies: Sequence[bytes | None]) -> list[FeatureVector | Exception]:
         """Return what was read of each, or why not."""
-        lookup, count = self.asks[0].lookup, len(self.asks)
+        lookup, count, at = self.lookup, self.entities, self.at
         if count == 1:
-            return [_alone(lookup, replies, self.asks[0].at)]
+            return [_alone(lookup, replies, at)]
         if count >= lookup.many:
             try:
-                found = lookup.vectors_together(replies, [ask.at for ask in self.asks])
+                found = lookup.vectors_together(replies, count, at)
             except FeatureStoreError:
                 found = None  # of one of them: each is read alone and says it
             if found is not None:
@@ -99,29 +91,21 @@ class Together(NamedTuple):
         width = (len(replies) - len(lookup.sources)) // count
         stamps = replies[count * width :]
         return [
-            _alone(lookup, [*replies[at * width : (at + 1) * width], *stamps], ask.at)
-            for at, ask in enumerate(self.asks)
+            _alone(lookup, [*replies[number * width : (number + 1) * width], *stamps], at) for number in range(count)
         ]
 
 
-def plan_of(ask: Ask | PlannedRead) -> PlannedRead | FeatureStoreError:
-    """Return a lookup as a read of its own, or why it cannot be planned."""
-    try:
-        return ask.planned() if isinstance(ask, Ask) else ask
-    except FeatureStoreError as error:
-        return error
-
-
-def together(asks: Sequence[Ask | PlannedRead]) -> Together | None:
-    """Return several lookups as one read; None where they are not alike, or one of them cannot be planned."""
-    lookup = asks[0].lookup
-    alike = [ask for ask in asks if type(ask) is Ask and ask.lookup is lookup]
-    if len(alike) < len(asks):
-        return None
-    try:
-        return Together(alike, lookup.store_keys([ask.keys for ask in alike]))
-    except FeatureStoreError:
-        return None
+def plans_of(
+    lookup: ServiceLookup, keys: Sequence[Mapping[str, Any]], at: Instant
+) -> list[PlannedRead | FeatureStoreError]:
+    """Return lookups of single entities of a plain service as reads of their own, or why one cannot be planned."""
+    found: list[PlannedRead | FeatureStoreError] = []
+    for entity in keys:
+        try:
+            found.append(PlannedRead(lookup, lookup.store_keys([entity]), 1, at, is_exact=False, inputs=[{}]))
+        except FeatureStoreError as error:
+            found.append(error)
+    return found
 
 
 def planned(

@@ -77,7 +77,7 @@ class Connection:
         self._limit_s = _NONE
         # Who forgets to close a client leaves no warning behind. A __del__ would be too late where both are part of a cycle: the
         # collector may come to the socket first.
-        weakref.finalize(self, connected.close).atexit = False
+        weakref.finalize(self, connected.close)
 
     def ask(self, packed: bytes, deadline: float) -> Any:
         """Send a command and return its reply; an error reply is returned too."""

@@ -13,7 +13,7 @@ from featurestore.online.columns import lists_of, newest_of
 from featurestore.online.vector import FeatureVector
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from featurestore.online.columns import ViewColumns
     from featurestore.timeline import Instant
@@ -55,6 +55,7 @@ def uncut(
 ) -> list[FeatureVector]:
     """Return the vectors of entities, each with a completeness and time of its own; the rest as of ``FeatureVector``."""
     nothing: dict[str, Any] = {}
+    make: Callable[[type[FeatureVector]], FeatureVector] = FeatureVector.__new__
     row = Rows([*views.values()], pick).row
     (first, one), *others = views.items()
     known = [{first: is_known} for is_known in one.known.tolist()]
@@ -64,8 +65,10 @@ def uncut(
             mine[name], newest[name] = is_known, instant
     vectors = []
     for number, (mine, newest, through, t) in enumerate(zip(known, as_of, complete, at, strict=True)):
-        vector = FeatureVector(names, (), mine, newest, through, t, nothing, nothing, spans)
-        vector._cut = partial(row, number)  # noqa: SLF001 - it is made here alone
-        del vector.row
+        vector = make(FeatureVector)  # as its __init__ does, but for the row
+        vector.names, vector.known, vector.as_of = names, mine, newest
+        vector.complete_through, vector.at = through, t
+        vector.reads = vector.conditions = nothing
+        vector.spans, vector._cut = spans, partial(row, number)  # noqa: SLF001 - it is made here alone
         vectors.append(vector)
     return vectors

@@ -36,7 +36,7 @@ from featurestore.jobs.counting import counter
 from featurestore.jobs.hot import HotWorker, start_hot, warm_up
 from featurestore.jobs.lease import Lease, LeaseKeeper, job_id, stored_names, who_is
 from featurestore.jobs.metrics import serve_metrics
-from featurestore.jobs.online_epoch import HotStart, begin_hot
+from featurestore.jobs.online_epoch import HotStart, ProgressWatch, begin_hot, progress_of
 from featurestore.jobs.report import Reporter
 from featurestore.jobs.resume import Resume
 from featurestore.jobs.topics import TopicWatch
@@ -122,14 +122,16 @@ class CompletionPublisher(threading.Thread):
         store = RedisOnlineStore(self._spec.online_url, self._spec.project)
         reader: OffsetReader | None = None
         stamped: dict[str, bool] = {}
+        watch = ProgressWatch(self._begun.seen)
         while not self._stop.wait(_TICK_S):
             try:
                 if reader is None:
                     reader = OffsetReader(self._spec.kafka, self._topics)
                     stamped = {topic: stamps_on_append(self._spec.kafka, topic) for topic in self._topics}
                 self._begun.check(store)
+                reached = {source: self.reached.get(topic, {}) for topic, source in self._topics.items()}
+                watch.check(progress_of(store, self._topics.values()), reached)
                 self._publish(store, reader, stamped)
-                self._begun.seen.note(store, self._topics.values())
             except OnlineStoreLostError as error:
                 self._lost = error
                 break

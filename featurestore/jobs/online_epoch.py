@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from featurestore.offline.epochs import OnlineEpochs
 from featurestore.online.epoch import lost, move_epoch, one_epoch, read_epochs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from featurestore.definitions.source import EventSource
     from featurestore.definitions.view import FeatureView
@@ -57,6 +58,17 @@ def join_epoch(store: OnlineStore, offline: str) -> int:
     return found
 
 
+Progress = Mapping[str, Mapping[int, int]]
+"""Source to partition to the offset that the store waits for."""
+
+
+def progress_of(store: OnlineStore, sources: Iterable[str]) -> dict[str, dict[int, int]]:
+    """Return the store's progress."""
+    return {
+        source: {partition: offset for partition, (offset, _) in store.progress(source).items()} for source in sources
+    }
+
+
 @dataclass(frozen=True)
 class SeenProgress:
     """What a job has seen of the store's progress, in a file beside its checkpoints.
@@ -74,23 +86,27 @@ class SeenProgress:
         """Whether the job has written to the store in this epoch."""
         return bool(self._seen())
 
-    def _seen(self) -> dict[str, dict[str, int]]:
+    def _seen(self) -> dict[str, dict[int, int]]:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return dict(content["progress"]) if content.get("epoch") == self.epoch else {}
+        if content.get("epoch") != self.epoch:
+            return {}
+        return {
+            source: {int(each): offset for each, offset in of.items()} for source, of in content["progress"].items()
+        }
 
-    def check(self, store: OnlineStore) -> None:
+    def check(self, progress: Progress) -> None:
         """Raise when the store's progress lies behind what was seen.
 
         Raises:
             OnlineStoreLostError: It does: the store is an older one, or lost writes.
         """
         for source, seen in self._seen().items():
-            now = store.progress(source)
+            now = progress.get(source, {})
             for partition, offset in seen.items():
-                current = now.get(int(partition), (0, 0))[0]
+                current = now.get(partition, 0)
                 if current < offset:
                     raise OnlineStoreLostError(
                         f"the online store is an older one: source {source}, partition {partition} had reached offset "
@@ -99,16 +115,60 @@ class SeenProgress:
                         "the job again.",
                     )
 
-    def note(self, store: OnlineStore, sources: Iterable[str]) -> None:
-        """Write down the store's progress."""
-        progress = {
-            source: {str(partition): offset for partition, (offset, _) in store.progress(source).items()}
-            for source in sources
+    def note(self, progress: Progress) -> None:
+        """Write down what was seen, where it is more than before."""
+        seen = self._seen()
+        merged = {
+            source: {partition: max(offset, seen.get(source, {}).get(partition, 0)) for partition, offset in of.items()}
+            for source, of in (seen | dict(progress)).items()
+            if of
         }
+        if merged == seen:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps({"epoch": self.epoch, "progress": progress}), encoding="utf-8")
+        partial.write_text(json.dumps({"epoch": self.epoch, "progress": merged}), encoding="utf-8")
         partial.replace(self.path)
+
+
+class ProgressWatch:
+    """Tells a store that lost what it had acknowledged from one that never had it.
+
+    A master that was taken for dead may wake, carry out what it was sent, and be shown that its successor has less: whoever wrote
+    that has no answer, and writes it again. So what is held against the store later is what it was seen to have *and* the hot
+    query has been through.
+
+    Args:
+        seen: Where that is kept over restarts.
+    """
+
+    def __init__(self, seen: SeenProgress) -> None:
+        self._seen = seen
+        self._most: dict[str, dict[int, int]] = {}
+
+    def check(self, progress: Progress, reached: Progress) -> None:
+        """Raise when the store has less than it had acknowledged.
+
+        Args:
+            progress: What it has now.
+            reached: How far the hot query has been through.
+
+        Raises:
+            OnlineStoreLostError: It does.
+        """
+        through = {
+            source: {
+                partition: min(offset, reached[source][partition])
+                for partition, offset in of.items()
+                if partition in reached.get(source, {})
+            }
+            for source, of in self._most.items()
+        }
+        self._seen.note(through)
+        self._seen.check(progress)
+        for source, of in progress.items():
+            most = self._most.setdefault(source, {})
+            most.update({partition: max(offset, most.get(partition, 0)) for partition, offset in of.items()})
 
 
 @dataclass(frozen=True)
@@ -131,12 +191,11 @@ class HotStart:
         """Raise when the store is no longer the one the job began on, also while no record comes.
 
         Raises:
-            OnlineStoreLostError: It was emptied, is older than what was seen of it, or is being rebuilt.
+            OnlineStoreLostError: It was emptied, or is being rebuilt.
         """
         epochs = read_epochs(store)
         if one_epoch(epochs) != self.epoch:
             raise lost(epochs, self.epoch)
-        self.seen.check(store)
 
 
 def begin_hot(
@@ -163,7 +222,7 @@ def begin_hot(
     store.ping()
     epoch = join_epoch(store, offline)
     seen = SeenProgress(Path(checkpoints, "online.json"), epoch)
-    seen.check(store)
+    seen.check(progress_of(store, (source.name for source, _ in topics.values())))
     starting = None
     if epoch > 1 and not seen.exists:  # the first time in this epoch; from then on the checkpoint says where to go on
         reader = OffsetReader(kafka, topics)

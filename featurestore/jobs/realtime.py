@@ -17,23 +17,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
-import os
-import signal
 import sys
-import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kafka.errors import KafkaError, LogTruncationError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from featurestore.config import Settings
-from featurestore.errors import FeatureStoreError, FenceError, OffsetsGoneError, OnlineError
+from featurestore.errors import FenceError, OffsetsGoneError, OnlineError
 from featurestore.events.broker import OffsetReader, mapped_errors
 from featurestore.failpoints import reach
 from featurestore.jobs.checkpoint import losses, refuse_losses
+from featurestore.jobs.consumer_process import run_consumer
 from featurestore.jobs.hot import SLOT_ROWS, HotWorker
 from featurestore.jobs.intake import CLIENTS, open_intake
 from featurestore.jobs.online_epoch import join_epoch, starting_offsets
@@ -44,7 +41,8 @@ from featurestore.offline.registry import DeltaRegistry
 from featurestore.online.redis_store import RedisOnlineStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    import threading
+    from collections.abc import Mapping, Sequence
 
     from kafka import TopicPartition
 
@@ -53,7 +51,6 @@ if TYPE_CHECKING:
 
 POLL_MS = 250
 COMMIT_EVERY_S = 1.0
-REPORT_EVERY_S = 0.25
 _FENCE_TRIES = 20
 _PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -118,6 +115,9 @@ class RealtimeConsumer:
         self._kafka = kafka
         self._starting = starting or {}
         self._losses = losses
+        self._begun: set[TopicPartition] = (
+            set()
+        )  # of those that are this one's, where it has asked what the store waits for
         self._is_applied = True  # everything that was polled: only then are the group's positions what the store has
         worker.prepare()
         with mapped_errors(kafka, "connecting a consumer"):
@@ -165,6 +165,7 @@ class RealtimeConsumer:
             self.error = str(away)
             return {}
         self.error = self._consumer.waiting()
+        self._begun &= self._consumer.assignment()
         if polled:
             reach("consumer.polled")
         return polled
@@ -188,6 +189,8 @@ class RealtimeConsumer:
         refused = tries = 0
         while not stop.is_set():
             try:
+                if self._goes_back(place, int(offsets[0])):
+                    return
                 self.counts.update(self._worker.apply_records(place.topic, place.partition, offsets, arrival, values))
             except FenceError:
                 refused += 1
@@ -204,8 +207,23 @@ class RealtimeConsumer:
                 stop.wait(_PAUSES_S[tries])
                 tries += 1
             else:
+                self.reached.setdefault(place.topic, {})[place.partition] = int(offsets[-1]) + 1
                 self.error = None
                 return
+
+    def _goes_back(self, place: TopicPartition, first: int) -> bool:
+        """Go back, where a partition begins, to what the store waits for; return whether these records have to wait for others.
+
+        A store that lost writes has less than the group has got to. Between the two may also lie marks of transactions alone.
+        """
+        if place in self._begun:
+            return False
+        applied = self._worker.progress(place.topic).get(place.partition)
+        self._begun.add(place)
+        if applied is None or applied[0] >= first:
+            return False
+        self._consumer.seek(place, applied[0])
+        return True
 
     def _commit(self) -> None:
         """Say where the group has got to. It may fail: after a change of partitions, the next poll finds its place."""
@@ -278,69 +296,6 @@ def _by_topic(offsets: Mapping[TopicPartition, int]) -> dict[str, dict[int, int]
 def _partitions(error: NoOffsetForPartitionError) -> list[TopicPartition]:
     found = error.args[0]
     return [found] if isinstance(found, tuple) and hasattr(found, "topic") else list(found)
-
-
-class _Reports(threading.Thread):
-    """Writes what a consumer has done as JSON lines: counts since the last line, lag, error, offsets."""
-
-    def __init__(self, consumer: RealtimeConsumer, write: Callable[[str], Any], stop: threading.Event) -> None:
-        super().__init__(name="reports", daemon=True)
-        self._consumer, self._write, self._stop = consumer, write, stop
-        self._told: Counter[str] = Counter()
-
-    def run(self) -> None:
-        while not self._stop.wait(REPORT_EVERY_S):
-            self.tell()
-
-    def tell(self) -> None:
-        """Write one line."""
-        counts = Counter(self._consumer.counts)
-        new = {name: counts[name] - self._told[name] for name in counts}
-        self._told = counts
-        told = {name: getattr(self._consumer, name) for name in ("lag", "error", "reached", "client")}
-        self._write(json.dumps({"counts": new, **told}) + "\n")
-
-
-def run_consumer(connect: Callable[[], RealtimeConsumer]) -> int:
-    """Be the process of one consumer, until SIGTERM or until standard input ends: then whoever started it is gone.
-
-    What it has done goes to standard output, one JSON line after the other.
-
-    Args:
-        connect: Makes the consumer; it is closed at the end.
-
-    Returns:
-        0 after a stop, 3 for what trying again does not mend; the reason is the last line on standard error.
-    """
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-
-    def wait_for_the_end() -> None:
-        while os.read(0, 65_536):  # not by way of sys.stdin, whose lock the interpreter wants at its end
-            pass
-        stop.set()
-
-    threading.Thread(target=wait_for_the_end, daemon=True).start()
-
-    def write(line: str) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.write(line)
-            sys.stdout.flush()
-
-    try:
-        consumer = connect()
-        reports = _Reports(consumer, write, stop)
-        try:
-            reports.start()
-            consumer.run(stop)
-        finally:
-            consumer.close()
-            reports.tell()
-    except FeatureStoreError as error:
-        sys.stderr.write(f"{error}\n")
-        return 3
-    return 0
 
 
 def connect(

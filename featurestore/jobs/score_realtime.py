@@ -22,7 +22,8 @@ from kafka.structs import OffsetAndMetadata
 
 from featurestore.errors import OnlineError
 from featurestore.events.broker import producer
-from featurestore.jobs.realtime import RealtimeConsumer, run_consumer
+from featurestore.jobs.consumer_process import run_consumer
+from featurestore.jobs.realtime import RealtimeConsumer
 from featurestore.jobs.score_worker import ScoreWorker
 from featurestore.scoring.kafka_envelope import wrap
 from featurestore.scoring.prediction_log import to_json

@@ -12,7 +12,15 @@ import redis
 
 from featurestore.definitions.registry import Definitions
 from featurestore.errors import OfflineError, OffsetsGoneError, OnlineStoreLostError, UnknownNameError
-from featurestore.jobs.online_epoch import SeenProgress, hot_checkpoint, join_epoch, refuse_gone, starting_offsets
+from featurestore.jobs.online_epoch import (
+    ProgressWatch,
+    SeenProgress,
+    hot_checkpoint,
+    join_epoch,
+    progress_of,
+    refuse_gone,
+    starting_offsets,
+)
 from featurestore.jobs.rebuild import accept_online, rebuild_online
 from featurestore.jobs.rebuild_key import rebuild_key
 from featurestore.jobs.worker import SourceWorker, by_topic, decoder_of
@@ -319,13 +327,31 @@ def test_what_is_gone_from_the_topic_is_not_skipped_in_silence(stream, store):
         refuse_gone(store, topics, {topic: {0: until[0], 1: until[1] + 3}})
 
 
+def test_what_a_store_acknowledged_is_held_against_it_and_what_nobody_heard_of_is_not(tmp_path):
+    def progress(offset):
+        return {"payments": {0: offset}}
+
+    def watched(name, *ticks):
+        watch = ProgressWatch(SeenProgress(tmp_path / name, 1))
+        for now, reached in ticks:
+            watch.check(progress(now), progress(reached))
+
+    watched("steady", (10, 0), (20, 12), (30, 20), (30, 35))
+    watched("woken", (10, 10), (20, 10), (10, 10), (20, 20))  # a master that woke had 20, which nobody was told
+    with pytest.raises(OnlineStoreLostError, match="had reached offset 20, and is at 10"):
+        watched("lost", (10, 10), (20, 10), (10, 20))
+    SeenProgress(tmp_path / "steady", 1).check(progress(30))
+    with pytest.raises(OnlineStoreLostError, match="had reached offset 30, and is at 29"):
+        watched("steady", (29, 0))  # begun again: nothing has been reached yet
+
+
 def test_a_store_restored_from_an_older_state_is_refused(stream, store, tmp_path):
     stream.begin()
     stream.arrive(100)
     stream.apply()
     seen = SeenProgress(tmp_path / "seen.json", 1)
-    seen.note(store, ["payments"])
-    seen.check(store)
+    seen.note(progress_of(store, ["payments"]))
+    seen.check(progress_of(store, ["payments"]))
     stream.arrive(100)
     old = {p: offset for p, (offset, _) in store.progress("payments").items()}
     if isinstance(store, MemoryOnlineStore):
@@ -338,7 +364,7 @@ def test_a_store_restored_from_an_older_state_is_refused(stream, store, tmp_path
         with redis.Redis.from_url(store.url) as client:
             saved = {key: client.dump(key) for key in client.keys("*")}
     stream.apply()
-    seen.note(store, ["payments"])
+    seen.note(progress_of(store, ["payments"]))
     assert {p: offset for p, (offset, _) in store.progress("payments").items()} != old
     if isinstance(store, MemoryOnlineStore):
         store.values, store.bucket_fences, store._progress = saved
@@ -348,8 +374,8 @@ def test_a_store_restored_from_an_older_state_is_refused(stream, store, tmp_path
             for key, value in saved.items():
                 client.restore(key, 0, value)
     with pytest.raises(OnlineStoreLostError, match=r"is an older one: source payments, partition \d had reached"):
-        seen.check(store)
-    SeenProgress(tmp_path / "seen.json", 2).check(store)
+        seen.check(progress_of(store, ["payments"]))
+    SeenProgress(tmp_path / "seen.json", 2).check(progress_of(store, ["payments"]))
     with pytest.raises(OnlineStoreLostError, match=r"went back: view \w+, source payments"):
         stream.apply(first={0: 0, 1: 0})
 

@@ -38,8 +38,7 @@ class _Reports(threading.Thread):
         counts = Counter(self._consumer.counts)
         new = {name: counts[name] - self._told[name] for name in counts}
         self._told = counts
-        told = {name: getattr(self._consumer, name) for name in ("lag", "error", "client")}
-        told["reached"] = {topic: dict(offsets) for topic, offsets in list(self._consumer.reached.items())}
+        told = {name: getattr(self._consumer, name) for name in ("lag", "error", "reached", "client")}
         self._write(json.dumps({"counts": new, **told}) + "\n")
 
 

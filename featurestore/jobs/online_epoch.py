@@ -69,6 +69,25 @@ def progress_of(store: OnlineStore, sources: Iterable[str]) -> dict[str, dict[in
     }
 
 
+def refuse_older(seen: Progress, progress: Progress) -> None:
+    """Raise when a store's progress lies behind what was seen of it.
+
+    Raises:
+        OnlineStoreLostError: It does: the store is an older one, or lost writes.
+    """
+    for source, offsets in seen.items():
+        now = progress.get(source, {})
+        for partition, offset in offsets.items():
+            current = now.get(partition, 0)
+            if current < offset:
+                raise OnlineStoreLostError(
+                    f"the online store is an older one: source {source}, partition {partition} had reached offset "
+                    f"{offset:,}, and is at {current:,}.",
+                    hint="run featurestore rebuild-online, with --from-topics if they still hold what it lost, then submit "
+                    "the job again.",
+                )
+
+
 @dataclass(frozen=True)
 class SeenProgress:
     """What a job has seen of the store's progress, in a file beside its checkpoints.
@@ -103,17 +122,7 @@ class SeenProgress:
         Raises:
             OnlineStoreLostError: It does: the store is an older one, or lost writes.
         """
-        for source, seen in self._seen().items():
-            now = progress.get(source, {})
-            for partition, offset in seen.items():
-                current = now.get(partition, 0)
-                if current < offset:
-                    raise OnlineStoreLostError(
-                        f"the online store is an older one: source {source}, partition {partition} had reached offset "
-                        f"{offset:,}, and is at {current:,}.",
-                        hint="run featurestore rebuild-online, with --from-topics if they still hold what it lost, then submit "
-                        "the job again.",
-                    )
+        refuse_older(self._seen(), progress)
 
     def note(self, progress: Progress) -> None:
         """Write down what was seen, where it is more than before."""

@@ -33,7 +33,7 @@ from featurestore.jobs.checkpoint import losses, refuse_losses
 from featurestore.jobs.consumer_process import run_consumer
 from featurestore.jobs.hot import SLOT_ROWS, HotWorker
 from featurestore.jobs.intake import CLIENTS, open_intake
-from featurestore.jobs.online_epoch import join_epoch, starting_offsets
+from featurestore.jobs.online_epoch import join_epoch, refuse_older, starting_offsets
 from featurestore.jobs.worker import by_topic
 from featurestore.offline.epochs import OnlineEpochs
 from featurestore.offline.losses import Losses
@@ -115,9 +115,9 @@ class RealtimeConsumer:
         self._kafka = kafka
         self._starting = starting or {}
         self._losses = losses
-        self._begun: set[TopicPartition] = (
-            set()
-        )  # of those that are this one's, where it has asked what the store waits for
+        # Of the partitions that are this one's, those where it has asked what the store waits for.
+        self._begun: set[TopicPartition] = set()
+        self._acknowledged: dict[str, dict[int, int]] = {}  # topic to partition to where the store said it was
         self._is_applied = True  # everything that was polled: only then are the group's positions what the store has
         worker.prepare()
         with mapped_errors(kafka, "connecting a consumer"):
@@ -133,6 +133,7 @@ class RealtimeConsumer:
         Raises:
             OffsetsGoneError: Kafka no longer has records that were to come next, or a topic was made anew.
             FenceError: Other consumers kept moving the fences.
+            OnlineStoreLostError: The store has less than it acknowledged.
             OnlineError: The store refuses for a reason that waiting does not mend.
         """
         committed = time.monotonic()
@@ -147,6 +148,7 @@ class RealtimeConsumer:
                 if time.monotonic() - committed > COMMIT_EVERY_S:
                     committed = time.monotonic()
                     self._commit()
+                    self._check_store()
                     self.lag = self._behind()
                     self.reached = self._positions()
 
@@ -207,7 +209,7 @@ class RealtimeConsumer:
                 stop.wait(_PAUSES_S[tries])
                 tries += 1
             else:
-                self.reached.setdefault(place.topic, {})[place.partition] = int(offsets[-1]) + 1
+                self._acknowledged.setdefault(place.topic, {})[place.partition] = int(offsets[-1]) + 1
                 self.error = None
                 return
 
@@ -224,6 +226,22 @@ class RealtimeConsumer:
             return False
         self._consumer.seek(place, applied[0])
         return True
+
+    def _check_store(self) -> None:
+        """Raise when the store has less than it acknowledged, also while no record comes; one that is away is asked again.
+
+        Raises:
+            OnlineStoreLostError: It has.
+        """
+        for topic, offsets in self._acknowledged.items():
+            source = self._worker.sources[topic][0].name
+            try:
+                progress = self._worker.progress(topic)
+            except (ConnectionError, TimeoutError, OnlineError):
+                return
+            refuse_older(
+                {source: offsets}, {source: {partition: offset for partition, (offset, _) in progress.items()}}
+            )
 
     def _commit(self) -> None:
         """Say where the group has got to. It may fail: after a change of partitions, the next poll finds its place."""
@@ -245,6 +263,7 @@ class RealtimeConsumer:
         """Raise with what is gone; or write it down and go on behind it."""
         wanted: dict[TopicPartition, int] = error.args[0]
         for place, first in self._check(wanted).items():
+            self._begun.add(place)
             self._consumer.seek(place, first)
 
     def _check(self, wanted: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:

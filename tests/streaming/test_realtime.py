@@ -103,7 +103,9 @@ def test_a_consumer_that_is_killed_neither_loses_nor_doubles_events(kafka_server
         before = sum(applied_offsets(url, shop.name).values())
         more = simple_events(30_000, keys=KEYS, begin=len(events))
         events += more
+        os.kill(victim, signal.SIGSTOP)
         produce_events(broker, topic, more)
+        os.kill(victim, signal.SIGCONT)
         # The consumer has begun and not ended: stopped there, looked at, killed.
         wait_for("the first write", lambda before=before: sum(applied_offsets(url, shop.name).values()) > before)
         os.kill(victim, signal.SIGSTOP)

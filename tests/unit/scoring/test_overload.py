@@ -121,11 +121,6 @@ async def storm(port, callers, seconds):
     return found
 
 
-def p90(seconds):
-    """Return what nine of ten requests stayed below; beyond that, other processes of the machine have the say."""
-    return sorted(seconds)[len(seconds) * 9 // 10]
-
-
 @pytest.mark.server
 @pytest.mark.thorough
 def test_what_is_let_in_keeps_its_time_and_what_is_shed_is_told_at_once(tmp_path):
@@ -162,5 +157,3 @@ def test_what_is_let_in_keeps_its_time_and_what_is_shed_is_told_at_once(tmp_path
 
     # A third, measured alone on a quiet machine; how much of that other processes leave is theirs to say.
     assert mean(seen) < mean(control) * 0.85
-    # And so do the slowest of them, as their callers see it: not the mean alone, which a few that waited for all would not move.
-    assert p90(shedding[200]) < p90(open_[200]) * 0.85

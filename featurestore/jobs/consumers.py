@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
 from featurestore.errors import JobError
+from featurestore.jobs.online_epoch import farthest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,10 +120,7 @@ class Consumers:
         found: dict[str, dict[int, int]] = {}
         with self._lock:
             for each in self._running:
-                for topic, offsets in each.reached.items():
-                    mine = found.setdefault(topic, {})
-                    for partition, offset in offsets.items():
-                        mine[partition] = max(offset, mine.get(partition, 0))
+                found = farthest(found, each.reached)
         return found
 
     def status(self) -> dict[str, object]:

@@ -132,6 +132,7 @@ class CompletionPublisher(threading.Thread):
                 reached = {source: self.reached.get(topic, {}) for topic, source in self._topics.items()}
                 watch.check(progress_of(store, self._topics.values()), reached)
                 self._publish(store, reader, stamped)
+                watch.keep()
             except OnlineStoreLostError as error:
                 self._lost = error
                 break

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from featurestore.definitions.source import EventSource
     from featurestore.definitions.view import FeatureView
     from featurestore.online.store import OnlineStore
+    from featurestore.timeline import Instant
 
 _EARLIEST = -2
 """Kafka's earliest offset, as Spark writes it."""
@@ -62,11 +63,24 @@ Progress = Mapping[str, Mapping[int, int]]
 """Source to partition to the offset that the store waits for."""
 
 
+def offsets_of(progress: Mapping[int, tuple[int, Instant]]) -> dict[int, int]:
+    """Return a source's progress without its times."""
+    return {partition: offset for partition, (offset, _) in progress.items()}
+
+
 def progress_of(store: OnlineStore, sources: Iterable[str]) -> dict[str, dict[int, int]]:
     """Return the store's progress."""
-    return {
-        source: {partition: offset for partition, (offset, _) in store.progress(source).items()} for source in sources
-    }
+    return {source: offsets_of(store.progress(source)) for source in sources}
+
+
+def farthest(one: Progress, other: Progress) -> dict[str, dict[int, int]]:
+    """Return the larger offset of two, per source, or topic, and partition."""
+    found = {source: dict(offsets) for source, offsets in one.items()}
+    for source, offsets in other.items():
+        for partition, offset in offsets.items():
+            mine = found.setdefault(source, {})
+            mine[partition] = max(offset, mine.get(partition, 0))
+    return found
 
 
 def refuse_older(seen: Progress, progress: Progress) -> None:
@@ -103,9 +117,10 @@ class SeenProgress:
     @property
     def exists(self) -> bool:
         """Whether the job has written to the store in this epoch."""
-        return bool(self._seen())
+        return bool(self.read())
 
-    def _seen(self) -> dict[str, dict[int, int]]:
+    def read(self) -> dict[str, dict[int, int]]:
+        """Return what was seen; nothing where there is no file, or one of another epoch."""
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -122,16 +137,12 @@ class SeenProgress:
         Raises:
             OnlineStoreLostError: It does: the store is an older one, or lost writes.
         """
-        refuse_older(self._seen(), progress)
+        refuse_older(self.read(), progress)
 
     def note(self, progress: Progress) -> None:
         """Write down what was seen, where it is more than before."""
-        seen = self._seen()
-        merged = {
-            source: {partition: max(offset, seen.get(source, {}).get(partition, 0)) for partition, offset in of.items()}
-            for source, of in (seen | dict(progress)).items()
-            if of
-        }
+        seen = self.read()
+        merged = farthest(seen, progress)
         if merged == seen:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +163,7 @@ class ProgressWatch:
     """
 
     def __init__(self, seen: SeenProgress) -> None:
-        self._seen = seen
+        self._seen, self._known = seen, seen.read()
         self._most: dict[str, dict[int, int]] = {}
 
     def check(self, progress: Progress, reached: Progress) -> None:
@@ -173,11 +184,13 @@ class ProgressWatch:
             }
             for source, of in self._most.items()
         }
-        self._seen.note(through)
-        self._seen.check(progress)
-        for source, of in progress.items():
-            most = self._most.setdefault(source, {})
-            most.update({partition: max(offset, most.get(partition, 0)) for partition, offset in of.items()})
+        self._known = farthest(self._known, through)
+        refuse_older(self._known, progress)
+        self._most = farthest(self._most, progress)
+
+    def keep(self) -> None:
+        """Write down what is held against the store; OSError where that cannot be."""
+        self._seen.note(self._known)
 
 
 @dataclass(frozen=True)

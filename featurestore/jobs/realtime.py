@@ -33,7 +33,7 @@ from featurestore.jobs.checkpoint import losses, refuse_losses
 from featurestore.jobs.consumer_process import run_consumer
 from featurestore.jobs.hot import SLOT_ROWS, HotWorker
 from featurestore.jobs.intake import CLIENTS, open_intake
-from featurestore.jobs.online_epoch import join_epoch, refuse_older, starting_offsets
+from featurestore.jobs.online_epoch import join_epoch, offsets_of, refuse_older, starting_offsets
 from featurestore.jobs.worker import by_topic
 from featurestore.offline.epochs import OnlineEpochs
 from featurestore.offline.losses import Losses
@@ -239,9 +239,7 @@ class RealtimeConsumer:
                 progress = self._worker.progress(topic)
             except (ConnectionError, TimeoutError, OnlineError):
                 return
-            refuse_older(
-                {source: offsets}, {source: {partition: offset for partition, (offset, _) in progress.items()}}
-            )
+            refuse_older({source: offsets}, {source: offsets_of(progress)})
 
     def _commit(self) -> None:
         """Say where the group has got to. It may fail: after a change of partitions, the next poll finds its place."""

@@ -22,6 +22,7 @@ from featurestore.jobs.checkpoint import (
     refuse_other_topics,
     remember,
 )
+from featurestore.jobs.online_epoch import farthest, offsets_of
 from featurestore.offline.losses import Losses
 
 if TYPE_CHECKING:
@@ -76,13 +77,9 @@ class Resume:
         found = Checkpoint.read(path)
         refuse_foreign(path, found, self.project, ASYNCHRONOUS)
         ends = {} if found is None else found.ends
-        needed: Offsets = {}
-        for topic, source in self.topics.items():
-            known = dict(ends.get(topic, {}))
-            for partition, (offset, _) in store.progress(source).items():
-                known[partition] = max(offset, known.get(partition, 0))
-            if known:
-                needed[topic] = known
+        known = {topic: ends.get(topic, {}) for topic in self.topics}
+        applied = {topic: offsets_of(store.progress(source)) for topic, source in self.topics.items()}
+        needed: Offsets = {topic: offsets for topic, offsets in farthest(known, applied).items() if offsets}
         return self._gone("hot", needed, ends)
 
     def archive(self, path: Path) -> bool:

@@ -335,6 +335,7 @@ def test_what_a_store_acknowledged_is_held_against_it_and_what_nobody_heard_of_i
         watch = ProgressWatch(SeenProgress(tmp_path / name, 1))
         for now, reached in ticks:
             watch.check(progress(now), progress(reached))
+            watch.keep()
 
     watched("steady", (10, 0), (20, 12), (30, 20), (30, 35))
     watched("woken", (10, 10), (20, 10), (10, 10), (20, 20))  # a master that woke had 20, which nobody was told
@@ -343,6 +344,13 @@ def test_what_a_store_acknowledged_is_held_against_it_and_what_nobody_heard_of_i
     SeenProgress(tmp_path / "steady", 1).check(progress(30))
     with pytest.raises(OnlineStoreLostError, match="had reached offset 30, and is at 29"):
         watched("steady", (29, 0))  # begun again: nothing has been reached yet
+    both = SeenProgress(tmp_path / "both", 1)
+    both.note({"payments": {0: 5, 1: 7}, "visits": {0: 1}})
+    watch = ProgressWatch(both)
+    for _ in range(2):
+        watch.check({"payments": {0: 6, 1: 7}, "visits": {0: 1}}, progress(6))
+    watch.keep()  # of one partition more is known now, of the others as much as before
+    assert both.read() == {"payments": {0: 6, 1: 7}, "visits": {0: 1}}
 
 
 def test_a_store_restored_from_an_older_state_is_refused(stream, store, tmp_path):

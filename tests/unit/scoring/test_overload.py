@@ -121,6 +121,11 @@ async def storm(port, callers, seconds):
     return found
 
 
+def p99(seconds):
+    """Return what 99 of 100 requests stayed below."""
+    return sorted(seconds)[len(seconds) * 99 // 100]
+
+
 @pytest.mark.server
 @pytest.mark.thorough
 def test_what_is_let_in_keeps_its_time_and_what_is_shed_is_told_at_once(tmp_path):
@@ -136,24 +141,37 @@ def test_what_is_let_in_keeps_its_time_and_what_is_shed_is_told_at_once(tmp_path
             after = samples(httpx.get(metrics_url, trust_env=False).text)
             return found, {name: value - before.get(name, 0) for name, value in after.items()}
 
-    with OnlineServer(tmp_path / "store") as store:
-        fill(store.url, service)
-        open_, control = measured(store, queue_seconds=1e6, in_flight=1e6, deadline_seconds=60)
-        shedding, seen = measured(store, queue_seconds=0.02, deadline_seconds=DEADLINE)
-
-    assert open_.keys() == {200}  # the control: everybody is let in, and waits for all the others
-    assert shedding.keys() == {200, 429}
-    assert len(shedding[429]) > 20
-    assert seen["featurestore_scorer_shed_total", "score"] == len(shedding[429])
-    assert seen["featurestore_scorer_requests_total", "429", "score"] == len(shedding[429])
-    # No request that was let in exceeds its deadline, by the server's own clock; those that would are not there either.
-    seconds = "featurestore_scorer_request_seconds"
-    assert seen[f"{seconds}_count", "score"] == len(shedding[200])
-    assert seen[f"{seconds}_bucket", str(DEADLINE), "score"] == len(shedding[200])
-    assert ("featurestore_scorer_requests_total", "503", "score") not in seen
-
     def mean(found):
         return found[f"{seconds}_sum", "score"] / found[f"{seconds}_count", "score"]
 
-    # A third, measured alone on a quiet machine; how much of that other processes leave is theirs to say.
-    assert mean(seen) < mean(control) * 0.85
+    def turn(store):
+        """Let everybody in, the control, then shed; return what 99 of 100 of those let in stayed below, both times."""
+        open_, control = measured(store, queue_seconds=1e6, in_flight=1e6, deadline_seconds=60)
+        shedding, seen = measured(store, queue_seconds=0.02, deadline_seconds=DEADLINE)
+        assert open_.keys() == {200}  # everybody is let in, and waits for all the others
+        assert shedding.keys() == {200, 429}
+        assert len(shedding[429]) > 20
+        assert seen["featurestore_scorer_shed_total", "score"] == len(shedding[429])
+        assert seen["featurestore_scorer_requests_total", "429", "score"] == len(shedding[429])
+        # No request that was let in exceeds its deadline, by the server's own clock; those that would are not there either.
+        assert seen[f"{seconds}_count", "score"] == len(shedding[200])
+        assert seen[f"{seconds}_bucket", str(DEADLINE), "score"] == len(shedding[200])
+        assert ("featurestore_scorer_requests_total", "503", "score") not in seen
+        # A third, measured alone on a quiet machine; how much of that other processes leave is theirs to say.
+        assert mean(seen) < mean(control) * 0.85
+        return p99(open_[200]), p99(shedding[200])
+
+    seconds = "featurestore_scorer_request_seconds"
+    with OnlineServer(tmp_path / "store") as store:
+        fill(store.url, service)
+        # And so do the slowest of them, as their callers see it: not the mean alone, which a few that waited for all would not
+        # move. Of a machine that others use too, the quietest turn of each counts.
+        turns = [turn(store)]
+        while not _is_quicker(turns):
+            assert len(turns) < 5, turns
+            turns.append(turn(store))
+
+
+def _is_quicker(turns):
+    waiting, shedding = (min(times) for times in zip(*turns, strict=True))
+    return shedding < waiting * 0.85

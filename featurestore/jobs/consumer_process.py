@@ -38,7 +38,7 @@ class _Reports(threading.Thread):
         counts = Counter(self._consumer.counts)
         new = {name: counts[name] - self._told[name] for name in counts}
         self._told = counts
-        told = {name: getattr(self._consumer, name) for name in ("lag", "error", "reached", "client")}
+        told = {name: getattr(self._consumer, name) for name in ("lag", "error", "reached", "acknowledged", "client")}
         self._write(json.dumps({"counts": new, **told}) + "\n")
 
 

@@ -22,7 +22,7 @@ from featurestore.errors import JobError
 from featurestore.jobs.online_epoch import farthest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 PERMANENT = 3
@@ -65,6 +65,8 @@ class Consumers:
         self._name = hashlib.sha256("\0".join(command).encode()).hexdigest()[:12]
         self._lock = threading.Lock()
         self._ended: Counter[str] = Counter()  # counts of those that are gone
+        self.acknowledged: dict[str, dict[int, int]] = {}
+        """Topic to partition to the offset after the last record that the store has told one of them it has."""
         self._deaths: deque[float] = deque(maxlen=_LIVES)
         self._running = [self._start(index) for index in range(number)]
 
@@ -95,10 +97,8 @@ class Consumers:
                 consumer.counts.update(told["counts"])
                 consumer.lag, consumer.error, consumer.ready = told["lag"], told["error"], True
                 consumer.client = told["client"]
-                consumer.reached = {
-                    topic: {int(partition): offset for partition, offset in offsets.items()}
-                    for topic, offsets in told["reached"].items()
-                }
+                consumer.reached = _offsets(told["reached"])
+                self.acknowledged = farthest(self.acknowledged, _offsets(told["acknowledged"]))
 
     @property
     def ready(self) -> bool:
@@ -172,6 +172,10 @@ class Consumers:
             except subprocess.TimeoutExpired:
                 consumer.process.kill()
             _wait(consumer)
+
+
+def _offsets(told: Mapping[str, Mapping[str, int]]) -> dict[str, dict[int, int]]:
+    return {topic: {int(partition): offset for partition, offset in offsets.items()} for topic, offsets in told.items()}
 
 
 def _wait(consumer: _Consumer) -> None:

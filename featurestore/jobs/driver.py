@@ -142,6 +142,11 @@ class CompletionPublisher(threading.Thread):
             reader.close()
         store.close()
 
+    def keep(self, acknowledged: Mapping[str, Mapping[int, int]]) -> None:
+        """Write down how far the store has told somebody it has a topic, whatever has become of it since."""
+        with contextlib.suppress(OSError):
+            self._begun.seen.note({source: acknowledged.get(topic, {}) for topic, source in self._topics.items()})
+
     def check(self) -> None:
         """Raise when the online store is no longer the one the job began on.
 
@@ -269,6 +274,8 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
         if consumers is not None:
             consumers.stop()
             reporter.collect_consumers(consumers)
+            if publisher is not None:
+                publisher.keep(consumers.acknowledged)
         if worker is not None and worker.counts is not None:
             reporter.count(worker.counts.value)
         if keeper is not None:

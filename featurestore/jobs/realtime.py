@@ -111,13 +111,14 @@ class RealtimeConsumer:
         """What keeps the consumer from going on right now, in one line; None when nothing does."""
         self.reached: dict[str, dict[int, int]] = {}
         """Topic to partition to where the group has got to: markers of transactions, which nobody applies, are passed too."""
+        self.acknowledged: dict[str, dict[int, int]] = {}
+        """Topic to partition to the offset after the last record that the store has said it has."""
         self._worker = worker
         self._kafka = kafka
         self._starting = starting or {}
         self._losses = losses
         # Of the partitions that are this one's, those where it has asked what the store waits for.
         self._begun: set[TopicPartition] = set()
-        self._acknowledged: dict[str, dict[int, int]] = {}  # topic to partition to where the store said it was
         self._is_applied = True  # everything that was polled: only then are the group's positions what the store has
         worker.prepare()
         with mapped_errors(kafka, "connecting a consumer"):
@@ -209,7 +210,7 @@ class RealtimeConsumer:
                 stop.wait(_PAUSES_S[tries])
                 tries += 1
             else:
-                self._acknowledged.setdefault(place.topic, {})[place.partition] = int(offsets[-1]) + 1
+                self.acknowledged.setdefault(place.topic, {})[place.partition] = int(offsets[-1]) + 1
                 self.error = None
                 return
 
@@ -233,7 +234,7 @@ class RealtimeConsumer:
         Raises:
             OnlineStoreLostError: It has.
         """
-        for topic, offsets in self._acknowledged.items():
+        for topic, offsets in self.acknowledged.items():
             source = self._worker.sources[topic][0].name
             try:
                 progress = self._worker.progress(topic)

@@ -9,9 +9,10 @@ A member with a name that stays (``group.instance.id``) gets what its predecesso
 was the leader, the broker says so to nobody: no member would notice partitions that are added, or that the old distribution was
 made before they were known. So such a member asks for one new distribution, which the broker makes if it is the leader.
 
-A member that joins again because partitions have changed, and whose polls end before the group has answered, is forgotten by
-kafka-python 3.0: once the answer is there, nothing wants to join any more, and nobody takes it. The member has its old partitions
-or none, and no heartbeats, for ever. So one that has not joined says with every poll that it wants to.
+An answer of the group that comes between two polls is lost by kafka-python 3.0: the next poll joins anew, which, if the member
+leads the group, lets all others join anew too, so that a group whose members poll briefly may never be done. Or, if partitions
+have changed, nothing wants to join any more: the member has its old partitions or none, and no heartbeats, for ever. So one that
+has not joined says with every poll that it wants to, and an answer that has come counts as one that is waited for.
 """
 
 from __future__ import annotations
@@ -87,6 +88,19 @@ def another_member(group: str, gone_ms: int, busy_ms: int) -> str:
     )
 
 
+class _Answered:
+    """A join with its answer, for kafka-python to wait for: one that is done it does not look at, but joins anew.
+
+    Args:
+        join: The join, which is done.
+    """
+
+    is_done = False
+
+    def __init__(self, join: Any) -> None:
+        self.add_callback, self.add_errback = join.add_callback, join.add_errback
+
+
 class Membership:
     """What a consumer of kafka-python has to do with its group besides polling.
 
@@ -121,7 +135,7 @@ class Membership:
         return True
 
     def check(self) -> None:
-        """Want to join if the consumer has not; raise if somebody else has joined under its name.
+        """Want to join if the consumer has not, with the answer if it is there; raise if another has joined under its name.
 
         kafka-python stops its heartbeats then, and fetches on. Whoever polls again joins anew, and takes the name back.
 
@@ -130,6 +144,9 @@ class Membership:
         """
         coordinator = self._consumer._coordinator  # noqa: SLF001 - as above
         if not self.has_joined:
+            join = coordinator._join_task  # noqa: SLF001
+            if join is not None and join.is_done:
+                coordinator._join_task = _Answered(join)  # noqa: SLF001
             coordinator.request_rejoin()
         elif not coordinator._heartbeat_enabled:  # noqa: SLF001
             coordinator.reset_generation()

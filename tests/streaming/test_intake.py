@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 
 import numpy as np
@@ -156,19 +157,47 @@ def test_both_clients_share_a_group_and_take_over_from_each_other(kafka_server, 
         take(both, lambda _: all(len(each.assignment()) == 1 for each in both))
 
 
-def test_polls_that_end_before_the_group_has_answered_find_added_partitions(kafka_server, joined, monkeypatch):
+def answered(intake):
+    """Take without waiting, until the group has answered between two polls."""
+    coordinator, give_up = intake._coordinator, time.monotonic() + 60
+    while (join := coordinator._join_task) is None:
+        assert time.monotonic() < give_up
+        coordinator._cluster.request_update()
+        intake.take(1 if coordinator.coordinator_unknown() else 0)
+    came = threading.Event()
+    join.add_both(lambda *_: came.set())
+    assert came.wait(60)
+
+
+def test_an_answer_of_the_group_between_two_polls_is_taken_by_the_next(kafka_server, joined, monkeypatch):
+    topic = topic_of(kafka_server, "between", "kafka-python")
+    intake = joined("kafka-python", topic)
+    check = intake._membership.check
+    monkeypatch.setattr(intake._membership, "check", lambda: None)
+    answers = []
+    for _ in range(5):  # negative control: each is passed over for another join
+        answered(intake)
+        answers.append(intake._coordinator._join_task)
+        intake.take(0)
+        assert not intake.has_joined
+    assert len(set(answers)) == 5
+    answered(intake)
+    monkeypatch.setattr(intake._membership, "check", check)
+    with contextlib.suppress(NoOffsetForPartitionError):
+        intake.take(0)
+    assert intake.has_joined
+    take([intake], lambda _: len(intake.assignment()) == 2)  # the first answer may be of before the topic was known
+
+
+def test_added_partitions_are_had_though_the_answer_comes_between_two_polls(kafka_server, joined, monkeypatch):
     topic = topic_of(kafka_server, "briefly", "kafka-python")
     intake = joined("kafka-python", topic)
     take([intake], lambda _: len(intake.assignment()) == 2)
-    coordinator, check = intake._coordinator, intake._membership.check
+    check = intake._membership.check
     monkeypatch.setattr(intake._membership, "check", lambda: None)
     with contextlib.closing(KafkaAdminClient(bootstrap_servers=kafka_server.bootstrap_servers)) as admin:
         admin.create_partitions({topic: 4})
-    give_up = time.monotonic() + 60
-    while coordinator._join_task is None or not coordinator._join_task.is_done:
-        assert time.monotonic() < give_up
-        coordinator._cluster.request_update()
-        intake.take(1)
+    answered(intake)
     for _ in range(100):  # negative control: left to itself, it is lost
         intake.take(10)
     assert not intake.has_joined

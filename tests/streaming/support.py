@@ -362,7 +362,11 @@ def process_tree(pid):
         if born is None:
             continue
         found.append((current, born))
-        for children in Path(f"/proc/{current}/task").glob("*/children"):
+        try:
+            threads = list(Path(f"/proc/{current}/task").glob("*/children"))
+        except OSError:  # it has ended meanwhile
+            continue
+        for children in threads:
             try:
                 todo += [int(child) for child in children.read_text().split()]
             except OSError:

@@ -6,6 +6,7 @@ Settings are Kafka's own, verbatim: {"bootstrap.servers": "host:9092", "security
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +188,43 @@ class OffsetReader:
     def close(self) -> None:
         """Close the connection."""
         self._consumer.close()
+
+
+def holds_records(
+    settings: Mapping[str, str], begins: Mapping[str, Mapping[int, int]], ends: Mapping[str, Mapping[int, int]]
+) -> bool:
+    """Return whether some partition has a record between two offsets; marks of transactions, and what they took back, are none.
+
+    Args:
+        settings: Kafka settings.
+        begins: Topic to partition to the first offset to look at.
+        ends: Likewise to the offset to stop at, at least of the same partitions.
+
+    Raises:
+        BrokerUnavailableError: The broker cannot be reached.
+    """
+    until = {
+        TopicPartition(topic, partition): ends[topic][partition]
+        for topic, offsets in begins.items()
+        for partition in offsets
+    }
+    with mapped_errors(settings, "looking for records"):
+        options = {"isolation_level": "read_committed", "auto_offset_reset": "earliest", "enable_auto_commit": False}
+        consumer = KafkaConsumer(**{**client_options(settings), **options, "bootstrap_timeout_ms": _WAIT_MS})
+        try:
+            consumer.assign(list(until))
+            for place in until:
+                consumer.seek(place, begins[place.topic][place.partition])
+            give_up = time.monotonic() + _WAIT_MS / 1_000
+            while any(consumer.position(place) < end for place, end in until.items()):
+                for place, records in consumer.poll(timeout_ms=100).items():
+                    if records[0].offset < until[place]:
+                        return True
+                if time.monotonic() > give_up:
+                    raise KafkaTimeoutError(f"nothing came of {', '.join(begins)}")
+        finally:
+            consumer.close()
+    return False
 
 
 def begin_at_the_end(settings: Mapping[str, str], group: str, topic: str) -> None:

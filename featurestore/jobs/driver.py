@@ -212,7 +212,10 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
             begun = begin_hot(store, spec.offline, spec.kafka, topics, spec.checkpoints)
             resume.online(store)
             hot = Path(begun.checkpoint)
-            lenient = not spec.realtime and resume.hot(hot, store)
+            lenient, starting = False, begun.starting
+            if not spec.realtime:
+                starting = resume.step_back(hot, store) or starting
+                lenient = resume.hot(hot, store)
             store.close()
             worker = replace(worker, epoch=begun.epoch, counts=None if spec.realtime else counter(session))
             if spec.realtime:
@@ -222,7 +225,7 @@ def materialize(session: SparkSession, spec: MaterializeSpec, *, stop: threading
                 session.sparkContext.setLocalProperty("spark.scheduler.pool", "hot")
                 query = start_hot(
                     session, worker, spec.kafka,
-                    checkpoint=begun.checkpoint, starting=begun.starting, lenient=lenient,
+                    checkpoint=begun.checkpoint, starting=starting, lenient=lenient,
                 )  # fmt: skip
                 running.append(query)
                 resume.remember(hot, query, ASYNCHRONOUS)

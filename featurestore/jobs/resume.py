@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from featurestore.errors import OfflineStoreUnavailableError
-from featurestore.events.broker import OffsetReader
+from featurestore.events.broker import OffsetReader, holds_records
 from featurestore.jobs.checkpoint import (
     ASYNCHRONOUS,
     SYNCHRONOUS,
@@ -81,6 +82,40 @@ class Resume:
         applied = {topic: offsets_of(store.progress(source)) for topic, source in self.topics.items()}
         needed: Offsets = {topic: offsets for topic, offsets in farthest(known, applied).items() if offsets}
         return self._gone("hot", needed, ends)
+
+    def step_back(self, path: Path, store: OnlineStore) -> Offsets | None:
+        """Set the hot query's checkpoint aside where the store has less than it says; return where to begin instead, else None.
+
+        So it is after a failover that lost the last writes, where neither this job nor its writers had seen them. The query
+        begins at what the store waits for; the fences drop what is applied.
+
+        Raises:
+            CheckpointMismatchError: It is damaged or foreign.
+            BrokerUnavailableError: The broker cannot be reached.
+        """
+        found = Checkpoint.read(path)
+        refuse_foreign(path, found, self.project, ASYNCHRONOUS)
+        applied = {topic: offsets_of(store.progress(source)) for topic, source in self.topics.items()}
+        ends = {} if found is None else {topic: of for topic, of in found.ends.items() if topic in self.topics}
+        behind: Offsets = {}
+        for topic, offsets in ends.items():
+            for partition, end in offsets.items():
+                if (waits_for := applied[topic].get(partition, 0)) < end:
+                    behind.setdefault(topic, {})[partition] = waits_for
+        if not behind or not holds_records(self.kafka, behind, ends):
+            return None
+        reader = OffsetReader(self.kafka, self.topics)
+        try:
+            firsts = reader.first_offsets()
+        finally:
+            reader.close()
+        aside = path.with_name(f"{path.name}.ahead")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        return {
+            topic: {partition: max(first, applied[topic].get(partition, 0)) for partition, first in of.items()}
+            for topic, of in firsts.items()
+        }
 
     def archive(self, path: Path) -> bool:
         """Check the archive query's checkpoint; return whether it begins before what Kafka still has, and may.

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from featurestore.definitions.contract import Contract, ContractField
 
 MAX_BYTES = 1 << 20
+_AT_ONCE = 4096
+"""Records that are Python objects at one time: the next ones take the same memory, which is still in the processor's cache."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _INSTANT = ARROW_TYPES[DataType.TIMESTAMP]
 _YEAR_1, _YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000
@@ -143,12 +145,29 @@ class Decoder:
             values: The records' values: an Arrow binary array or a list of bytes; null is an empty record.
             arrival_us: Arrival instant of every record, int64 microseconds.
         """
+        rejected: list[Rejected] = []
+        starts = range(0, len(values), _AT_ONCE) or [0]
+        batches, rows = zip(*[self._some(values[at : at + _AT_ONCE], at, rejected) for at in starts], strict=True)
+        batch, position = batches[0], rows[0]
+        if len(batches) > 1:
+            (batch,) = pa.Table.from_batches(batches).combine_chunks().to_batches() or batches[:1]
+            position = np.concatenate(rows)
+        fine = self._refuse_times(batch, position, np.asarray(arrival_us, np.int64), rejected)
+        if not fine.all():
+            keep = np.flatnonzero(fine)
+            batch, position = batch.take(pa.array(keep)), position[keep]
+        rejected.sort(key=lambda one: one.row)
+        return Decoded(batch, position, _instants(batch.column(self.event_time)), tuple(rejected))
+
+    def _some(
+        self, values: pa.Array | Sequence[bytes | None], begin: int, rejected: list[Rejected]
+    ) -> tuple[pa.RecordBatch, np.ndarray]:
+        """Return the events of a few records as columns, and their rows; ``begin`` is the row of the first."""
         records: Sequence[Any] = values.to_pylist() if isinstance(values, pa.Array | pa.ChunkedArray) else values
         events: list[Any] = []
         rows: list[int] = []
-        rejected: list[Rejected] = []
         decode, limit = self._read, self.max_bytes
-        for row, record in enumerate(records):
+        for row, record in enumerate(records, begin):
             if not record:
                 rejected.append(Rejected(row, Reason.EMPTY, "the record has no value"))
                 continue
@@ -167,13 +186,7 @@ class Decoder:
             except RecursionError:
                 rejected.append(Rejected(row, Reason.NOT_JSON, "nested too deeply"))
         batch, kept = self._columns(events, rows, rejected)
-        position = np.array(rows, np.int64)[kept]
-        fine = self._refuse_times(batch, position, np.asarray(arrival_us, np.int64), rejected)
-        if not fine.all():
-            keep = np.flatnonzero(fine)
-            batch, position = batch.take(pa.array(keep)), position[keep]
-        rejected.sort(key=lambda one: one.row)
-        return Decoded(batch, position, _instants(batch.column(self.event_time)), tuple(rejected))
+        return batch, np.array(rows, np.int64)[kept]
 
     def _columns(
         self, events: list[Any], rows: list[int], rejected: list[Rejected]

@@ -239,3 +239,22 @@ def test_what_is_sent_is_what_is_read(sent):
         assert row["amount"] == one["amount"]
         assert row["count"] == one["count"]
         assert row["at"] == one["at"].replace(tzinfo=UTC) - timedelta(minutes=one["offset"])
+
+
+@pytest.mark.parametrize("as_arrow", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 4095, 4096, 4097, 8192, 10_000])
+def test_many_records_are_what_each_is_alone(count, as_arrow):
+    wrong = {0: b"", 4095: b"{", 4096: event(at="2013-01-01T00:20:00Z"), 8191: event(country="USA"), 8192: None}
+    values = [wrong[row] if row in wrong else event(id=f"e{row}", amount=row or None) for row in range(count)]
+    arrival = ARRIVAL + np.arange(count)
+    decoded = DECODER.decode(pa.array(values, pa.binary()) if as_arrow else values, arrival)
+    reasons = dict(zip(wrong, ("empty", "not_json", "future", "contract", "empty"), strict=True))
+    assert {one.row: one.reason.value for one in decoded.rejected} == {
+        row: reason for row, reason in reasons.items() if row < count
+    }
+    assert [one.row for one in decoded.rejected] == sorted(row for row in wrong if row < count)
+    rows = [row for row in range(count) if row not in wrong]
+    assert decoded.rows.tolist() == rows
+    assert decoded.batch.column("id").to_pylist() == [f"e{row}" for row in rows]
+    assert decoded.batch.column("amount").to_pylist() == [float(row) if row else None for row in rows]
+    assert decoded.event_time_us.tolist() == [to_instant(GOOD["at"])] * len(rows)

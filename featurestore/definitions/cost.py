@@ -2,7 +2,8 @@
 
 A ladder on a hop has at most one row per hop that a lookup can reach, however many events a key has: that is its cap, and a
 coarser hop lowers it. What is kept event by event (``Exact``, and delays between hops) has a row per distinct event time, and
-no cap but the events themselves. After the base comes a tail of at most ``TAIL_CAP`` records, and what one batch adds.
+no cap but the events themselves. After the base comes a tail: of at most ``TAIL_CAP`` records, and what one batch adds, or of
+``CATCH_UP_TAIL_CAP`` where the key was last written to by a job that caught up.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 TAIL_CAP = 4
 """Records in a key's tail before it is folded into the base."""
+CATCH_UP_TAIL_CAP, CATCH_UP_EVENTS = 16, 10_000
+"""The same in a batch of so many events: who writes that many has others waiting, and folds are half of the work."""
 WIDE_BYTES = 256 * 1024
 """More bytes per key than this, and a plan warns: each lookup moves them, and each fold reads and writes them."""
 MOST_BYTES = 64 * 1024 * 1024
@@ -63,7 +66,7 @@ class ViewCost:
     Attributes:
         view: Its name.
         ladders: Of all parts.
-        tail_bytes: Of full tails, and the parts' headers.
+        tail_bytes: Of the longest tails, and the parts' headers.
     """
 
     view: str
@@ -132,7 +135,7 @@ def cost_of(layout: ViewLayout) -> ViewCost:
     ladders, tails = [], 0
     for part in layout.parts:
         counts = (4 * len(part.ladders) + 7) // 8 * 8
-        tails += _HEADER_BYTES + counts + TAIL_CAP * (_STAMP_BYTES + 8 * part.slot_offsets[-1])
+        tails += _HEADER_BYTES + counts + CATCH_UP_TAIL_CAP * (_STAMP_BYTES + 8 * part.slot_offsets[-1])
         ladders += [_ladder_cost(layout, part, number, ladder) for number, ladder in enumerate(part.ladders)]
     return ViewCost(layout.view, tuple(ladders), tails)
 

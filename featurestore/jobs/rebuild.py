@@ -35,7 +35,7 @@ from featurestore.offline.epochs import OnlineEpochs
 from featurestore.offline.ids import LogIds, PartitionIds
 from featurestore.offline.scan import LogScan
 from featurestore.online.epoch import EPOCH, lost, move_epoch, one_epoch, read_epochs
-from featurestore.online.keys import BUCKETS, bucket_of
+from featurestore.online.keys import BUCKETS, buckets_of
 from featurestore.online.lookup import LookupPlan
 from featurestore.online.memory import MemoryOnlineStore
 from featurestore.online.store import Append, Fence, Refusal, Replacement
@@ -216,7 +216,7 @@ def _build(project: str, scan: LogScan, views: Sequence[FeatureView], buckets: s
 
 
 def _within(shaped: Shaped, buckets: set[int]) -> Shaped:
-    chosen = np.array([bucket_of(key) in buckets for key in shaped.keys], dtype=bool)
+    chosen = np.isin(buckets_of(shaped.keys), list(buckets))
     return shaped if chosen.all() else shaped.take(np.flatnonzero(chosen[shaped.key]))
 
 

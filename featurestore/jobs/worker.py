@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.algebra import sequence_of
-from featurestore.definitions.cost import TAIL_CAP
+from featurestore.definitions.cost import CATCH_UP_TAIL_CAP, TAIL_CAP
 from featurestore.engines.shape import shape
 from featurestore.events.decode import Decoder
 from featurestore.events.repeats import digests_of
@@ -126,7 +126,9 @@ def writer_of(
 ) -> FencedWriter:
     """Return what writes the events of a source to a store, repetitions left out."""
     ids = [seen_ids(store, view, epoch=epoch) for view in views if source.event_id is not None]
-    return FencedWriter(store, source.name, views, epoch=epoch, tail_cap=tail_cap, ids=ids)
+    return FencedWriter(
+        store, source.name, views, epoch=epoch, tail_cap=tail_cap, catch_up_cap=CATCH_UP_TAIL_CAP, ids=ids
+    )
 
 
 def seen_ids(store: OnlineStore, view: FeatureView, *, epoch: int | None = None) -> SeenIds:

@@ -27,6 +27,12 @@ import zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 BUCKETS = 16
 _SLOTS = 16384
@@ -35,6 +41,11 @@ _SLOTS = 16384
 def bucket_of(key: bytes) -> int:
     """Return the bucket of an encoded key: CRC-32 modulo the number of buckets."""
     return zlib.crc32(key) % BUCKETS
+
+
+def buckets_of(keys: Sequence[bytes]) -> np.ndarray:
+    """Return the buckets of many encoded keys, int64."""
+    return np.fromiter(map(zlib.crc32, keys), np.int64, len(keys)) % BUCKETS
 
 
 @lru_cache(maxsize=256)

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featurestore.algebra import offset_of
-from featurestore.definitions.cost import TAIL_CAP
+from featurestore.definitions.cost import CATCH_UP_EVENTS, TAIL_CAP
 from featurestore.engines.shape import tiles
 from featurestore.errors import FenceError, OnlineStoreLostError
 from featurestore.failpoints import is_armed, reach
 from featurestore.online.codec import base_length, empty_base, record_format, record_size, records_in_tail
 from featurestore.online.epoch import EPOCH, lost, one_epoch, read_epochs
 from featurestore.online.fold import drop_unreachable, fold
-from featurestore.online.keys import BUCKETS, bucket_of
+from featurestore.online.keys import BUCKETS, buckets_of
 from featurestore.online.store import Append, Blobs, Fence, Refusal, Replacement
 from featurestore.timeline import MILLISECOND
 
@@ -59,6 +59,7 @@ class FencedWriter:
         source: Name of the source.
         views: The feature views on that source.
         tail_cap: Records in a key's tail before it is folded into the base.
+        catch_up_cap: The same in a batch of ``CATCH_UP_EVENTS`` or more; ``tail_cap`` where that is larger.
         epoch: The epoch that the store must have (``online.epoch``); None writes to whatever is there.
         ids: Per view, the ids it has seen; empty where events have none.
     """
@@ -70,6 +71,7 @@ class FencedWriter:
         views: Sequence[FeatureView],
         *,
         tail_cap: int = TAIL_CAP,
+        catch_up_cap: int = TAIL_CAP,
         epoch: int | None = None,
         ids: Sequence[SeenIds] = (),
     ) -> None:
@@ -79,7 +81,7 @@ class FencedWriter:
         self.views = tuple(views)
         self.parts = tuple((index, part) for index, view in enumerate(self.views) for part in view.layout.parts)
         """Every part of every view, and the view's index: what blobs are told apart by, besides their key."""
-        self.tail_cap = tail_cap
+        self.tail_cap, self.catch_up_cap = tail_cap, catch_up_cap
         self.epoch = epoch
         self._reached: dict[int, np.ndarray] = {}  # of every partition, how far this writer has moved each fence
         self._bases: dict[bytes, int] = {}
@@ -124,7 +126,7 @@ class FencedWriter:
         for index, events in enumerate(shaped):
             if not len(events):
                 continue
-            of_key = np.array([bucket_of(key) for key in events.keys], dtype=np.int64)
+            of_key = buckets_of(events.keys)
             fence = np.array([int(row[index] or 0) for row in fences], dtype=np.int64)
             has_elements = self.views[index].explode is not None
             offset = offset_of(events.sequence, elements=has_elements)
@@ -144,7 +146,9 @@ class FencedWriter:
                     rows = drop_unreachable(part, kept, tiles(part, kept))
                     counts["records"] += len(rows)
                     self._distribute(number, part, events.keys, of_key, rows, buckets)
-        touched = self._send(fields, fences, until, buckets)
+        is_large = max(map(len, shaped), default=0) >= CATCH_UP_EVENTS
+        cap = max(self.tail_cap, self.catch_up_cap) if is_large else self.tail_cap
+        touched = self._send(fields, fences, until, buckets, cap)
         reach("writer.appended")
         for ids, each in zip(self.ids, judged, strict=bool(judged)):
             ids.keep(until, each)
@@ -212,8 +216,9 @@ class FencedWriter:
         fences: Sequence[Sequence[bytes | None]],
         until: int,
         buckets: Sequence[Sequence[tuple[int, Blobs]]],
+        cap: int,
     ) -> dict[int, list[tuple[bytes, int]]]:
-        """Append bucket by bucket; return, per part, the blobs that may need folding with their lengths."""
+        """Append bucket by bucket; return, per part, the blobs whose tails may be longer than ``cap``, with their lengths."""
         appends = [
             Append(
                 bucket,
@@ -247,7 +252,7 @@ class FencedWriter:
                     base = self._bases.get(name, fixed)
                     if length < base:  # it had expired, and began anew
                         base = self._bases[name] = fixed
-                    if length - base > self.tail_cap * size:
+                    if length - base > cap * size:
                         grown.setdefault(index, []).append((name, length))
         return grown
 

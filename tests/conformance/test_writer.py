@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from featurestore.errors import CodecError, FenceError
+from featurestore.online import writer
 from featurestore.online.codec import base_length, record_size
 from featurestore.online.store import OnlineStore, Replacement
 from featurestore.online.writer import FencedWriter
@@ -153,6 +154,34 @@ def test_no_tail_is_longer_than_its_cap_after_a_write(open_store, cap):
         for key, blob in online.blobs().items():
             view = next(view for view in VIEWS if f":{view.name}@".encode() in key)
             assert (len(blob) - base_length(blob)) // record_size(view.layout.parts[0]) <= cap
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_writer_that_catches_up_folds_later_and_the_next_small_batch_makes_up_for_it(open_store, monkeypatch, seed):
+    monkeypatch.setattr(writer, "CATCH_UP_EVENTS", 12)
+    online, stream = Online(open_store(), tail_cap=2, catch_up_cap=9), stream_of(seed, events=240, partitions=1)
+
+    def tails():
+        found = {}
+        for key, blob in online.blobs().items():
+            part = next(view for view in VIEWS if f":{view.name}@".encode() in key).layout.parts[0]
+            if part.is_fixed:
+                found[key] = (len(blob) - base_length(blob)) // record_size(part)
+        return found
+
+    longest = 0
+    for begin in range(0, 180, 30):
+        online.apply(stream.events[begin : begin + 30])
+        longest = max(longest, *tails().values())
+        assert longest <= 9
+    assert longest > 2, "it folded as always"
+    online.assert_oracle(stream.events[:180], stream.probes)
+    for begin in range(180, 240, 10):
+        before = tails()
+        online.apply(stream.events[begin : begin + 10])
+        now = tails()
+        assert all(now[key] <= 2 for key in now if now[key] != before.get(key, 0))
+    online.assert_oracle(stream.events, stream.probes)
 
 
 class Interrupted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from featurestore import ApproxDistinct, Count, Entity, Exact, FeatureView, Hopping, Lifetime, Sawtooth, Sum, Tumbling
-from featurestore.definitions.cost import TAIL_CAP, WIDE_BYTES, cost_of
+from featurestore.definitions.cost import CATCH_UP_TAIL_CAP, WIDE_BYTES, cost_of
 from featurestore.errors import DefinitionError
 from featurestore.online.codec import base_length, parse_frame, record_size
 from featurestore.online.memory import MemoryOnlineStore
@@ -57,7 +57,7 @@ def test_a_key_with_an_event_in_every_hop_takes_exactly_that(windows):
     (part,) = made.layout.parts
     rows = [rows for _, rows in parse_frame(blob, part).ladders]
     assert [ladder.rows for ladder in cost.ladders] == rows
-    tail = TAIL_CAP * record_size(part)
+    tail = CATCH_UP_TAIL_CAP * record_size(part)
     assert cost.short_bytes == base_length(blob) + tail
     assert cost.bytes == base_length(whole_rows(part, blob)) + tail
     assert cost.short_bytes < cost.bytes

@@ -34,13 +34,13 @@ class Polled:
         offsets: Their offsets, int64, ascending.
         arrival: When the broker has them from, microseconds, int64.
         values: Their values.
-        records: The same as the client has them.
+        records: The same as kafka-python has them; none of librdkafka's.
     """
 
     offsets: np.ndarray
     arrival: np.ndarray
     values: Sequence[bytes | None]
-    records: Sequence[Any]
+    records: Sequence[Any] = ()
 
 
 class Intake(Protocol):

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _WAIT_S = 10.0
 _LOOK_S = 0.25
+_AT_ONCE = 4096
+"""Messages that are objects at one time: what makes them is slow where it has no memory of others before them to take."""
 _CODES = confluent_kafka.KafkaError
 
 
@@ -49,6 +51,11 @@ def _mapped() -> Iterator[None]:
 
 def _place(message: Any) -> TopicPartition:
     return TopicPartition(message.topic(), message.partition())
+
+
+def _joined(parts: list[Polled]) -> Polled:
+    offsets, arrival = (np.concatenate([getattr(part, name) for part in parts]) for name in ("offsets", "arrival"))
+    return Polled(offsets, arrival, [value for part in parts for value in part.values])
 
 
 def _theirs(place: TopicPartition, offset: int = OFFSET_INVALID, epoch: int | None = None) -> Any:
@@ -108,6 +115,7 @@ class RdkafkaIntake:
         self._begin: dict[TopicPartition, int] = {}  # where to begin, of those of which nothing has come yet
         self._errors: deque[Any] = deque()
         self._is_sought = self.has_joined = False
+        self._handed_out = 0  # how often partitions were taken away
         self._patience = Patience()
         self._down = self._fatal = ""
         self._refusal: KafkaError | None = None
@@ -162,8 +170,16 @@ class RdkafkaIntake:
                 self._look()
                 return {}
             self._down = ""
-            more = self._consumer.consume(self._rows - 1, 0) if self._rows > 1 else []
-        return self._sorted_out([first, *more])
+            found: dict[TopicPartition, list[Polled]] = {}
+            messages, left, handed_out = [first], self._rows, self._handed_out
+            while messages:
+                if handed_out != self._handed_out:  # what came before comes again, to whoever has its partition now
+                    found, handed_out = {}, self._handed_out
+                for place, part in self._sorted_out(messages).items():
+                    found.setdefault(place, []).append(part)
+                left -= len(messages)
+                messages = self._consumer.consume(min(left, _AT_ONCE), 0) if left else []
+        return {place: parts[0] if len(parts) == 1 else _joined(parts) for place, parts in found.items()}
 
     def _sorted_out(self, messages: list[Any]) -> dict[TopicPartition, Polled]:
         """Return the records among messages per partition; errors wait for the next call."""
@@ -200,7 +216,7 @@ class RdkafkaIntake:
             offsets = np.fromiter(map(Message.offset, messages), np.int64, count)
         times = map(itemgetter(1), map(Message.timestamp, messages))
         arrival = np.fromiter(times, np.int64, count) * 1_000
-        return Polled(offsets, arrival, list(map(Message.value, messages)), messages)
+        return Polled(offsets, arrival, list(map(Message.value, messages)))
 
     def _raise(self) -> None:
         """Raise the first of the errors that wait; those about where to begin together, and again until it is sought."""
@@ -252,6 +268,7 @@ class RdkafkaIntake:
 
     def _revoke(self, _consumer: Any, _taken: Any) -> None:
         self.has_joined = False
+        self._handed_out += 1
         self._places, self._next, self._begin, self._is_sought = set(), {}, {}, False
         self._errors.clear()
 

@@ -169,17 +169,24 @@ class RdkafkaIntake:
             if first is None:
                 self._look()
                 return {}
-            self._down = ""
-            found: dict[TopicPartition, list[Polled]] = {}
-            messages, left, handed_out = [first], self._rows, self._handed_out
-            while messages:
-                if handed_out != self._handed_out:  # what came before comes again, to whoever has its partition now
-                    found, handed_out = {}, self._handed_out
-                for place, part in self._sorted_out(messages).items():
-                    found.setdefault(place, []).append(part)
-                left -= len(messages)
-                messages = self._consumer.consume(min(left, _AT_ONCE), 0) if left else []
+        self._down = ""
+        found: dict[TopicPartition, list[Polled]] = {}
+        messages, left, handed_out = [first], self._rows, self._handed_out
+        while messages:
+            if handed_out != self._handed_out:  # what came before comes again, to whoever has its partition now
+                found, handed_out = {}, self._handed_out
+            for place, part in self._sorted_out(messages).items():
+                found.setdefault(place, []).append(part)
+            left -= len(messages)
+            messages = self._more(min(left, _AT_ONCE))
         return {place: parts[0] if len(parts) == 1 else _joined(parts) for place, parts in found.items()}
+
+    def _more(self, most: int) -> list[Any]:
+        """Return what has been fetched besides; an error is left to the next poll, for what was taken before must not be lost."""
+        try:
+            return self._consumer.consume(most, 0) if most else []
+        except KafkaException:
+            return []
 
     def _sorted_out(self, messages: list[Any]) -> dict[TopicPartition, Polled]:
         """Return the records among messages per partition; errors wait for the next call."""

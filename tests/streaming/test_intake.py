@@ -8,12 +8,15 @@ import time
 
 import numpy as np
 import pytest
+from confluent_kafka import KafkaError as RdkafkaError
+from confluent_kafka import KafkaException
 from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from featurestore.errors import ConfigError
 from featurestore.events.broker import ensure_topics, producer
+from featurestore.jobs import intake_rdkafka
 from featurestore.jobs.intake import CLIENTS, open_intake
 from featurestore.stack.kafka import KafkaServer
 
@@ -204,6 +207,61 @@ def test_added_partitions_are_had_though_the_answer_comes_between_two_polls(kafk
     assert len(intake.assignment()) == 2
     monkeypatch.setattr(intake._membership, "check", check)
     take([intake], lambda _: len(intake.assignment()) == 4)
+
+
+class Between:
+    """librdkafka's consumer, with something that happens before its n-th part of a poll."""
+
+    def __init__(self, inner, number, happens):
+        self._inner, self._left, self._happens = inner, number, happens
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def consume(self, *args):
+        self._left -= 1
+        if not self._left:
+            self._happens()
+        return self._inner.consume(*args)
+
+
+@pytest.mark.parametrize("happens", ["nothing", "an error", "another assignment"])
+def test_what_happens_between_two_parts_of_a_poll_loses_nothing_and_repeats_nothing(
+    kafka_server, joined, monkeypatch, happens
+):
+    monkeypatch.setattr(intake_rdkafka, "_AT_ONCE", 20)
+    topic = topic_of(kafka_server, f"parts_{happens.replace(' ', '_')}", "librdkafka", partitions=1)
+    place = TopicPartition(topic, 0)
+    send(kafka_server, topic, range(200))
+    intake = joined("librdkafka", topic, rows=200)
+    take([intake], lambda _: intake.assignment() == {place})
+    give_up = time.monotonic() + 60
+    while intake.highwater(place) != 200:  # all of them wait on this side
+        assert time.monotonic() < give_up
+        intake.seek(place, 0)
+        intake.take(100)
+    intake.seek(place, 0)
+
+    def fail():
+        raise KafkaException(RdkafkaError(RdkafkaError._FAIL))
+
+    def assign():
+        intake._revoke(None, [])
+        intake._assign(None, [place])
+
+    known = {"nothing": lambda: None, "an error": fail, "another assignment": assign}
+    intake._consumer = Between(intake._consumer, 3, known[happens])
+    parts = []
+    while not parts or parts[-1].offsets[-1] < 199:
+        assert time.monotonic() < give_up
+        parts += intake.take(100).values()
+    offsets = [offset for part in parts for offset in part.offsets.tolist()]
+    assert all(len(part.values) == len(part.arrival) == len(part.offsets) for part in parts)
+    if happens == "another assignment":  # those before it would come to whoever has them then
+        assert offsets == list(range(offsets[0], 200))
+        assert 20 <= offsets[0] <= 60
+    else:
+        assert offsets == list(range(200))
 
 
 @pytest.mark.parametrize("client", CLIENTS)

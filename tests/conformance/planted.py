@@ -146,7 +146,7 @@ BUGS = [
     # the decoder
     Bug("decoder: an event as far ahead as is allowed is refused", "events.decode:Decoder._refuse_times", "> arrival[rows] + self", ">= arrival[rows] + self"),
     Bug("decoder: event times cut to milliseconds", "events.decode:_instants", "zero_copy_only=False), np.int64)", "zero_copy_only=False), np.int64) // 1000 * 1000"),
-    Bug("decoder: a wrong neighbour's arrival", "events.decode:Decoder.decode", "position = np.array(rows, np.int64)[kept]", "position = np.arange(len(kept))"),
+    Bug("decoder: a wrong neighbour's arrival", "events.decode:Decoder._some", "np.array(rows, np.int64)[kept]", "begin + np.arange(len(kept))"),
     # the writer
     Bug("writer: the event at the fence is skipped", "online.writer:FencedWriter.apply", ">= fence[of_key[events.key]]", "> fence[of_key[events.key]]"),
     Bug("writer: what the fence covers is applied again", "online.writer:FencedWriter.apply", ">= fence[of_key[events.key]]", ">= 0"),

@@ -21,6 +21,7 @@ from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.stack.valkey import OnlineServer
 from tests.conformance.cases import CARD, SOURCE
 from tests.conformance.support import SECOND, Online, one, stream_of
+from tests.frozen import freeze
 
 pytestmark = pytest.mark.server
 PLAIN = FeatureView("plain", CARD, SOURCE, {"n": Count().over("1h"), "spend": Sum("amount").over("1h", "24h")})
@@ -68,7 +69,7 @@ def keys_of(*cards):
 
 @contextmanager
 def stopped(server):
-    os.kill(server.pid, signal.SIGSTOP)
+    freeze(server.pid)
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ from featurestore.online.redis_slots import slot_of
 from featurestore.online.redis_store import RedisOnlineStore
 from tests.conformance.cases import SOURCE
 from tests.conformance.support import Online, one, stream_of
+from tests.frozen import freeze
 from tests.raw import raw
 from tests.servers import Cluster
 
@@ -330,7 +331,7 @@ def test_a_node_that_hangs_costs_its_own_keys_a_deadline_and_the_others_nothing(
         with Both(cluster.url, timeout="300ms") as both:
             online.store.close()
             retried(lambda: both.ask(range(CARDS)))
-            os.kill(cluster.primaries[0].process.pid, signal.SIGSTOP)
+            freeze(cluster.primaries[0].process.pid)
             try:
                 assert both.fails([mine[0]], OnlineStoreTimeoutError) < 0.6
                 assert both.fails(range(CARDS), OnlineStoreTimeoutError) < 0.6

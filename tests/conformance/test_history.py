@@ -227,10 +227,10 @@ def test_readers_beside_writers_see_prefixes_that_only_grow(url, seed):
 class Halves(FencedWriter):
     """Writes the two views one after the other; between them, somebody reads."""
 
-    def _send(self, fields, fences, until, buckets):
+    def _send(self, fields, fences, until, buckets, cap):
         for view in range(len(VIEWS)):
             some = [[(index, blobs) for index, blobs in each if self.parts[index][0] == view] for each in buckets]
-            super()._send(fields, fences, until, some)
+            super()._send(fields, fences, until, some, cap)
             self.between()
         return {}
 

@@ -14,6 +14,7 @@ import pytest
 from featurestore.errors import LeaseError, OnlineError
 from featurestore.jobs.lease import Lease, LeaseKeeper, is_gone, job_id, stored_names, this_process
 from featurestore.online.redis_store import RedisOnlineStore
+from tests.frozen import freeze
 from tests.raw import raw
 from tests.streaming.support import Shop, wait_for
 
@@ -174,7 +175,7 @@ def test_a_lease_outlives_an_outage_of_the_store(lease, online_server):
     keeper.start()
     try:
         wait_for("a renewal", lambda: renewals, 10.0)
-        os.kill(online_server.pid, signal.SIGSTOP)
+        freeze(online_server.pid)
         try:
             wait_for("the outage", lambda: isinstance(renewals[-1], OnlineError), 20.0)
         finally:

@@ -19,6 +19,7 @@ from featurestore.online.store import Append, Blobs, Fence
 from featurestore.stack.valkey import OnlineServer
 from tests.conformance.support import SECOND, Online, one
 from tests.faults.proxy import HoldingProxy
+from tests.frozen import freeze
 from tests.raw import raw
 
 pytestmark = pytest.mark.thorough
@@ -149,7 +150,7 @@ def test_a_stopped_server_costs_a_deadline_and_then_nothing_until_it_goes_on(tmp
         )
         for ask in asks:
             assert answer_of(ask) == 4.0
-        os.kill(server.pid, signal.SIGSTOP)
+        freeze(server.pid)
         try:
             for ask in asks:
                 took = []

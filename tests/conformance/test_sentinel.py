@@ -13,6 +13,7 @@ from featurestore import AsyncFeatureClient, FeatureClient
 from featurestore.errors import OnlineError, OnlineStoreTimeoutError, OnlineStoreUnavailableError
 from featurestore.online.redis_store import RedisOnlineStore
 from tests.conformance.support import Online, one
+from tests.frozen import freeze
 from tests.servers import Watched
 
 pytestmark = [pytest.mark.server, pytest.mark.thorough]
@@ -60,7 +61,7 @@ def test_a_failover_is_an_error_and_then_the_new_master(tmp_path):
         with Both(watched.url, "1s") as both:
             for ask in both.asks():
                 assert ask() == 1
-            os.kill(watched.sentinels[0].process.pid, signal.SIGSTOP)  # one Sentinel hangs, the master dies
+            freeze(watched.sentinels[0].process.pid)  # one Sentinel hangs, the master dies
             try:
                 assert watched.master.ask(b"WAIT", 1, 5000) == 1
                 watched.master.process.kill()

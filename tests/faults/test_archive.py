@@ -19,6 +19,7 @@ from featurestore.jobs.resume import Resume
 from featurestore.offline.losses import Losses
 from tests.faults.feeding import Feed, ShopWithIds, Watcher, with_ids
 from tests.faults.guards import assert_whole, doubled_without_guard, forget_fences, once, tile_count
+from tests.frozen import freeze
 from tests.streaming.support import (
     InProcess,
     Shop,
@@ -51,7 +52,7 @@ def test_a_killed_python_worker_ends_the_job_and_the_next_goes_on(spark, kafka_s
     with Watcher(shop, url, simple_events(10_000, keys=KEYS)) as watcher:
         job = InProcess(spark, store, shop, tmp_path / "job", queries=("hot",))
         assert_whole(job, store, shop, feed.events, feed.junk, archived=False)
-        os.kill(online_server.pid, signal.SIGSTOP)
+        freeze(online_server.pid)
         try:
             feed.send(1_000)
             kill_workers_of(job)

@@ -13,6 +13,7 @@ from featurestore.scoring.log_queue import KafkaSink, PredictionLog
 from featurestore.scoring.manifest import load_model, save_model
 from featurestore.scoring.prediction_log import from_json, value_text
 from featurestore.scoring.routing import RoutedScorer
+from tests.frozen import freeze
 from tests.streaming.support import wait_for
 from tests.unit.scoring.support import FIELDS, MemoryReader, onnx_bytes
 
@@ -45,7 +46,7 @@ def test_what_a_broker_acknowledged_is_logged_and_the_rest_is_counted(kafka_serv
 
     first = [each for _ in range(20) for each in score()]
     wait_for("the first predictions in the log", lambda: log.logged >= 1000)
-    os.kill(kafka_server.pid, signal.SIGSTOP)
+    freeze(kafka_server.pid)
     try:
         score()
         # the fault has happened: what was sent while the broker stood still is lost, and counted

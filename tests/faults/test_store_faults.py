@@ -21,6 +21,7 @@ from featurestore.jobs.rebuild import accept_online
 from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.stack.valkey import OnlineServer
 from tests.faults.feeding import Feeder, Watcher, batches, wrong_values
+from tests.frozen import freeze
 from tests.servers import Watched
 from tests.streaming.support import Shop, simple_events, wait_for
 
@@ -145,7 +146,7 @@ def test_a_write_that_reaches_a_hung_store_late_counts_once(server):
             def append(self, appends):
                 if not late:
                     late.append(len(appends))
-                    os.kill(started.pid, signal.SIGSTOP)
+                    freeze(started.pid)
                 return inner.append(appends)
 
         inner._link._timeout_s = 0.5
@@ -194,7 +195,7 @@ def test_after_a_failover_the_worker_goes_on_and_a_lost_write_is_noticed(tmp_pat
         feeder.apply(HALF)
         assert watched.master.ask(b"WAIT", 1, 5000) == 1
         # The replica no longer hears of what is written from here on.
-        os.kill(watched.replica.process.pid, signal.SIGSTOP)
+        freeze(watched.replica.process.pid)
         assert watched.master.ask(b"CLIENT", b"KILL", b"TYPE", b"replica") == 1
         feeder.apply(EVENTS[200:300])
         watched.master.process.kill()

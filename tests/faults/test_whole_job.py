@@ -29,6 +29,7 @@ from tests.faults.brokers import three_brokers
 from tests.faults.feeding import Feed, Watcher
 from tests.faults.guards import assert_whole, forget_fences
 from tests.faults.proxy import HoldingProxy
+from tests.frozen import freeze
 from tests.servers import Watched
 from tests.streaming.support import (
     InProcess,
@@ -107,7 +108,7 @@ class Scene:
         servers = self.watched
         master, replica = servers.master, servers.replica
         assert master.ask(b"WAIT", 1, 5000) == 1
-        os.kill(master.process.pid, signal.SIGSTOP)
+        freeze(master.process.pid)
         self.feed.send(60)
         wait_for("another master", lambda: _is_master(replica), 60.0, job=self.job)
         wait_for("Sentinels that name it", self._is_reached, job=self.job)
@@ -121,7 +122,7 @@ class Scene:
         servers = self.watched
         master, replica = servers.master, servers.replica
         assert master.ask(b"WAIT", 1, 5000) == 1
-        os.kill(replica.process.pid, signal.SIGSTOP)
+        freeze(replica.process.pid)
         assert master.ask(b"CLIENT", b"KILL", b"TYPE", b"replica") >= 1
         before, stood = self.job.status().totals["applied"], len(self.feed.events)
         self._applied_within()

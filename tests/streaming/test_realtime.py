@@ -28,6 +28,7 @@ from featurestore.offline.epochs import OnlineEpochs
 from featurestore.offline.losses import Losses
 from featurestore.stack.valkey import OnlineServer
 from tests.faults.places import CONSUMER
+from tests.frozen import freeze
 from tests.streaming.support import (
     Shop,
     applied_offsets,
@@ -103,12 +104,12 @@ def test_a_consumer_that_is_killed_neither_loses_nor_doubles_events(kafka_server
         before = sum(applied_offsets(url, shop.name).values())
         more = simple_events(30_000, keys=KEYS, begin=len(events))
         events += more
-        os.kill(victim, signal.SIGSTOP)
+        freeze(victim)
         produce_events(broker, topic, more)
         os.kill(victim, signal.SIGCONT)
         # The consumer has begun and not ended: stopped there, looked at, killed.
         wait_for("the first write", lambda before=before: sum(applied_offsets(url, shop.name).values()) > before)
-        os.kill(victim, signal.SIGSTOP)
+        freeze(victim)
         if not reached(applied_offsets(url, shop.name), ends_of(events)):
             break
         os.kill(victim, signal.SIGCONT)
@@ -229,7 +230,7 @@ def test_a_store_that_hangs_is_waited_for(kafka_server, online_server, tmp_path)
             os.kill(online_server.pid, signal.SIGCONT)
         return seen and reached(applied_offsets(url, shop.name), ends_of(events))
 
-    os.kill(online_server.pid, signal.SIGSTOP)
+    freeze(online_server.pid)
     try:
         produce_events(broker, shop.source.topic, events)
         _run(consumer, has_said_so)
@@ -248,7 +249,7 @@ def test_a_consumer_that_is_stopped_while_the_store_hangs_does_not_pass_what_it_
     store = shop.open(tmp_path, broker, url)
     events = simple_events(2_000, keys=KEYS)
     consumer = in_process(store, shop)
-    os.kill(online_server.pid, signal.SIGSTOP)
+    freeze(online_server.pid)
     try:
         produce_events(broker, shop.source.topic, events)
         _run(consumer, lambda: consumer.error)
@@ -272,7 +273,7 @@ def test_one_that_joins_a_busy_consumer_says_for_whom_it_waits_and_takes_over_in
     busy, other = in_process(store, shop), in_process(store, shop)
     with _running(busy) as failed:
         wait_for("the first", lambda: reached(applied_offsets(url, shop.name), ends_of(events[:1_000])))
-        os.kill(online_server.pid, signal.SIGSTOP)
+        freeze(online_server.pid)
         try:
             produce_events(broker, topic, events[1_000:])
             wait_for("records in hand", lambda: not busy._is_applied)

@@ -24,6 +24,7 @@ from featurestore.scoring.folder import write_aliases
 from featurestore.scoring.kafka_envelope import Envelope, unwrap
 from featurestore.scoring.prediction_log import from_json
 from featurestore.stack.valkey import OnlineServer
+from tests.frozen import freeze
 from tests.scored import Scored, assert_right, checkout
 from tests.streaming.support import kill_driver, produce, table, wait_for
 
@@ -123,7 +124,7 @@ def test_light_workers_score_all_events_bad_ones_have_coordinates_and_a_stalled_
         with submitted(store, **options) as job:
             wait_for("predictions", lambda: len(topic.predictions()) >= len(sent), job=job)
             # The store stalls: no prediction, the status says why, and all come when it goes on.
-            os.kill(online.pid, signal.SIGSTOP)
+            freeze(online.pid)
             try:
                 more, _ = send(broker, scored, 100, begin=200)
                 wait_for("the error", lambda: job.status().queries.get("score", {}).get("error"), job=job)
@@ -190,7 +191,7 @@ def test_a_worker_killed_between_sending_and_committing_loses_nothing_and_repeat
     with submitted(store, freshness="realtime", archive_every=COPY, topic="killed_out") as job:
         wait_for("the first prediction", topic.read, job=job)
         (victim,) = job.status().queries["score"]["pids"]
-        os.kill(victim, signal.SIGSTOP)
+        freeze(victim)
         before = len(topic.predictions())
         known = committed(broker, f"featurestore.{scored.name}.score-fraud", scored.checkouts.topic)
         assert known < before < len(sent), "it was not killed between sending and committing"

@@ -18,6 +18,7 @@ from featurestore.online.redis_store import RedisOnlineStore
 from featurestore.scoring.service import build_app
 from featurestore.stack.valkey import OnlineServer
 from featurestore.timeline import HOUR, MINUTE
+from tests.frozen import freeze
 from tests.unit.scoring.conftest import running
 from tests.unit.scoring.real import T, fill, payments, store_model
 
@@ -67,7 +68,7 @@ def test_what_was_written_is_what_is_scored_and_a_store_away_is_a_503_until_it_i
                 assert http.get("/v2/health/ready").status_code == 503
 
             scored()
-            os.kill(store.pid, signal.SIGSTOP)
+            freeze(store.pid)
             away("store-timeout")
             os.kill(store.pid, signal.SIGCONT)
             scored()

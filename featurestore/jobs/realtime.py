@@ -31,7 +31,7 @@ from featurestore.events.broker import OffsetReader, mapped_errors
 from featurestore.failpoints import reach
 from featurestore.jobs.checkpoint import losses, refuse_losses
 from featurestore.jobs.consumer_process import run_consumer
-from featurestore.jobs.hot import SLOT_ROWS, HotWorker
+from featurestore.jobs.hot import HotWorker
 from featurestore.jobs.intake import CLIENTS, open_intake
 from featurestore.jobs.online_epoch import join_epoch, offsets_of, refuse_older, starting_offsets
 from featurestore.jobs.worker import by_topic
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from featurestore.jobs.intake import Intake, Polled
 
 POLL_MS = 250
+BATCH_ROWS = 270_000
+"""As many records are applied together while a consumer catches up: a key's records are one append, so the more, the fewer."""
 COMMIT_EVERY_S = 1.0
 _FENCE_TRIES = 20
 _PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -97,7 +99,7 @@ class RealtimeConsumer:
         kafka: Mapping[str, str],
         group: str,
         *,
-        batch_rows: int = SLOT_ROWS,
+        batch_rows: int = BATCH_ROWS,
         instance: str | None = None,
         client: str | None = None,
         starting: Mapping[str, Mapping[int, int]] | None = None,

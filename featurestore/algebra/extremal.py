@@ -50,11 +50,14 @@ class _Extreme(Aggregate):
         return self.empty() if value is None else (1, to_slot(value, self.value_type))
 
     pick: ClassVar[np.ufunc]
-    """Gives the one to keep of every pair."""
+    """Gives the one to keep of two integers. Of 0.0 and -0.0, which are equal, it would give either, by their places."""
     last_integer: ClassVar[int]
     """Comes after every other integer."""
-    last_double: ClassVar[float]
-    """Comes after every other double."""
+
+    @staticmethod
+    def stays(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return where the first of every pair is the one that ``merge`` keeps."""
+        raise NotImplementedError
 
     def finalize(self, partial: Partial) -> Any:
         """Return the extreme, or None without values."""
@@ -79,17 +82,16 @@ class _Extreme(Aggregate):
 
     def merge_columns(self, a: Columns, b: Columns) -> Columns:
         """Return the extremes."""
-        chosen = np.where(a[0] == 0, b[1], np.where(b[0] == 0, a[1], self.pick(a[1], b[1])))
-        return a[0] + b[0], chosen
+        is_first = (a[0] != 0) & ((b[0] == 0) | self.stays(a[1], b[1]))
+        return a[0] + b[0], np.where(is_first, a[1], b[1])
 
     def running_columns(self, columns: Columns) -> Columns:
         """Return the running extremes."""
-        if self.slots[1] == "b":
+        if self.slots[1] != "i8":
             return super().running_columns(columns)
         n, values = columns
-        last = self.last_integer if self.slots[1] == "i8" else self.last_double
         total = np.add.accumulate(n)
-        found = self.pick.accumulate(np.where(n == 0, last, values))
+        found = self.pick.accumulate(np.where(n == 0, self.last_integer, values))
         return total, np.where(total == 0, values, found)
 
     def finalize_columns(self, partial: Columns) -> tuple[np.ndarray, np.ndarray]:
@@ -111,9 +113,14 @@ class Min(_Extreme):
 
     partial_kind: ClassVar[str] = "min"
     is_counted: ClassVar[bool] = True
-    pick: ClassVar[np.ufunc] = np.fmin
+    pick: ClassVar[np.ufunc] = np.minimum
     last_integer: ClassVar[int] = 2**63 - 1
-    last_double: ClassVar[float] = np.nan
+
+    @staticmethod
+    def stays(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return where the first is not larger, or the second a NaN."""
+        kept: np.ndarray = (x <= y) | (y != y)  # noqa: PLR0124
+        return kept
 
     def merge(self, a: Partial, b: Partial) -> Partial:
         """Return the smaller of both; a NaN (unequal to itself) loses."""
@@ -140,7 +147,12 @@ class Max(_Extreme):
     is_counted: ClassVar[bool] = True
     pick: ClassVar[np.ufunc] = np.maximum
     last_integer: ClassVar[int] = -(2**63)
-    last_double: ClassVar[float] = -np.inf
+
+    @staticmethod
+    def stays(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return where the first is not smaller, or a NaN."""
+        kept: np.ndarray = (x >= y) | (x != x)  # noqa: PLR0124
+        return kept
 
     def merge(self, a: Partial, b: Partial) -> Partial:
         """Return the larger of both; a NaN wins."""

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 POLL_MS = 250
 BATCH_ROWS = 270_000
-"""The most records that are applied together: a key's records of a batch are one append: the more wait, the less each costs."""
+"""The most records that are applied together. A key's records of a batch are one append: the more wait, the less each costs."""
 COMMIT_EVERY_S = 1.0
 _FENCE_TRIES = 20
 _PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)

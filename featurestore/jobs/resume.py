@@ -75,13 +75,16 @@ class Resume:
             CheckpointMismatchError: It is damaged or foreign.
             OffsetsGoneError: Kafka no longer has what comes next, and that is not accepted.
         """
+        ends, applied = self._places(path, store)
+        needed: Offsets = {topic: offsets for topic, offsets in farthest(ends, applied).items() if offsets}
+        return self._gone("hot", needed, ends)
+
+    def _places(self, path: Path, store: OnlineStore) -> tuple[Offsets, Offsets]:
+        """Return, of every topic, where the hot query's checkpoint is and what the store waits for; errors as of ``hot``."""
         found = Checkpoint.read(path)
         refuse_foreign(path, found, self.project, ASYNCHRONOUS)
-        ends = {} if found is None else found.ends
-        known = {topic: ends.get(topic, {}) for topic in self.topics}
-        applied = {topic: offsets_of(store.progress(source)) for topic, source in self.topics.items()}
-        needed: Offsets = {topic: offsets for topic, offsets in farthest(known, applied).items() if offsets}
-        return self._gone("hot", needed, ends)
+        ends = {topic: {} if found is None else found.ends.get(topic, {}) for topic in self.topics}
+        return ends, {topic: offsets_of(store.progress(source)) for topic, source in self.topics.items()}
 
     def step_back(self, path: Path, store: OnlineStore) -> Offsets | None:
         """Set the hot query's checkpoint aside where the store has less than it says; return where to begin instead, else None.
@@ -93,10 +96,7 @@ class Resume:
             CheckpointMismatchError: It is damaged or foreign.
             BrokerUnavailableError: The broker cannot be reached.
         """
-        found = Checkpoint.read(path)
-        refuse_foreign(path, found, self.project, ASYNCHRONOUS)
-        applied = {topic: offsets_of(store.progress(source)) for topic, source in self.topics.items()}
-        ends = {} if found is None else {topic: of for topic, of in found.ends.items() if topic in self.topics}
+        ends, applied = self._places(path, store)
         behind: Offsets = {}
         for topic, offsets in ends.items():
             for partition, end in offsets.items():

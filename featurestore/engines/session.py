@@ -46,7 +46,9 @@ LOCAL_CONF: dict[str, str] = {
 
 JOB_CONF: dict[str, str] = {
     **LOCAL_CONF,
-    "spark.driver.extraJavaOptions": f"{LOCAL_CONF['spark.driver.extraJavaOptions']} -XX:TieredStopAtLevel=1",
+    # Without that compiler Java sets 48 MB aside for machine code instead of 240, and Spark makes classes for every batch.
+    "spark.driver.extraJavaOptions": f"{LOCAL_CONF['spark.driver.extraJavaOptions']} -XX:TieredStopAtLevel=1 "
+    "-XX:ReservedCodeCacheSize=240m",
     # Over TCP, what Spark and a Python worker say to each other in small pieces waits for delayed acknowledgements: twice 40 ms.
     "spark.python.unix.domain.socket.enabled": "true",
 }

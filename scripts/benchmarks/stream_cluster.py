@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EXECUTOR_CONF = {
     "spark.executor.cores": "1",
     "spark.executor.memory": "1g",
-    "spark.executor.extraJavaOptions": "-XX:TieredStopAtLevel=1",  # as the driver of a local job
+    "spark.executor.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m",  # as the driver of a local job
 }
 _DEPLOY = "org.apache.spark.deploy"
 _DEADLINE_S = 60.0

@@ -76,3 +76,10 @@ def test_spark_gives_the_same_value_or_the_deviation_is_listed(spark):
     listed = {case: value for each in LISTED for case, value in each["cases"].items()}
     assert deviations == listed
     assert all(each["reason"] for each in LISTED)
+
+
+def test_a_job_has_room_for_machine_code_without_the_optimising_compiler(spark):
+    """Java sets a fifth of it aside by itself, which a driver of some minutes can fill."""
+    pools = spark._jvm.java.lang.management.ManagementFactory.getMemoryPoolMXBeans()
+    code = [pool.getUsage().getMax() for pool in pools if pool.getName().startswith("Code")]
+    assert sum(code) >= 230 * 1024 * 1024
